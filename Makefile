@@ -1,0 +1,39 @@
+# make demo | test | reference | check: each sets up .venv by itself; needed beforehand: Python 3.11+, make, network.
+PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+# On Linux the MLX wheel brings a slow BLAS. opencv-python, which mlx-vlm installs, brings a fast one: loaded first,
+# it is used instead and everything runs several times faster. Nothing depends on it; NO_PRELOAD=1 goes without.
+BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
+ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
+
+.PHONY: demo test slow reference check clean
+
+demo: .venv/ready
+	@$(ENV) $(BIN)/visalign demo
+
+test: .venv/ready
+	@$(ENV) $(BIN)/python -m pytest -q
+
+slow: .venv/ready
+	@$(ENV) $(BIN)/python -m pytest -q -m slow
+
+reference: .venv/reference
+	@$(ENV) $(BIN)/python -m pytest -q -m reference
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found. Install it (python.org, Homebrew or your package manager), or name it: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
+	@touch $@
+
+.venv/reference: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,reference]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,18 @@
+"""Set-up that must happen before the first import of mlx: a fast BLAS where one is found, no compiling, checked shapes."""
+
+import ctypes
+import os
+import sysconfig
+from pathlib import Path
+
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if "NO_PRELOAD" not in os.environ:
+    libraries = Path(sysconfig.get_paths()["purelib"], "opencv_python.libs")
+    for library in sorted(libraries.glob("libopenblasp*.so"))[:1]:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("mlx_visalign", "beartype.beartype")

@@ -1,0 +1,98 @@
+"""Atomic checkpoints: a folder for each saved step, whole or not there at all; the last two are kept.
+
+`FOLDER/step-0000050/` holds one safetensors file for each tree of arrays and `state.json` with the step, the source's
+position, the settings the result depends on and a digest of every file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.files import sync
+from mlx_visalign.progress import say
+from mlx_visalign.provenance import require_same
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`arrays[tree][dotted name]`, and where the source of batches stood after `step` updates."""
+
+    step: int
+    arrays: dict[str, dict[str, mx.array]]
+    source: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, trees: dict[str, Any], source: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write a checkpoint, then drop all but the last two. UserError if the disk refuses; older ones are untouched."""
+    target = folder / f"step-{step:07d}"
+    unfinished = target.with_suffix(".unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        digests = {name: _save_tree(unfinished / f"{name}.safetensors", tree) for name, tree in trees.items()}
+        state = {"step": step, "source": source, "settings": settings, "digests": digests}
+        (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sync(unfinished / "state.json")
+        sync(unfinished)
+        shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged: a readable one would be resumed from
+        os.rename(unfinished, target)
+        sync(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError is how MLX reports a failed write
+        raise UserError(
+            f"The checkpoint {target} could not be written: {error}. The checkpoints before it are untouched. "
+            "Make room on the disk and run the same command again; it goes on from the last one."
+        ) from error
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None:
+    """The newest readable checkpoint, or None. A damaged one is passed over with a note.
+
+    UserError if it was made with other `settings` than these: going on would mix two trainings.
+    """
+    for path in _newest_first(folder):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            saved_settings = state["settings"]
+            arrays = {name: _load_tree(path / f"{name}.safetensors", digest) for name, digest in state["digests"].items()}
+            checkpoint = Checkpoint(state["step"], arrays, state["source"])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            say(f"The checkpoint {path} is damaged ({error}); going back to the one before it.")
+            continue
+        require_same(saved_settings, settings, path / "state.json")
+        return checkpoint
+    return None
+
+
+def _save_tree(file: Path, tree: Any) -> str:
+    mx.save_safetensors(str(file), dict(tree_flatten(tree)))
+    sync(file)
+    return _digest(file)
+
+
+def _load_tree(file: Path, digest: str) -> dict[str, mx.array]:
+    if _digest(file) != digest:
+        raise ValueError(f"{file.name} is not what was written")
+    arrays = cast(dict[str, mx.array], mx.load(str(file)))
+    mx.eval(arrays)  # or they stay views of a file that is deleted two checkpoints later
+    return arrays
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*[0-9]"), reverse=True)

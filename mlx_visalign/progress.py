@@ -1,0 +1,82 @@
+"""What a long job shows while it runs: a bar in a terminal, a plain line now and then anywhere else. All on stderr."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False)
+
+PLAIN_LINES = 20  # at most about this many lines for a whole job when stderr is a file or a pipe
+
+
+class Bar(Protocol):
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more units are done; `note` is a short figure to show beside them, such as "412 tokens/s"."""
+
+
+def say(text: str) -> None:
+    """One line to the person watching, above the bar if there is one."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str, total: int, *, done: int = 0, unit: str = "step") -> Iterator[Bar]:
+    """Show `title` with the share done, the rate and the time left. `done` units were finished before (a resume)."""
+    if not console.is_terminal:
+        yield _PlainLines(title, total, done, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as display:
+        yield _TerminalBar(display, title, total, done)
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.2f} {self.unit}/s" if speed else "", style="progress.data.speed")
+
+
+class _TerminalBar:
+    def __init__(self, display: Progress, title: str, total: int, done: int):
+        self.display = display
+        self.task = display.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, count: int, note: str = "") -> None:
+        self.display.update(self.task, advance=count, note=note)
+
+
+class _PlainLines:
+    def __init__(self, title: str, total: int, done: int, unit: str):
+        self.title, self.total, self.done, self.unit = title, total, done, unit
+        self.done_before = done
+        self.started = time.perf_counter()
+
+    def advance(self, count: int, note: str = "") -> None:
+        every = max(1, self.total // PLAIN_LINES)
+        line_due = (self.done + count) // every > self.done // every or self.done + count >= self.total
+        self.done += count
+        if line_due:
+            say(self._line(note))
+
+    def _line(self, note: str) -> str:
+        rate = (self.done - self.done_before) / max(time.perf_counter() - self.started, 1e-9)
+        seconds_left = round((self.total - self.done) / rate)
+        left = f"{seconds_left // 60}:{seconds_left % 60:02d} left"
+        parts = [f"{self.done}/{self.total}", f"{rate:.2f} {self.unit}/s", left, note]
+        return f"{self.title}: " + ", ".join(part for part in parts if part)

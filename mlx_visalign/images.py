@@ -1,0 +1,91 @@
+"""From a file to the pixels a model sees: safe decoding, then the model's own preprocessing.
+
+The aspect is part of the model: LLaVA-1.5 was trained on images padded to a square with CLIP's mean colour (`pad`),
+while the Hugging Face processor cuts out the centre (`crop`). The wrong one costs accuracy without any error.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mlx_visalign.errors import UserError
+
+Aspect = Literal["pad", "crop"]
+MAX_PIXELS = 64_000_000
+FORMATS = ["JPEG", "PNG", "WEBP"]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode a JPEG, PNG or WebP file to an upright RGB image.
+
+    Refuses other formats, damaged files and images over 64 megapixels (a decompression bomb) with a `UserError`.
+    Pillow warns only above 89 megapixels, so the size is checked before any pixel is decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"{path}: {image.width}x{image.height} pixels is more than 64 megapixels; shrink it.")
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image.") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: more than 64 megapixels; shrink it.") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: expected a JPEG, PNG or WebP image; convert or remove this file.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: this image cannot be decoded ({error}); repair or remove it.") from None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How one model wants its pixels: side length, mean and standard deviation per channel (of values in 0..1), aspect."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    aspect: Aspect
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], aspect: Aspect) -> "Preprocessing":
+        """From a Hugging Face `preprocessor_config.json` (or the image part of `processor_config.json`)."""
+        size = config["crop_size"]
+        return cls(
+            size=size["height"] if isinstance(size, dict) else size,
+            mean=tuple(config["image_mean"]),
+            std=tuple(config["image_std"]),
+            aspect=aspect,
+        )
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour of the padding, int(255 * mean): (122, 116, 104) for CLIP."""
+        red, green, blue = (int(255 * value) for value in self.mean)
+        return red, green, blue
+
+    @cached_property
+    def _processor(self) -> Any:
+        # The Pillow one by its own name: it needs neither torch nor torchvision, and mlx-vlm, once imported, replaces
+        # what transformers' AutoProcessor returns.
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+        return LlavaImageProcessorPil(
+            do_pad=self.aspect == "pad",
+            size={"shortest_edge": self.size},
+            crop_size={"height": self.size, "width": self.size},
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+        )
+
+    def __call__(self, image: Image.Image) -> Float[mx.array, "h w 3"]:
+        """Pad or crop, resize (bicubic) and normalise: (value / 255 - mean) / std."""
+        pixels = self._processor(images=image, return_tensors="np")["pixel_values"][0]
+        return mx.array(np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32))

@@ -1,0 +1,248 @@
+"""The model as one thing: it answers, it scores answers, and it can learn (through a LoRA adapter)."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import mlx.core as mx
+from jaxtyping import Float
+from PIL import Image
+
+from mlx_visalign import template as templates
+from mlx_visalign import vlm
+from mlx_visalign.errors import UserError
+from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
+from mlx_visalign.generate import Sampling, sample
+from mlx_visalign.images import Aspect, Preprocessing, open_image
+from mlx_visalign.logps import sum_logps, token_logps
+from mlx_visalign.lora import LoRASettings, adapters, attach
+from mlx_visalign.weights import fingerprint, read_adapter, save_adapter
+
+TINY = Path(__file__).parent / "world" / "tiny" / "llava"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: without special tokens. ids: every token, the end token too. finished: false where max_tokens cut it off."""
+
+    text: str
+    ids: list[int]
+    finished: bool
+
+
+class FeatureCache:
+    """The frozen tower's features of clean images, in float16, least recently used out first.
+
+    Every reader gets the float16 values, the first one too, so a run does not change with the cache's size or a restart.
+    """
+
+    def __init__(self, gigabytes: float):
+        self.limit, self.size = gigabytes * 1e9, 0
+        self.entries: OrderedDict[str, mx.array] = OrderedDict()
+
+    def get(self, key: str) -> mx.array | None:
+        if key in self.entries:
+            self.entries.move_to_end(key)
+        return self.entries.get(key)
+
+    def put(self, key: str, features: mx.array) -> None:
+        self.entries[key] = features
+        self.size += features.nbytes
+        while self.size > self.limit and len(self.entries) > 1:
+            self.size -= self.entries.popitem(last=False)[1].nbytes
+
+
+class Policy:
+    """A LLaVA with its tokenizer, template and preprocessing. `model` is mlx-vlm's; everything else goes through here."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        preprocessing: Preprocessing,
+        template: templates.Template,
+        base: str,
+        cache_gb: float,
+    ):
+        self.model, self.tokenizer, self.preprocessing, self.template, self.base = (
+            model,
+            tokenizer,
+            preprocessing,
+            template,
+            base,
+        )
+        self.image_token = model.config.image_token_index
+        self.image_tokens = model.config.vision_config.image_size**2 // model.config.vision_config.patch_size**2
+        self.end = tokenizer.eos_token_id
+        self.checkpoint = False  # recompute layers in the backward pass: less memory, a third more time
+        self.cache = FeatureCache(cache_gb)
+
+    # -- words and pixels ---------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The whole prompt's token ids, image tokens included."""
+        return templates.prompt_ids(self.tokenizer, self.template, question, self.image_tokens)
+
+    def response_ids(self, text: str) -> list[int]:
+        """An answer's token ids, end token included."""
+        return templates.response_ids(self.tokenizer, text)
+
+    def pixels(self, image: Image.Image) -> Float[mx.array, "h w 3"]:
+        """The image as the tower wants it: padded or cropped, resized, normalised."""
+        return self.preprocessing(image)
+
+    def features(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
+        """The frozen tower's features, before the projector."""
+        return vlm.tower_features(self.model, pixels)
+
+    def image_features(self, paths: Sequence[str | Path]) -> Float[mx.array, "b t d"]:
+        """The features of clean images on disk, through the cache."""
+        keys = [f"{path}|{Path(path).stat().st_mtime_ns}" if Path(path).exists() else str(path) for path in paths]
+        missing = {key: path for key, path in zip(keys, paths, strict=True) if self.cache.get(key) is None}
+        fresh: dict[str, mx.array] = {}
+        if missing:
+            pixels = mx.stack([self.pixels(open_image(path)) for path in missing.values()])
+            features = self.features(pixels).astype(mx.float16)
+            mx.eval(features)
+            fresh = {key: features[index] for index, key in enumerate(missing)}
+        rows = [fresh[key] if key in fresh else self.cache.entries[key] for key in keys]
+        for key, row in fresh.items():
+            self.cache.put(key, row)
+        return mx.stack(rows).astype(mx.float32)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def prefill(self, features: Float[mx.array, "n t d"], prompts: list[list[int]]) -> Prefix:
+        """Read prompts with their images: `features` in reading order, one for every block of image tokens."""
+        ids, mask = right_pad(prompts)
+        decoder = vlm.decoder(self.model)
+        embeds = vlm.merge(decoder.embed(ids), ids, self.image_token, vlm.project(self.model, features))
+        return prefill(decoder, embeds, mask, self.checkpoint)
+
+    def score(self, prefix: Prefix, responses: list[list[list[int]]]) -> Float[mx.array, "b k"]:
+        """Summed log-probability of k answers to each of b prompts, end token included. Differentiable.
+
+        logp(y) = sum over t of log p(y_t | image, prompt, y_<t)
+        """
+        copies = len(responses[0])
+        if any(len(row) != copies for row in responses):
+            raise ValueError("every prompt needs the same number of responses")
+        ids, mask = right_pad([ids for row in responses for ids in row])
+        branches = prefix.branch(copies)
+        decoder = vlm.decoder(self.model)
+        states, _ = extend(decoder, branches, ids, mask, self.checkpoint)
+        # The prefix's last state predicts the first token; the token before it is the prompt's and counts for nothing.
+        states = mx.concatenate([branches.state[:, None], states], axis=1)
+        ids = mx.concatenate([mx.zeros_like(ids[:, :1]), ids], axis=1)
+        return sum_logps(token_logps(states, ids, decoder.head), mx.array(mask)).reshape(-1, copies)
+
+    # -- answering ----------------------------------------------------------------------------------------------------
+
+    def generate(self, prefix: Prefix, sampling: Sampling, keys: list[mx.array] | None = None, copies: int = 1) -> list[Answer]:
+        """Answer b prompts, `copies` times each, neighbours first. `keys`: one random key an answer, unless greedy."""
+        branches = prefix.branch(copies)
+        return self._answers(branches, branches.state, sampling, keys)
+
+    def ask(self, prefix: Prefix, questions: list[list[int]], sampling: Sampling) -> list[Answer]:
+        """Answer several continuations of one prompt that share its image: POPE asks an image many questions.
+
+        `questions` holds the prompt ids that come after the prefix.
+        """
+        ids, mask = right_pad(questions)
+        states, branches = extend(vlm.decoder(self.model), prefix.branch(len(questions)), ids, mask)
+        last = states[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
+        return self._answers(branches, last, sampling, None)
+
+    def _answers(self, branches: Branches, state: mx.array, sampling: Sampling, keys: list[mx.array] | None) -> list[Answer]:
+        rows = sample(vlm.decoder(self.model), branches, state, self.end, sampling, keys)
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
+
+    def answer(self, image: str | Path | Image.Image, question: str, sampling: Sampling | None = None, seed: int = 0) -> str:
+        """One image, one question, one answer (greedy unless `sampling` says otherwise)."""
+        picture = image if isinstance(image, Image.Image) else open_image(image)
+        prefix = self.prefill(self.features(self.pixels(picture)[None]), [self.prompt_ids(question)])
+        return self.generate(prefix, sampling or Sampling(), [mx.random.key(seed)])[0].text
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def attach(self, settings: LoRASettings, seed: int) -> None:
+        """Freeze everything and add one trainable round of LoRA to the language model."""
+        attach(self.model, settings, mx.random.key(seed))
+
+    def save_adapter(self, folder: Path, **about: Any) -> None:
+        """Write the adapter so that this package and mlx-vlm load it."""
+        model_facts = {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
+        save_adapter(self.model, folder, {**about, **model_facts})
+
+    def load_adapter(self, folder: Path) -> int:
+        """Add a saved adapter, all its rounds frozen. Returns how many layers it changed.
+
+        Raises `UserError` unless every tensor finds its layer and template, aspect and base are the ones it was trained with.
+        """
+        config, slices = read_adapter(folder)
+        here = {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
+        for name, value in here.items():
+            if name in config and config[name] != value:
+                raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {value!r}.")
+        *past, last = range(len(next(iter(slices.values()))))
+        rank = next(iter(slices.values()))[last][0].shape[1]
+        attach(
+            self.model,
+            LoRASettings(rank, 1.0),
+            mx.random.key(0),
+            {name: [rounds[i] for i in past] for name, rounds in slices.items()},
+        )
+        layers = adapters(self.model)
+        if layers.keys() != slices.keys():
+            lost, bare = sorted(slices.keys() - layers.keys()), sorted(layers.keys() - slices.keys())
+            raise UserError(
+                f"{folder}: {len(lost)} adapter tensors fit no layer (first: {lost[:2]}), {len(bare)} layers have none."
+            )
+        for name, rounds in slices.items():
+            layers[name].lora_a, layers[name].lora_b = rounds[last]
+        self.model.freeze()
+        return len(layers)
+
+
+def load(
+    path: str | Path = "tiny",
+    adapter: str | Path | None = None,
+    *,
+    template: templates.Template | None = None,
+    aspect: Aspect | None = None,
+    dtype: mx.Dtype | None = None,
+    cache_gb: float = 1.0,
+) -> Policy:
+    """Load a LLaVA-1.5 folder, or "tiny" for the embedded one, and an adapter on top.
+
+    `template` and `aspect` are read from the folder (`"visalign"` in config.json); LLaVA-1.5's own, `vicuna_v1` and
+    `pad`, are the default where it says nothing. `dtype` casts the weights (None keeps them; "tiny" runs in float32).
+    """
+    from transformers import AutoTokenizer
+
+    folder = TINY if str(path) == "tiny" else Path(path)
+    config = vlm.read_json(folder / "config.json")
+    ours = config.get("visalign", {})
+    template = template or ours.get("template", "vicuna_v1")
+    aspect = aspect or ours.get("aspect", "pad")
+    _check_choice(template, get_args(templates.Template), "template")
+    _check_choice(aspect, get_args(Aspect), "aspect")
+    model = vlm.load_model(folder, config)
+    dtype = dtype or (mx.float32 if folder == TINY else None)
+    if dtype is not None:
+        model.set_dtype(dtype)
+    mx.eval(model.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
+    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb)
+    if adapter is not None:
+        policy.load_adapter(Path(adapter))
+    return policy
+
+
+def _check_choice(value: Any, choices: tuple[Any, ...], name: str) -> None:
+    if value not in choices:
+        raise UserError(f"Unknown {name} {value!r}; choose one of {', '.join(choices)}.")

@@ -1,0 +1,61 @@
+"""A LLaVA with random weights, small enough for exact tests: two layers, grouped-query attention, four image tokens."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map_with_path
+
+from mlx_visalign import vlm
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llava",
+    "image_token_index": 3,
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 96,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "tie_word_embeddings": False,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 64,
+    },
+}
+IMAGE, IMAGE_TOKENS = 3, 4
+
+
+def random_llava(seed: int = 0) -> Any:
+    """Weights drawn so that logits are of order 1 and every part matters."""
+    model = vlm.build_model(CONFIG)
+    root = mx.random.key(seed)
+
+    def draw(path: str, array: mx.array) -> mx.array:
+        key = mx.random.split(root, 2)[0] + sum(map(ord, path))
+        noise = mx.random.normal(array.shape, key=key.astype(mx.uint32))
+        if "norm" in path and path.endswith("weight"):
+            return 1 + 0.1 * noise
+        return noise * (0.1 if array.ndim == 1 else 1.2 / max(1, array.shape[-1]) ** 0.5)
+
+    model.update(tree_map_with_path(draw, model.parameters()))
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def prompt(before: list[int], after: list[int], images: int = 1) -> list[int]:
+    """BOS, words, image tokens, words."""
+    return [1, *before, *([IMAGE] * IMAGE_TOKENS * images), *after]

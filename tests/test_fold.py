@@ -1,0 +1,131 @@
+"""The fold against plain full forwards: same log-probabilities, same gradients, less memory."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
+
+from mlx_visalign import fold, vlm
+from mlx_visalign.logps import sum_logps, token_logps
+from mlx_visalign.lora import LoRASettings, adapters, attach
+
+PROMPTS = [prompt([7, 8], [9, 10, 11]), prompt([12], [13]), prompt([20, 21, 22], [23, 24, 25, 26])]
+RESPONSES = [[[30, 31, 32, 33, 34, 2], [40, 41, 2]], [[50, 2], [51, 52, 53, 2]], [[60, 61, 2], [62, 63, 2]]]
+FLOAT32 = 2e-5  # summed over up to six tokens; single logits agree to 1e-6
+
+
+@pytest.fixture
+def model():
+    return random_llava()
+
+
+@pytest.fixture
+def features():
+    return mx.random.normal((3, IMAGE_TOKENS, 64), key=mx.random.key(1))
+
+
+def embed(model, features, prompts):
+    ids, mask = fold.right_pad(prompts)
+    embeds = vlm.merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, vlm.project(model, features))
+    return embeds, mask
+
+
+def folded(model, features, prompts=PROMPTS, responses=RESPONSES, checkpoint=False):
+    decoder = vlm.decoder(model)
+    prefix = fold.prefill(decoder, *embed(model, features, prompts), checkpoint)
+    branches = prefix.branch(len(responses[0]))
+    ids, mask = fold.right_pad([ids for row in responses for ids in row])
+    states, _ = fold.extend(decoder, branches, ids, mask, checkpoint)
+    states = mx.concatenate([branches.state[:, None], states], axis=1)
+    ids = mx.concatenate([mx.zeros_like(ids[:, :1]), ids], axis=1)
+    return sum_logps(token_logps(states, ids, decoder.head), mx.array(mask))
+
+
+def plain(model, features):
+    """Every answer by itself, unpadded, through mlx-vlm's own causal forward with all logits."""
+    sums = []
+    for row, (ids, answers) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        for answer in answers:
+            whole = mx.array([ids + answer])
+            embeds = vlm.merge(
+                model.language_model.model.embed_tokens(whole), whole, IMAGE, vlm.project(model, features[row : row + 1])
+            )
+            logits = model.language_model(whole, inputs_embeds=embeds, mask=None).logits
+            counts = mx.arange(1, whole.shape[1])[None] >= len(ids)
+            sums.append(sum_logps(token_logps(logits, whole), counts))
+    return mx.concatenate(sums)
+
+
+def trainable(model):
+    attach(model, LoRASettings(rank=4), mx.random.key(2))
+    for index, layer in enumerate(adapters(model).values()):
+        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(10 + index))
+
+
+def gradient(model, forward):
+    weights = mx.array([1.0, -2.0, 0.5, 1.5, -1.0, 2.0])
+    _, grads = nn.value_and_grad(model, lambda: (forward() * weights).sum())()
+    return dict(tree_flatten(grads))
+
+
+def assert_same_gradients(one, other, tolerance):
+    assert one.keys() == other.keys() and len(one) == 2 * 7 * 2
+    for name in one:
+        scale = mx.abs(other[name]).max().item()
+        assert scale > 0, name
+        assert mx.abs(one[name] - other[name]).max().item() <= tolerance * scale, name
+
+
+def test_fold_equals_plain(model, features):
+    np.testing.assert_allclose(folded(model, features), plain(model, features), atol=FLOAT32)
+
+
+def test_fold_gradients_equal_plain(model, features):
+    trainable(model)
+    assert_same_gradients(
+        gradient(model, lambda: folded(model, features)), gradient(model, lambda: plain(model, features)), 1e-5
+    )
+
+
+def test_layer_checkpointing_changes_nothing(model, features):
+    """The trap: a cache that records keys and values by side effect gives the right loss and a wrong gradient here."""
+    trainable(model)
+    np.testing.assert_array_equal(folded(model, features, checkpoint=True), folded(model, features))
+    assert_same_gradients(
+        gradient(model, lambda: folded(model, features, checkpoint=True)),
+        gradient(model, lambda: folded(model, features)),
+        1e-5,
+    )
+
+
+def test_padding_and_batching_change_nothing(model, features):
+    together = folded(model, features)
+    for row in range(3):
+        alone = folded(model, features[row : row + 1], PROMPTS[row : row + 1], RESPONSES[row : row + 1])
+        np.testing.assert_allclose(alone, together[2 * row : 2 * row + 2], atol=FLOAT32)
+
+
+def test_is_causal(model, features):
+    """Changing the last token moves no earlier log-probability."""
+    decoder = vlm.decoder(model)
+    branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(1)
+    ids, mask = fold.right_pad([[30, 31, 32, 33]] * 3)
+    changed = mx.concatenate([ids[:, :-1], ids[:, -1:] + 5], axis=1)
+    one, other = (fold.extend(decoder, branches, x, mask)[0] for x in (ids, changed))
+    np.testing.assert_array_equal(one[:, :-1], other[:, :-1])
+    assert mx.abs(one[:, -1] - other[:, -1]).max().item() > 0.01
+
+
+def test_reading_in_pieces_equals_reading_at_once(model, features):
+    """extend twice, with rows of different lengths in between, is extend once."""
+    decoder = vlm.decoder(model)
+    branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(2)
+    first = [[30, 31], [32], [33, 34, 35], [36], [37, 38], [39]]
+    second = [[40], [41, 42], [43], [44, 45], [46], [47, 48]]
+    _, longer = fold.extend(decoder, branches, *fold.right_pad(first))
+    pieces, _ = fold.extend(decoder, longer, *fold.right_pad(second))
+    whole, _ = fold.extend(decoder, branches, *fold.right_pad([a + b for a, b in zip(first, second, strict=True)]))
+    for row, (a, b) in enumerate(zip(first, second, strict=True)):
+        np.testing.assert_allclose(pieces[row, : len(b)], whole[row, len(a) : len(a) + len(b)], atol=1e-5)

@@ -15,8 +15,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.files import sync
+from mlx_visalign.files import sync, writing
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import require_same
 
@@ -35,8 +34,8 @@ class Checkpoint:
 def save_checkpoint(folder: Path, step: int, trees: dict[str, Any], source: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write a checkpoint, then drop all but the last two. UserError if the disk refuses; older ones are untouched."""
     target = folder / f"step-{step:07d}"
-    unfinished = target.with_suffix(".unfinished")
-    try:
+    unfinished = folder / "unfinished"  # always the same name, so that what a kill left behind is cleared
+    with writing(target):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         digests = {name: _save_tree(unfinished / f"{name}.safetensors", tree) for name, tree in trees.items()}
@@ -47,12 +46,8 @@ def save_checkpoint(folder: Path, step: int, trees: dict[str, Any], source: dict
         shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged: a readable one would be resumed from
         os.rename(unfinished, target)
         sync(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError is how MLX reports a failed write
-        raise UserError(
-            f"The checkpoint {target} could not be written: {error}. The checkpoints before it are untouched. "
-            "Make room on the disk and run the same command again; it goes on from the last one."
-        ) from error
-    for old in _newest_first(folder)[KEPT:]:
+    kept = [path for path in _newest_first(folder) if path <= target][:KEPT]  # a later one was damaged and passed over
+    for old in set(_newest_first(folder)) - set(kept):
         shutil.rmtree(old)
 
 

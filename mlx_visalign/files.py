@@ -2,7 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mlx_visalign.errors import UserError
 
 if sys.platform == "darwin":
     import fcntl
@@ -28,7 +32,20 @@ def sync_descriptor(descriptor: int) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` (UTF-8) under another name and move it to `path` once it is safely on the disk."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    os.replace(unfinished, path)
-    sync(path.parent)
+    with writing(path):
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        os.replace(unfinished, path)
+        sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A write that the system refuses (disk full, no permission) becomes a UserError that names `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # MLX reports a failed write as a RuntimeError
+        raise UserError(
+            f"{path} could not be written: {error}. What was finished before is untouched: "
+            "make room or give permission, then run the same command again and it goes on from there."
+        ) from error

@@ -1,13 +1,16 @@
 """The rows a training writes, one for each update, and what they warn of in plain words while it is still early."""
 
 import json
+import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.files import write_atomically
+from mlx_visalign.files import write_atomically, writing
 
 Row = dict[str, Any]
+
+WINDOW = 50  # updates that a judgement of a training under way rests on
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -15,11 +18,12 @@ def read_metrics(path: Path) -> list[Row]:
     rows: list[Row] = []
     if not path.exists():
         return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
     return rows
 
 
@@ -31,11 +35,39 @@ def cut_back(path: Path, iteration: int) -> None:
 
 def append_row(path: Path, row: Row) -> None:
     """Add one row and hand it to the system, so that a kill of this process cannot take it back."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error}. Make room on the disk and run the same command again; "
-            "it goes on from the last checkpoint."
-        ) from error
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def warning_signs(rows: list[Row]) -> list[str]:
+    """What looks wrong in a preference training so far, in plain words; empty if nothing does.
+
+    Reads train_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing.
+    Rules of thumb, ours: they point at where to look and prove nothing.
+    """
+    if not rows or "chosen_reward" not in rows[0]:
+        return []
+    last = rows[-WINDOW:]
+    signs = []
+    if rows[0]["iteration"] == 1 and abs(rows[0]["train_loss"] - math.log(2)) > 0.02:
+        signs.append(
+            f"The first loss is {rows[0]['train_loss']:.3f}, not ln 2 = 0.693: reference and policy disagree before any "
+            "update. Were the reference log-probabilities made with this model, adapter, template and image aspect?"
+        )
+    if len(rows) >= WINDOW and fmean(row["chosen_reward"] for row in last) < -1:
+        signs.append(
+            "The chosen answers are becoming less likely than under the reference (mean chosen reward "
+            f"{fmean(row['chosen_reward'] for row in last):.2f}). A smaller learning rate or a larger beta holds them."
+        )
+    if len(rows) >= WINDOW and abs(fmean(row["accuracy"] for row in last) - 0.5) < 0.03:
+        signs.append(
+            f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
+            "may not differ in anything that can be learned."
+        )
+    ratio = fmean(row["chosen_length"] for row in last) / fmean(row["rejected_length"] for row in last)
+    if not 2 / 3 < ratio < 3 / 2:
+        signs.append(
+            f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead of "
+            "what the image shows; look at some pairs."
+        )
+    return signs

@@ -1,0 +1,104 @@
+"""A run is a folder. This module alone decides where its files go, and lets one process at a time work in it."""
+
+import fcntl
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.files import write_atomically, writing
+from mlx_visalign.progress import say
+from mlx_visalign.provenance import as_json
+from mlx_visalign.stage import Row, Stage, Work, fingerprint
+
+PACKAGES = ("mlx-visalign", "mlx", "mlx-lm", "mlx-vlm", "transformers", "tokenizers", "numpy", "pillow")
+
+
+class Run:
+    """The folder of one run. Looking at it is free; the first write claims it until `close`, or the process's end.
+
+    `reuse` is the folder of another run whose finished stages are taken over where their settings agree.
+    As a context manager it also tells, on Ctrl-C, what `command` goes on from there.
+    """
+
+    def __init__(self, folder: Path | str, *, reuse: Path | str | None = None, command: str = "the same command"):
+        self.folder = Path(folder)
+        self.reuse = None if reuse is None else Path(reuse)
+        if self.reuse is not None and not self.reuse.is_dir():
+            raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
+        self.command = command
+        self.config = self.folder / "config.yaml"
+        self.versions = self.folder / "versions.json"
+        self.metrics = self.folder / "metrics.jsonl"  # written by train.fit(..., run.folder)
+        self.adapter = self.folder / "adapter"
+        self.plots = self.folder / "plots"
+        self._lock: IO[str] | None = None
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Claim the folder and write down what is to be done (`config.yaml`) and with what (`versions.json`)."""
+        self._claim()
+        write_atomically(self.config, yaml.safe_dump(as_json(config), sort_keys=False, allow_unicode=True))
+        write_atomically(self.versions, json.dumps(_versions(), indent=1))
+
+    def stage(
+        self, name: str, items: Sequence[Any], work: Work, *, settings: Mapping[str, Any], batch: int, title: str
+    ) -> list[Row]:
+        """The rows of `NAME.jsonl`, made now as far as they are not there yet.
+
+        `work` takes up to `batch` consecutive items and returns any number of JSON rows; it must not depend on anything
+        but the items and `settings`. Rows with a count named "tokens" make the bar show tokens/s.
+
+        UserError if rows are there that other settings or items made, naming the setting, both values and the file.
+        """
+        self._claim()
+        everything = as_json({**settings, "items": fingerprint(items)})
+        stage = Stage(self.folder, name)
+        if not stage.begun(everything) and self.reuse is not None:
+            stage.adopt(Stage(self.reuse, name), everything)
+        stage.complete(items, work, everything, batch, title)
+        return stage.rows()
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        if kind is KeyboardInterrupt:
+            say(f"Stopped. What is finished is kept in {self.folder}; to go on, run:\n  {self.command}")
+
+    def _claim(self) -> None:
+        if self._lock is not None:
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        except BlockingIOError:
+            lock.close()
+            raise UserError(
+                f"Another process is working in {self.folder}. Wait until it ends, stop it, or use another output folder."
+            ) from None
+        self._lock = lock
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a bare checkout is not installed
+            versions[package] = "not installed"
+    return versions

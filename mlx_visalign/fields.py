@@ -1,0 +1,116 @@
+"""Build a dataclass from what a JSON or YAML file holds, refusing wrong names and types in words a user can act on.
+
+Understood field types: str, int, float, bool, Literal, `X | None`, tuple[X, ...], tuple[X, Y], list[X], dict[str, X]
+and other dataclasses. Any other type is a programmer's mistake and raises TypeError.
+"""
+
+import dataclasses
+import difflib
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+from mlx_visalign.errors import UserError
+
+T = TypeVar("T")
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def build(cls: type[T], values: object, where: str) -> T:
+    """An instance of the dataclass `cls` from a mapping of its field names; fields with a default may be left out.
+
+    `where` names the file (and line or section) in errors. Raises UserError for an unknown name (with the nearest
+    known one), a missing field, or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected named values, got {shown(values)}.")
+    known: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}: {unknown(name, known)}")
+    for name, field in known.items():
+        if name not in values and _is_required(field):
+            raise UserError(f"{where}: the field '{name}' is missing.")
+    kinds = typing.get_type_hints(cls)
+    return cls(**{name: convert(value, kinds[name], f"{where}: {name}") for name, value in values.items()})
+
+
+def unknown(name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: the nearest one that does, or all of them."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Known names: {', '.join(names)}."
+    return f"unknown name '{name}'. {hint}"
+
+
+def shown(value: object) -> str:
+    """A value as it appears in an error: short, and with its kind where the kind is the point."""
+    text = repr(value)
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return f"the text {short}" if isinstance(value, str) else short
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the type `kind`: lists become tuples and whole numbers floats where those are wanted.
+
+    Raises UserError, beginning with `where`, if the value is of another type, not finite, or not one of the choices.
+    """
+    if kind in WORDS:
+        return _scalar(value, kind, where)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), value, where)
+    origin: Any = typing.get_origin(kind)
+    parts = typing.get_args(kind)
+    if origin is Literal:
+        return _choice(value, parts, where)
+    if origin in (typing.Union, types.UnionType) and len(parts) == 2 and parts[1] is type(None):
+        return None if value is None else convert(value, parts[0], where)
+    if origin in (list, tuple):
+        return _sequence(value, origin, parts, where)
+    if origin is dict:
+        return _mapping(value, parts[1], where)
+    raise TypeError(f"{where}: fields of type {kind} are not supported")
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _scalar(value: Any, kind: type, where: str) -> Any:
+    # In Python True is an int; in a file it is a slip.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number and abs(value) <= sys.float_info.max:  # false for NaN as well
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise UserError(f"{where} must be {WORDS[kind]}, got {shown(value)}.")
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise UserError(f"{where} is broken text: it holds half of a two-part character (a lone surrogate).")
+    return value
+
+
+def _choice(value: Any, choices: tuple, where: str) -> Any:
+    if value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(map(str, choices))}, got {shown(value)}.")
+    return value
+
+
+def _sequence(value: Any, origin: Any, parts: tuple, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where} must be a list, got {shown(value)}.")
+    if origin is list or parts[-1] is Ellipsis:
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        raise UserError(f"{where} must hold {len(parts)} values, got {len(value)}.")
+    pairs = zip(value, parts, strict=True)
+    return origin(convert(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(pairs))
+
+
+def _mapping(value: Any, kind: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be named values, got {shown(value)}.")
+    return {convert(name, str, where): convert(item, kind, f"{where}: {name}") for name, item in value.items()}

@@ -1,0 +1,52 @@
+"""Who may import whom, read off the syntax trees: a module imports only what stands before it in TOP_TO_BOTTOM."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOP_TO_BOTTOM = """
+    errors fields files progress metrics provenance
+    records pair_formats config losses images augment vocabulary template
+    models vlm fold logps lora weights convert generate policy
+    preference rollout checkpoint train scorers world evals
+    report doctor stage run methods __init__ cli __main__
+"""
+ORDER = TOP_TO_BOTTOM.split()
+SIBLINGS_MAY_MEET = {"augment", "models", "world", "evals"}
+ONE_DOOR = {r"mlx_vlm\b": "vlm", r"mlx\.optimizers\b": "train", r"importlib(\.import_module)?$": "cli"}
+
+
+FILES = [path for folder in ("mlx_visalign", "convert") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def unit(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "convert" else parts[1]
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names a file imports, anywhere in it; `from a import b` counts as a.b."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_from_above(path):
+    own = unit(path)
+    assert own in ORDER, f"give {own} its place in TOP_TO_BOTTOM"
+    for name in sorted(imported(path)):
+        if name.startswith("mlx_visalign."):
+            other = name.split(".")[1]
+            allowed = ORDER[: ORDER.index(own)] + [own] * (own in SIBLINGS_MAY_MEET)
+            assert other in allowed, f"{own} may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_some_libraries_have_one_door(path):
+    for name in imported(path):
+        for library, door in ONE_DOOR.items():
+            assert unit(path) == door or not re.match(library, name), f"only {door} may import {name}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from mlx_visalign.vlm import Decoder
 
@@ -112,7 +112,7 @@ def prefill(
 def extend(
     decoder: Decoder,
     branches: Branches,
-    ids: Int[mx.array, "n l"],
+    ids: Integer[mx.array, "n l"],
     mask: Bool[np.ndarray, "n l"],
     checkpoint: bool = False,
 ) -> tuple[Float[mx.array, "n l e"], Branches]:
@@ -136,7 +136,7 @@ def _joined(own: KeysValues, keys: mx.array, values: mx.array) -> tuple[mx.array
     )
 
 
-def right_pad(rows: list[list[int]], value: int = 0) -> tuple[Int[mx.array, "n l"], Bool[np.ndarray, "n l"]]:
+def right_pad(rows: list[list[int]], value: int = 0) -> tuple[Integer[mx.array, "n l"], Bool[np.ndarray, "n l"]]:
     """Rows of different lengths as one array, and the mask that is true where a token is real."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fold import Branches, extend
@@ -62,7 +62,7 @@ def _uniforms(keys: list[mx.array] | None, rows: int, steps: int) -> Float[mx.ar
     return mx.stack([mx.random.uniform(shape=(steps,), key=key) for key in keys])
 
 
-def _draw(logits: Float[mx.array, "n v"], uniform: Float[mx.array, " n"], sampling: Sampling) -> Int[mx.array, " n"]:
+def _draw(logits: Float[mx.array, "n v"], uniform: Float[mx.array, " n"], sampling: Sampling) -> Integer[mx.array, " n"]:
     """Inverse transform sampling over the tokens in falling order of probability, cut where top-p is reached."""
     probabilities = mx.softmax(logits / sampling.temperature, axis=-1)
     order = mx.argsort(-probabilities, axis=-1)

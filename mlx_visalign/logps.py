@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import mlx.core as mx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 Head = Callable[[mx.array], mx.array]
 
 
 def token_logps(
-    states: Float[mx.array, "n l d"], ids: Int[mx.array, "n l"], head: Head | None = None
+    states: Float[mx.array, "n l d"], ids: Integer[mx.array, "n l"], head: Head | None = None
 ) -> Float[mx.array, "n l-1"]:
     """log p(ids[t+1] | ids[..t]) for t = 0 .. l-2, in float32.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from mlx.utils import tree_flatten
 
 from mlx_visalign.errors import UserError
@@ -154,7 +154,7 @@ def project(model: Any, features: Float[mx.array, "b t d"]) -> Float[mx.array, "
 
 
 def merge(
-    embeds: Float[mx.array, "b l e"], ids: Int[mx.array, "b l"], image_token: int, images: Float[mx.array, "n t e"]
+    embeds: Float[mx.array, "b l e"], ids: Integer[mx.array, "b l"], image_token: int, images: Float[mx.array, "n t e"]
 ) -> Float[mx.array, "b l e"]:
     """Put the features of all images, in reading order over rows, where the image tokens stand.
 

@@ -1,0 +1,149 @@
+"""Adapters: fresh changes nothing, off is the base, rounds concatenate, folders travel to mlx-vlm and back."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
+
+from mlx_visalign import vlm
+from mlx_visalign.errors import UserError
+from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach
+from mlx_visalign.weights import read_adapter, save_adapter
+
+IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
+
+
+def logits(model):
+    features = mx.random.normal((1, IMAGE_TOKENS, 64), key=mx.random.key(1))
+    embeds = vlm.merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, vlm.project(model, features))
+    return model.language_model(IDS, inputs_embeds=embeds, mask=None).logits
+
+
+def fill(model, seed):
+    for index, layer in enumerate(adapters(model).values()):
+        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(seed + index))
+
+
+def past_of(model):
+    return {name: layer.slices(layer.rounds_on) for name, layer in adapters(model).items()}
+
+
+def trained(rounds=1):
+    """A random model with `rounds` rounds of rank 4, 5, ... whose B is not zero."""
+    model, past = random_llava(), None
+    for count in range(rounds):
+        model = random_llava()
+        attach(model, LoRASettings(rank=4 + count, scale=2.0), mx.random.key(count), past)
+        fill(model, 100 * count)
+        past = past_of(model)
+    return model
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains():
+    model, base = random_llava(), logits(random_llava())
+    attach(model, LoRASettings(rank=4), mx.random.key(0))
+    assert mx.array_equal(logits(model), base)
+    names = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    assert len(names) == 2 * 7 * 2
+    assert all(name.startswith("language_model.model.layers.") and name.endswith(("lora_a", "lora_b")) for name in names)
+
+
+def test_a_is_drawn_from_its_key_in_bounds():
+    one, other = random_llava(), random_llava()
+    attach(one, LoRASettings(rank=4), mx.random.key(0))
+    attach(other, LoRASettings(rank=4), mx.random.key(0))
+    for name, layer in adapters(one).items():
+        assert mx.array_equal(layer.lora_a, adapters(other)[name].lora_a)
+        assert mx.abs(layer.lora_a).max().item() <= layer.lora_a.shape[0] ** -0.5
+        assert layer.lora_a.dtype == mx.float32
+
+
+def test_off_is_the_base_and_each_round_is_the_one_before():
+    base, one, two = logits(random_llava()), trained(1), trained(2)
+    with adapter_at(two, 0):
+        assert mx.array_equal(logits(two), base)
+    with adapter_at(two, 1):
+        np.testing.assert_allclose(logits(two), logits(one), atol=1e-5)
+    assert mx.abs(logits(two) - logits(one)).max().item() > 0.1
+
+
+def test_earlier_rounds_are_frozen():
+    names = [name for name, _ in tree_flatten(trained(2).trainable_parameters())]
+    assert len(names) == 2 * 7 * 2 and not any("past" in name for name in names)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_mlx_vlm_loads_our_adapter_with_our_logits(tmp_path, rounds):
+    from mlx_vlm.trainer import apply_lora_layers
+
+    model = trained(rounds)
+    save_adapter(model, tmp_path, {"method": "test"})
+    theirs = apply_lora_layers(random_llava(), str(tmp_path))
+    np.testing.assert_allclose(logits(theirs), logits(model), atol=1e-5)
+    assert mx.abs(logits(theirs) - logits(random_llava())).max().item() > 0.1
+
+
+def test_a_folder_remembers_its_rounds(tmp_path):
+    model = trained(2)
+    save_adapter(model, tmp_path, {"method": "test"})
+    config, slices = read_adapter(tmp_path)
+    assert config["method"] == "test" and config["round_ranks"] == [4, 5]
+    for name, rounds in past_of(model).items():
+        for (a, b), (ours_a, ours_b) in zip(slices[name], rounds, strict=True):
+            assert mx.array_equal(a, ours_a) and mx.array_equal(b, ours_b)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "rank", "no_lora", "not_json"])
+def test_damaged_folders_are_named(tmp_path, damage):
+    save_adapter(trained(1), tmp_path, {})
+    weights, config = tmp_path / "adapters.safetensors", tmp_path / "adapter_config.json"
+    content = json.loads(config.read_text())
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "not_json":
+        config.write_text("{")
+    else:
+        changed = {"rank": content | {"round_ranks": [7]}, "no_lora": {"fine_tune_type": "full"}}[damage]
+        config.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_trains_on_a_quantised_base(bits):
+    import mlx.nn as nn
+
+    model = random_llava()
+    assert vlm.quantize_language_model(model, bits, 32) == 16
+    attach(model, LoRASettings(rank=4), mx.random.key(0))
+    fill(model, 0)
+    _, grads = nn.value_and_grad(model, lambda: logits(model).sum())()
+    grads = tree_flatten(grads)
+    assert len(grads) == 28 and all(mx.isfinite(g).all() and mx.abs(g).max() > 0 and g.dtype == mx.float32 for _, g in grads)
+
+
+def test_a_model_without_the_expected_layers_is_refused():
+    class Empty:
+        def freeze(self):
+            pass
+
+        def named_modules(self):
+            return []
+
+    with pytest.raises(UserError, match="linear layers"):
+        attach(Empty(), LoRASettings(), mx.random.key(0))
+
+
+def test_config_is_what_mlx_vlm_expects(tmp_path):
+    save_adapter(trained(1), tmp_path, {})
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fine_tune_type"] == "lora" and config["num_layers"] == -1
+    assert config["lora_parameters"]["rank"] == 4 and config["lora_parameters"]["scale"] == 1.0
+    layers = CONFIG["text_config"]["num_hidden_layers"]
+    assert len(config["lora_parameters"]["keys"]) == 7 * layers
+    assert "language_model.model.layers.0.self_attn.q_proj" in config["lora_parameters"]["keys"]

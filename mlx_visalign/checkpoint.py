@@ -62,7 +62,7 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
             saved_settings = state["settings"]
             arrays = {name: _load_tree(path / f"{name}.safetensors", digest) for name, digest in state["digests"].items()}
             checkpoint = Checkpoint(state["step"], arrays, state["source"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             say(f"The checkpoint {path} is damaged ({error}); going back to the one before it.")
             continue
         require_same(saved_settings, settings, path / "state.json")
@@ -71,7 +71,8 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
 
 
 def _save_tree(file: Path, tree: Any) -> str:
-    mx.save_safetensors(str(file), dict(tree_flatten(tree)))
+    flat = dict(tree_flatten(tree))
+    mx.save_safetensors(str(file), {name: flat[name] for name in sorted(flat)})  # so that equal trees are equal files
     sync(file)
     return _digest(file)
 

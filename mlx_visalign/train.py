@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_visalign.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_visalign.errors import UserError
+from mlx_visalign.files import writing
 from mlx_visalign.metrics import append_row, cut_back
 from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import as_json
@@ -162,7 +163,8 @@ def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: S
         step = checkpoint.step
         finished = step == identity["iters"]
         say(f"training: {'already done' if finished else 'going on'} at update {step} of {identity['iters']}")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     cut_back(folder / "metrics.jsonl", step)
     return step
 
@@ -173,7 +175,7 @@ class _Groups:
     def __init__(self, trained: Mapping[str, nn.Module], settings: TrainSettings, learning_rates: Mapping[str, float]):
         self.modules = dict(trained)
         self.peaks = dict.fromkeys(trained, settings.learning_rate) | dict(learning_rates)
-        self.optimizers = {name: _adamw(module, settings.weight_decay) for name, module in trained.items()}
+        self.optimizers = {name: _adamw(name, module, settings.weight_decay) for name, module in trained.items()}
         self.joint = nn.Module()  # nn.value_and_grad takes one module: this one holds them all
         self.joint.groups = self.modules
 
@@ -203,12 +205,15 @@ class _Groups:
             self.optimizers[name].state = tree_unflatten(checkpoint.arrays[f"{name}.optimizer"])
 
 
-def _adamw(module: nn.Module, weight_decay: float) -> optim.AdamW:
+def _adamw(group: str, module: nn.Module, weight_decay: float) -> optim.AdamW:
     """AdamW as in torch: betas (0.9, 0.999), eps 1e-8, bias-corrected. Its state has the weights' dtype: float32."""
     parameters = module.trainable_parameters()
-    for name, array in dict(tree_flatten(parameters)).items():
+    flat = dict(tree_flatten(parameters))
+    if not flat:
+        raise UserError(f"Nothing in {group} is to be trained: everything is frozen.")
+    for name, array in flat.items():
         if array.dtype != mx.float32:
-            raise UserError(f"Trained weights must be float32 and {name} is {array.dtype}; cast it before training.")
+            raise UserError(f"Trained weights must be float32 and {group}.{name} is {array.dtype}; cast it before.")
     optimizer = optim.AdamW(learning_rate=0.0, weight_decay=weight_decay, bias_correction=True)
     optimizer.init(parameters)
     return optimizer

@@ -79,6 +79,16 @@ class Policy:
         self.checkpoint = False  # recompute layers in the backward pass: less memory, a third more time
         self.cache = FeatureCache(cache_gb)
 
+    @property
+    def dtype(self) -> str:
+        """What the weights are, for the record: "float32", "bfloat16", or "4-bit" and the like."""
+        head = vlm.decoder(self.model).head
+        return (
+            f"{head.bits}-bit"
+            if hasattr(head, "bits")
+            else str(self.model.language_model.model.norm.weight.dtype).split(".")[-1]
+        )
+
     # -- words and pixels ---------------------------------------------------------------------------------------------
 
     def prompt_ids(self, question: str) -> list[int]:

@@ -50,6 +50,8 @@ class Response(Record):
 
     `view` is what the model saw: "clean", or an augmentation's label such as "diffusion-500". `finished` tells whether
     the model ended the answer itself (EOS) or was cut off; `tokens` counts the answer's tokens, EOS included.
+    `reference_logp` is its summed log-probability, in nats, about the clean image under the policy that will be the
+    reference.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Response(Record):
     text: str
     finished: bool
     tokens: int
+    reference_logp: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""What a method gets: a run's folder, the policy to train, prompts about unlabelled images, and a seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.policy import Policy
+from mlx_visalign.records import Prompt
+from mlx_visalign.run import Run
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One alignment. Image paths in prompts, responses and pairs are absolute or relative to the run's folder."""
+
+    run: Run
+    policy: Policy
+    prompts: list[Prompt]
+    seed: int
+    on_metrics: Callable[[dict[str, Any]], None] | None = None
+
+    def image(self, path: str) -> Path:
+        return self.run.folder / path
+
+    def about(self) -> dict[str, Any]:
+        """What every stage's rows depend on, whatever the method."""
+        policy = self.policy
+        return {
+            "base": policy.base,
+            "template": policy.template,
+            "aspect": policy.preprocessing.aspect,
+            "dtype": policy.dtype,
+            "seed": self.seed,
+        }

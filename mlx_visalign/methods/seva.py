@@ -1,0 +1,178 @@
+"""SeVa: self-supervised visual preference alignment (Zhu et al., arXiv 2404.10501).
+
+Answer every question twice, greedily: about the clean image (chosen) and about a distorted one (rejected). Drop equal
+answers. Train DPO on the clean image. No judge, no labels.
+
+Departures from the paper's code (github Kevinz-code/SeVa), each with its reason:
+- one template everywhere: the code generates with "human" and trains with "user" in the system sentence, by accident.
+- the projector stays frozen: the code means to freeze it (`--mm_projector_lr 0`) but trains it.
+- answers are compared after clean-up, and newlines are kept: the code deletes them, gluing list items together.
+- answers cut off at the length limit are dropped: the code appends an end token the model never gave.
+- noise has a key made from seed and prompt, so any pair can be made again; the code's noise is unseeded.
+- yes/no pairs are balanced, as many to teach yes as to teach no: distortion mostly turns a "no" into a "yes", so
+  unbalanced pairs would also teach to deny what is there.
+- an epoch is one pass over the pairs; the code lists every pair twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from jaxtyping import Float
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.augment import View, parse_view
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.pope import parse_answer
+from mlx_visalign.generate import Sampling
+from mlx_visalign.images import open_image
+from mlx_visalign.keys import key_for, number_for
+from mlx_visalign.policy import Policy
+from mlx_visalign.preference import PreferenceSettings, train_on_pairs
+from mlx_visalign.records import Pair, Prompt, Response
+
+
+@dataclass(frozen=True)
+class Settings:
+    """SeVa's settings.
+
+    view          how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
+    exists_view   the same for yes/no questions; none: as `view`
+    max_tokens    longest answer, end token included; longer ones are dropped (yes/no questions: `exists_max_tokens`)
+    batch         prompts answered together
+    train         DPO on the pairs
+    """
+
+    view: str = "diffusion-500"
+    exists_view: str | None = None
+    max_tokens: int = 256
+    exists_max_tokens: int = 8
+    batch: int = 8
+    train: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    def view_of(self, kind: str) -> View:
+        return parse_view(self.exists_view or self.view if kind == "exists" else self.view)
+
+    def sampling_of(self, kind: str) -> Sampling:
+        return Sampling(self.exists_max_tokens if kind == "exists" else self.max_tokens)
+
+
+def train(job: Alignment, settings: Settings) -> None:
+    """Answers, pairs, training, adapter; each a stage that is done once."""
+    depends = job.about() | {
+        name: getattr(settings, name) for name in ("view", "exists_view", "max_tokens", "exists_max_tokens")
+    }
+    rows = job.run.stage(
+        "responses",
+        job.prompts,
+        lambda prompts: answer_twice(job, settings, prompts),
+        settings=depends,
+        batch=settings.batch,
+        title="answering clean and distorted",
+    )
+    responses = [Response.from_row(row) for row in rows]
+    rows = job.run.stage(
+        "pairs",
+        responses,
+        lambda responses: [pair.to_row() for pair in make_pairs(responses, job.seed)],
+        settings=depends,
+        batch=len(responses),
+        title="pairing",
+    )
+    pairs = [Pair.from_row(row) for row in rows]
+    pairs = [replace(pair, images=tuple(str(job.image(image)) for image in pair.images)) for pair in pairs]
+    train_on_pairs(job.policy, pairs, settings.train, job.run.folder, job.seed, job.on_metrics)
+    job.policy.save_adapter(job.run.adapter, method="seva", round=1)
+
+
+def answer_twice(job: Alignment, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Two responses a prompt, distorted first; both scored on the clean image while it is still hot."""
+    rows: list[dict[str, Any]] = []
+    for kind, group in groupby(prompts, key=lambda prompt: prompt.kind):
+        rows += [response.to_row() for response in _answer_kind(job, settings, kind, list(group))]
+    return rows
+
+
+def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Prompt]) -> list[Response]:
+    policy, view, sampling = job.policy, settings.view_of(kind), settings.sampling_of(kind)
+    ids = [policy.prompt_ids(prompt.prompt) for prompt in prompts]
+    paths = [job.image(prompt.image) for prompt in prompts]
+    keys = [key_for(job.seed, prompt.id, view.label) for prompt in prompts]
+    distorted = mx.stack([see(policy, path, view, key) for path, key in zip(paths, keys, strict=True)])
+    rejected = policy.generate(policy.prefill(policy.features(distorted), ids), sampling)
+    clean = policy.prefill(policy.image_features(paths), ids)
+    chosen = policy.generate(clean, sampling)
+    texts = [[policy.response_ids(answer.text) for answer in pair] for pair in zip(chosen, rejected, strict=True)]
+    logps = policy.score(clean, texts).tolist()
+    responses = []
+    for index, prompt in enumerate(prompts):
+        for side, (label, answers) in enumerate((("clean", chosen), (view.label, rejected))):
+            answer = answers[index]
+            responses.append(
+                Response(
+                    **vars(prompt),
+                    view=label,
+                    text=answer.text,
+                    finished=answer.finished,
+                    tokens=len(answer.ids),
+                    reference_logp=logps[index][side],
+                )
+            )
+    return responses
+
+
+def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:
+    """The pixels the tower gets of a distorted image: distort, pad or crop, resize, normalise, add noise."""
+    from PIL import Image
+
+    image = mx.array(np.asarray(open_image(path)))
+    distorted = Image.fromarray(np.array(view.of_image(image, key, policy.preprocessing.size)))
+    return view.of_pixels(policy.pixels(distorted), key)
+
+
+def make_pairs(responses: Sequence[Response], seed: int) -> list[Pair]:
+    """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
+    pairs, kinds = [], []
+    for clean, distorted in zip(responses[::2], responses[1::2], strict=True):
+        if clean.id != distorted.id or clean.view != "clean":
+            raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
+        if not differ(clean, distorted):
+            continue
+        pairs.append(
+            Pair(
+                id=clean.id,
+                images=(clean.image,),
+                prompt=clean.prompt,
+                chosen=clean.text,
+                rejected=distorted.text,
+                method="seva",
+                seed=seed,
+                reference_logps=_both(clean.reference_logp, distorted.reference_logp),
+            )
+        )
+        kinds.append(parse_answer(clean.text) if clean.kind == "exists" else "")
+    return balance(pairs, kinds, seed)
+
+
+def _both(chosen: float | None, rejected: float | None) -> tuple[float, float] | None:
+    return None if chosen is None or rejected is None else (chosen, rejected)
+
+
+def differ(clean: Response, distorted: Response) -> bool:
+    """Whether the two make a pair. A yes/no answer must have changed its yes or no, not only its words."""
+    if not (clean.finished and distorted.finished) or clean.text == distorted.text:
+        return False
+    return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
+
+
+def balance(pairs: list[Pair], kinds: list[str], seed: int) -> list[Pair]:
+    """Keep as many pairs whose chosen answer is "yes" as "no", the surplus dropped at random; all others stay."""
+    yes, no = ([i for i, kind in enumerate(kinds) if kind == side] for side in ("yes", "no"))
+    kept = min(len(yes), len(no))
+    rng = np.random.default_rng(number_for(seed, "balance"))
+    dropped = {i for side in (yes, no) for i in rng.permutation(side)[kept:].tolist()}
+    return [pair for i, pair in enumerate(pairs) if i not in dropped]

@@ -1,0 +1,219 @@
+"""Preference training: pairs in, an adapter out. The source of batches for the loop, and DPO's loss on the policy.
+
+Reference log-probabilities are data. A pair brings them from the stage that made it, where they were scored while the
+image was still hot; pairs from outside are scored once, here, before training. The reference is never a second model.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.keys import number_for
+from mlx_visalign.lora import LoRASettings
+from mlx_visalign.losses import dpo_loss
+from mlx_visalign.policy import Policy
+from mlx_visalign.records import Pair
+from mlx_visalign.train import TrainSettings, fit
+
+BUCKET = 16  # batches are cut from a shuffled list of this many batches' pairs, sorted by length
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """How pairs become an adapter.
+
+    beta               strength of DPO's pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA)
+    epochs             passes over the pairs, above 0; `iters` updates instead where that is given
+    batch_size         pairs in one forward; times `grad_accumulation` it is the pairs of one update
+    checkpoint_layers  recompute layers in the backward pass: a quarter of the memory, half again the time
+    lora               rank of the adapter and its scale (alpha / rank)
+    The rest is as in the training loop.
+    """
+
+    beta: float = 0.1
+    epochs: float = 1.0
+    iters: int | None = None
+    batch_size: int = 1
+    grad_accumulation: int = 1
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    save_every: int = 50
+    checkpoint_layers: bool = False
+    lora: LoRASettings = field(default_factory=LoRASettings)
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.epochs <= 0 or self.batch_size < 1:
+            raise UserError(f"Expected beta > 0, epochs > 0 and batch_size >= 1, got {self}.")
+
+    def loop(self, pairs: int) -> TrainSettings:
+        """The loop's settings for this many pairs."""
+        per_update = self.batch_size * self.grad_accumulation
+        return TrainSettings(
+            iters=self.iters or max(1, math.ceil(self.epochs * pairs / per_update)),
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            grad_accumulation=self.grad_accumulation,
+            max_grad_norm=self.max_grad_norm,
+            save_every=self.save_every,
+        )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Some pairs as the model takes them."""
+
+    ids: list[str]
+    images: list[str]
+    prompts: list[list[int]]
+    responses: list[list[list[int]]]  # [chosen, rejected] a pair
+    reference_logps: list[tuple[float, float]]
+    label_smoothing: list[float]
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens, end tokens included."""
+        return sum(len(ids) for pair in self.responses for ids in pair)
+
+
+class PairSource:
+    """Batches of pairs, every pair once an epoch, in an order that depends on the seed and the epoch alone.
+
+    Pairs of like length share a batch, so little is computed for padding and buffers are reused; which batch comes when
+    is random.
+    """
+
+    def __init__(self, policy: Policy, pairs: Sequence[Pair], batch_size: int, seed: int):
+        self.policy, self.batch_size, self.seed = policy, batch_size, seed
+        self.pairs = list(pairs)
+        self.lengths = [len(policy.response_ids(p.chosen)) + len(policy.response_ids(p.rejected)) for p in self.pairs]
+        self.batches_per_epoch = math.ceil(len(self.pairs) / batch_size)
+        self.taken = 0
+        self._order = cache(self._shuffled)
+
+    def next(self) -> PairBatch:
+        epoch, index = divmod(self.taken, self.batches_per_epoch)
+        self.taken += 1
+        return pair_batch(self.policy, [self.pairs[i] for i in self._order(epoch)[index]])
+
+    def observe(self, metrics: dict[str, Any]) -> None:
+        """Pairs do not change with how the training goes."""
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng(number_for(self.seed, "pairs", epoch))
+        order = rng.permutation(len(self.pairs)).tolist()
+        bucket = BUCKET * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), bucket):
+            by_length = sorted(order[start : start + bucket], key=lambda i: self.lengths[i])
+            batches += [by_length[at : at + self.batch_size] for at in range(0, len(by_length), self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
+    """Tokenise some pairs. Their reference log-probabilities must be there."""
+    for pair in pairs:
+        if pair.reference_logps is None:
+            raise ValueError(f"pair {pair.id} has no reference log-probabilities; call with_reference first")
+    return PairBatch(
+        ids=[pair.id for pair in pairs],
+        images=[image for pair in pairs for image in pair.images],
+        prompts=[policy.prompt_ids(pair.prompt) for pair in pairs],
+        responses=[[policy.response_ids(pair.chosen), policy.response_ids(pair.rejected)] for pair in pairs],
+        reference_logps=[pair.reference_logps for pair in pairs if pair.reference_logps is not None],
+        label_smoothing=[pair.label_smoothing for pair in pairs],
+    )
+
+
+def pair_logps(policy: Policy, batch: PairBatch) -> mx.array:
+    """The policy's summed log-probabilities [b, 2] of chosen and rejected, the shared prompt and image read once."""
+    prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
+    return policy.score(prefix, batch.responses)
+
+
+def preference_loss(policy: Policy, beta: float) -> Callable[[PairBatch], tuple[mx.array, dict[str, mx.array]]]:
+    """DPO on a batch of pairs, with the metrics the training log shows."""
+
+    def loss(batch: PairBatch) -> tuple[mx.array, dict[str, mx.array]]:
+        logps = pair_logps(policy, batch)
+        reference = mx.array(batch.reference_logps)
+        smoothing = mx.array(batch.label_smoothing)
+        value, metrics = dpo_loss(logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta, smoothing)
+        lengths = np.array([[len(ids) for ids in pair] for pair in batch.responses]).mean(axis=0)
+        return value, metrics | {
+            "chosen_logps": logps[:, 0].mean(),
+            "rejected_logps": logps[:, 1].mean(),
+            "chosen_length": mx.array(lengths[0]),
+            "rejected_length": mx.array(lengths[1]),
+            "tokens": mx.array(batch.tokens),
+        }
+
+    return loss
+
+
+def with_reference(policy: Policy, pairs: Sequence[Pair]) -> list[Pair]:
+    """Score pairs under the policy as it is now: what DPO will measure every later step against."""
+    blank = [replace(pair, reference_logps=(0.0, 0.0)) for pair in pairs]
+    logps = pair_logps(policy, pair_batch(policy, blank)).tolist()
+    return [replace(pair, reference_logps=(row[0], row[1])) for pair, row in zip(pairs, logps, strict=True)]
+
+
+def train_on_pairs(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    settings: PreferenceSettings,
+    folder: Path,
+    seed: int,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Add one round of LoRA to the policy and train it with DPO. Resumes by itself; see `train.fit`.
+
+    Raises `UserError` where there are no pairs.
+    """
+    if not pairs:
+        raise UserError("There are no pairs to train on: every answer was the same or was filtered out.")
+    policy.attach(settings.lora, seed=number_for(seed, "lora"))
+    policy.checkpoint = settings.checkpoint_layers
+    source = PairSource(policy, pairs, settings.batch_size, seed)
+    depends_on = {"beta": settings.beta, "seed": seed, "base": policy.base, "pairs": _digest(pairs), "lora": str(settings.lora)}
+    fit(
+        {"adapter": policy.model},
+        preference_loss(policy, settings.beta),
+        source,
+        settings.loop(len(pairs)),
+        folder,
+        on_metrics=on_metrics,
+        depends_on=depends_on,
+    )
+
+
+def _digest(pairs: Sequence[Pair]) -> int:
+    """Tells one list of pairs from another, wherever the images lie."""
+    return number_for(*(replace(pair, images=()) for pair in pairs))
+
+
+def reward_accuracy(policy: Policy, pairs: Sequence[Pair], beta: float, batch: int = 16) -> dict[str, float]:
+    """On pairs that were not trained on: how often, and by how much, the chosen answer's reward is the higher."""
+    margins: list[float] = []
+    for start in range(0, len(pairs), batch):
+        scored = pair_batch(policy, pairs[start : start + batch])
+        change = np.array(pair_logps(policy, scored)) - np.array(scored.reference_logps)
+        margins += (beta * (change[:, 0] - change[:, 1])).tolist()
+    return {"pairs": len(margins), "accuracy": float(np.mean(np.array(margins) > 0)), "margin": float(np.mean(margins))}

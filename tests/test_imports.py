@@ -8,16 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors fields files progress metrics provenance
+    errors fields files keys progress metrics provenance
     records pair_formats config losses images augment vocabulary template
     models vlm fold logps lora weights convert generate policy
-    preference rollout checkpoint train scorers world evals
-    report doctor stage run methods __init__ cli __main__
+    checkpoint train preference rollout scorers world evals
+    report doctor stage run alignment methods __init__ cli __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
 SIBLINGS_MAY_MEET = {"augment", "models", "world", "evals"}
 ONE_DOOR = {r"mlx_vlm\b": "vlm", r"mlx\.optimizers\b": "train", r"importlib(\.import_module)?$": "cli"}
-
 
 FILES = [path for folder in ("mlx_visalign", "convert") for path in sorted((ROOT / folder).rglob("*.py"))]
 

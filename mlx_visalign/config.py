@@ -1,0 +1,103 @@
+"""Recipes: settings in YAML files, read safely, with presets below them and the command line above.
+
+    method: seva
+    preset: laptop                      # the preset taken unless another is asked for
+    presets:
+      laptop: {train: {learning_rate: 1e-5}}
+      paper: {train: {learning_rate: 2e-6}}
+    train: {warmup: 0.03}
+
+Precedence: command line > recipe > preset > the defaults of the settings' dataclass. Names and types are checked when
+the merged values become that dataclass (`mlx_visalign.fields.build`).
+"""
+
+import re
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import shown, unknown
+from mlx_visalign.records import read_text
+
+# PyYAML follows YAML 1.1, where a float needs a dot and its exponent a sign: it takes 1e-7 for text.
+FLOAT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*[eE][-+]?[0-9]+|\.[0-9]+([eE][-+]?[0-9]+)?)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds plain values only, never objects; a name given twice is an error, where PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{name}' is given twice", problem_mark=node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e-7", so that our loader reads it back as text."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def load_recipe(path: Path, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The values of a recipe file over those of a preset of it, with the overrides on top.
+
+    `preset` names a block of the file's `presets`; without it the file's own `preset` counts, if it has one.
+    `overrides` come from the command line: dotted names ("train.iters") with their values, None for an option that
+    was not given. Raises UserError for a file that is no such recipe or a preset it does not have.
+    """
+    recipe = _read_yaml(path)
+    presets, default = recipe.pop("presets", {}), recipe.pop("preset", None)
+    layers = [_preset(presets, preset or default, str(path)), recipe, *map(_nested, (overrides or {}).items())]
+    return reduce(_merge, layers, {})
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """The values as YAML that `load_recipe` reads back unchanged (tuples as lists), in their order."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(read_text(path), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe consists of named values, got {shown(values)}.")
+    return values
+
+
+def _preset(presets: object, name: object, where: str) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if not isinstance(presets, dict) or name not in presets:
+        raise UserError(f"{where}: presets: {unknown(name, presets if isinstance(presets, dict) else ())}")
+    if not isinstance(presets[name], dict):
+        raise UserError(f"{where}: the preset '{name}' must consist of named values, got {shown(presets[name])}.")
+    return presets[name]
+
+
+def _nested(override: tuple[str, Any]) -> dict[str, Any]:
+    """{"train": {"iters": 5}} for ("train.iters", 5); nothing for an option that was not given."""
+    name, value = override
+    if value is None:
+        return {}
+    return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """`low` with the values of `high` instead where both have one; sections are merged, not replaced."""
+    merged = dict(low)
+    for name, value in high.items():
+        both = isinstance(low.get(name), dict) and isinstance(value, dict)
+        merged[name] = _merge(low[name], value) if both else value
+    return merged

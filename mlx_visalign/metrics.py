@@ -64,10 +64,11 @@ def warning_signs(rows: list[Row]) -> list[str]:
             f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
             "may not differ in anything that can be learned."
         )
-    ratio = fmean(row["chosen_length"] for row in last) / fmean(row["rejected_length"] for row in last)
-    if not 2 / 3 < ratio < 3 / 2:
-        signs.append(
-            f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead of "
-            "what the image shows; look at some pairs."
-        )
+    if "chosen_length" in rows[0]:
+        ratio = fmean(row["chosen_length"] for row in last) / fmean(row["rejected_length"] for row in last)
+        if not 2 / 3 < ratio < 3 / 2:
+            signs.append(
+                f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead "
+                "of what the image shows; look at some pairs."
+            )
     return signs

@@ -156,12 +156,13 @@ class Policy:
         return self._answers(branches, branches.state, sampling, keys)
 
     def ask(self, prefix: Prefix, questions: list[list[int]], sampling: Sampling) -> list[Answer]:
-        """Answer several continuations of one prompt that share its image: POPE asks an image many questions.
+        """Answer several questions about each image, reading the image once: POPE asks many of one.
 
-        `questions` holds the prompt ids that come after the prefix.
+        `prefix` holds b images with the words before them; `questions` the ids that come after, k of each image, those
+        of one image next to each other.
         """
         ids, mask = right_pad(questions)
-        states, branches = extend(vlm.decoder(self.model), prefix.branch(len(questions)), ids, mask)
+        states, branches = extend(vlm.decoder(self.model), prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
         last = states[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
         return self._answers(branches, last, sampling, None)
 

@@ -32,6 +32,13 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert checkpoint.arrays["lora.optimizer"]["step"].item() == 15
 
 
+def test_what_is_loaded_does_not_hang_on_the_file(tmp_path):
+    save(tmp_path, 5)
+    checkpoint = load_checkpoint(tmp_path, SETTINGS)
+    (tmp_path / "step-0000005/lora.safetensors").write_bytes(b"")
+    assert checkpoint.arrays["lora"]["layers.1.a"].tolist() == [5] * 4
+
+
 def test_an_empty_folder_has_none(tmp_path):
     assert load_checkpoint(tmp_path / "nowhere", SETTINGS) is None
 

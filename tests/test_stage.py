@@ -58,22 +58,21 @@ def test_a_stop_costs_the_batch_in_hand_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         complete(tmp_path, work=stop_at_call(8))
     seen = []
-
-    def noting(items):
-        seen.append(items[0])
-        return work(items)
-
-    assert complete(tmp_path, work=noting).rows() == work_in_batches()
+    assert complete(tmp_path, work=lambda items: seen.append(items[0]) or work(items)).rows() == work_in_batches()
     assert seen[0] == 7 * BATCH
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40])
-def test_a_torn_line_is_dropped_and_its_batch_made_again(tmp_path, cut):
+def test_a_torn_line_is_dropped_and_only_its_batch_made_again(tmp_path, cut):
     with pytest.raises(KeyboardInterrupt):
         complete(tmp_path, work=stop_at_call(4))
     partial = tmp_path / "toy.partial.jsonl"
     partial.write_bytes(partial.read_bytes()[:-cut])
-    assert complete(tmp_path).rows() == work_in_batches()
+    with pytest.raises(KeyboardInterrupt):
+        complete(tmp_path, work=stop_at_call(3))  # two more batches on top of the two that were left
+    seen = []
+    assert complete(tmp_path, work=lambda items: seen.append(items[0]) or work(items)).rows() == work_in_batches()
+    assert seen[0] == 4 * BATCH
 
 
 def test_batches_that_give_no_rows_are_not_made_again(tmp_path):

@@ -1,9 +1,15 @@
-"""What a long job shows while it runs: a bar in a terminal, a plain line now and then anywhere else. All on stderr."""
+"""What a long job shows while it runs, and how it is asked to stop.
 
+A bar in a terminal, a plain line now and then anywhere else; all on stderr.
+"""
+
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -40,6 +46,26 @@ def progress(title: str, total: int, *, done: int = 0, unit: str = "step") -> It
     )
     with Progress(*columns, console=console) as display:
         yield _TerminalBar(display, title, total, done)
+
+
+@contextmanager
+def ctrl_c_waits() -> Iterator[threading.Event]:
+    """A first Ctrl-C only sets the event, for the job to stop where it can; a second one stops at once, as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there may a signal be handled
+        yield stop
+        return
+
+    def note(signum: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+        os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")  # print is not safe in a handler
+
+    usual = signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class _Rate(ProgressColumn):

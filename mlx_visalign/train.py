@@ -5,12 +5,8 @@ stopped. For that nothing random is stored: what is random in a batch or a loss 
 """
 
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,7 +20,7 @@ from mlx_visalign.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import writing
 from mlx_visalign.metrics import append_row, cut_back
-from mlx_visalign.progress import progress, say
+from mlx_visalign.progress import ctrl_c_waits, progress, say
 from mlx_visalign.provenance import as_json
 
 Loss = Callable[[Any], tuple[mx.array, dict[str, mx.array]]]
@@ -131,7 +127,7 @@ def fit(
     groups = _Groups(trained, settings, learning_rates)
     step = _resume(folder, identity, groups, source)
     update = _Update(groups, loss, source, settings)
-    with progress("training", settings.iters, done=step) as bar, _ctrl_c_waits() as stop:
+    with progress("training", settings.iters, done=step) as bar, ctrl_c_waits() as stop:
         while step < settings.iters:
             row = update(step)
             step += 1
@@ -279,23 +275,3 @@ def _require_finite(loss: float, norm: float, batch: Any, step: int) -> None:
 def _note(row: dict[str, Any]) -> str:
     speed = f", {row['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in row else ""
     return f"loss {row['train_loss']:.4f}{speed}"
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[threading.Event]:
-    """The event is set by a first Ctrl-C, which is only noted; a second one stops at once, as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there may a signal be handled
-        yield stop
-        return
-
-    def note(signum: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, usual)
-        os.write(2, b"\nStopping after this update (Ctrl-C again: at once).\n")  # print is not safe in a handler
-
-    usual = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, usual)

@@ -1,6 +1,9 @@
 """Both faces of a bar: one that is drawn, and lines for a file."""
 
 import io
+import os
+import signal
+import threading
 
 import pytest
 from rich.console import Console
@@ -38,3 +41,28 @@ def test_a_pipe_sees_a_line_now_and_then(capsys):
 def test_text_in_brackets_is_text(capsys):
     module.say("[bold] is a file name here")
     assert capsys.readouterr().err == "[bold] is a file name here\n"
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_only_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), module.ctrl_c_waits() as stop:
+        press_ctrl_c()
+        assert stop.is_set()
+        press_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_of_its_own_may_wait_too():
+    seen = []
+
+    def job():
+        with module.ctrl_c_waits() as stop:
+            seen.append(stop.is_set())
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -108,19 +108,20 @@ class Policy:
         return vlm.tower_features(self.model, pixels)
 
     def image_features(self, paths: Sequence[str | Path]) -> Float[mx.array, "b t d"]:
-        """The features of clean images on disk, through the cache."""
-        keys = [f"{path}|{Path(path).stat().st_mtime_ns}" if Path(path).exists() else str(path) for path in paths]
-        missing = {key: path for key, path in zip(keys, paths, strict=True) if self.cache.get(key) is None}
-        fresh: dict[str, mx.array] = {}
-        if missing:
-            pixels = mx.stack([self.pixels(open_image(path)) for path in missing.values()])
-            features = self.features(pixels).astype(mx.float16)
+        """The features of clean images on disk, through the cache.
+
+        The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
+        same features before and after a restart.
+        """
+        return mx.stack([self._clean_features(path) for path in paths]).astype(mx.float32)
+
+    def _clean_features(self, path: str | Path) -> Float[mx.array, "t d"]:
+        features = self.cache.get(str(path))
+        if features is None:
+            features = self.features(self.pixels(open_image(path))[None])[0].astype(mx.float16)
             mx.eval(features)
-            fresh = {key: features[index] for index, key in enumerate(missing)}
-        rows = [fresh[key] if key in fresh else self.cache.entries[key] for key in keys]
-        for key, row in fresh.items():
-            self.cache.put(key, row)
-        return mx.stack(rows).astype(mx.float32)
+            self.cache.put(str(path), features)
+        return features
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,6 @@ if "NO_PRELOAD" not in os.environ:
     for library in sorted(libraries.glob("libopenblasp*.so"))[:1]:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-install_import_hook("mlx_visalign", "beartype.beartype")
+install_import_hook("mlx_visalign", "typechecker.check")

@@ -38,9 +38,9 @@ CONFIG: dict[str, Any] = {
 IMAGE, IMAGE_TOKENS = 3, 4
 
 
-def random_llava(seed: int = 0, **text: Any) -> Any:
+def random_llava(seed: int = 0, config: dict[str, Any] = CONFIG, **text: Any) -> Any:
     """Weights drawn so that logits are of order 1 and every part matters. `text` changes the text config."""
-    model = vlm.build_model(CONFIG | {"text_config": CONFIG["text_config"] | text})
+    model = vlm.build_model(config | {"text_config": config["text_config"] | text})
     root = mx.random.key(seed)
 
     def draw(path: str, array: mx.array) -> mx.array:

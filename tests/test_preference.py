@@ -1,0 +1,113 @@
+"""Preference training on the fold: exact start, exact resume, order by seed, and less memory than plain forwards."""
+
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from PIL import Image
+from random_policy import random_policy
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.lora import LoRASettings, adapter_at
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.preference import (
+    PairSource,
+    PreferenceSettings,
+    pair_batch,
+    pair_logps,
+    preference_loss,
+    reward_accuracy,
+    train_on_pairs,
+    with_reference,
+)
+from mlx_visalign.records import Pair
+
+SETTINGS = PreferenceSettings(batch_size=2, epochs=4, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=2)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    made = []
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        chosen = "A small red circle at the top." + " A large blue star." * index
+        made.append(Pair(str(index), (str(folder / f"{index}.png"),), "Describe this image.", chosen, "A white cross."))
+    return with_reference(random_policy(), made)
+
+
+def weights(policy):
+    return dict(tree_flatten(policy.model.trainable_parameters()))
+
+
+def test_the_first_loss_is_ln_2(pairs):
+    policy = random_policy()
+    policy.attach(LoRASettings(rank=4), seed=0)
+    loss, metrics = preference_loss(policy, beta=0.1)(pair_batch(policy, pairs))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["margin"].item() == pytest.approx(0, abs=1e-5)
+    lengths = [[len(policy.response_ids(text)) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+    assert metrics["tokens"].item() == np.sum(lengths)
+    assert metrics["chosen_length"].item() == pytest.approx(np.mean(lengths, axis=0)[0])
+
+
+def test_training_raises_chosen_above_rejected(pairs, tmp_path):
+    policy = random_policy()
+    train_on_pairs(policy, pairs, SETTINGS, tmp_path, seed=0)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(rows) == 10 and rows[0]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    found = reward_accuracy(policy, pairs, beta=0.1)
+    assert found["accuracy"] == 1 and found["margin"] > 0.2 and found["pairs"] == 5
+    with adapter_at(policy.model, 0):
+        assert reward_accuracy(policy, pairs, beta=0.1)["margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_stopped_and_rerun_is_bit_identical(pairs, tmp_path):
+    whole = random_policy()
+    train_on_pairs(whole, pairs, SETTINGS, tmp_path / "whole", seed=0)
+
+    class StopError(Exception):
+        pass
+
+    def stop_at_5(row):
+        if row["iteration"] == 5:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train_on_pairs(random_policy(), pairs, SETTINGS, tmp_path / "stopped", seed=0, on_metrics=stop_at_5)
+    resumed = random_policy()
+    train_on_pairs(resumed, pairs, SETTINGS, tmp_path / "stopped", seed=0)
+    for name, array in weights(whole).items():
+        assert mx.array_equal(array, weights(resumed)[name]), name
+
+
+def test_another_beta_in_the_same_folder_is_refused(pairs, tmp_path):
+    train_on_pairs(random_policy(), pairs, SETTINGS, tmp_path, seed=0)
+    with pytest.raises(UserError, match="beta"):
+        train_on_pairs(random_policy(), pairs, replace(SETTINGS, beta=0.2), tmp_path, seed=0)
+
+
+def test_every_pair_comes_once_an_epoch_in_an_order_of_its_own(pairs):
+    source = PairSource(random_policy(), pairs, batch_size=2, seed=3)
+    epochs = [[id for _ in range(3) for id in source.next().ids] for _ in range(3)]
+    assert all(sorted(epoch) == list("01234") for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    again = PairSource(random_policy(), pairs, batch_size=2, seed=3)
+    again.restore({"taken": 3})
+    assert [id for _ in range(3) for id in again.next().ids] == epochs[1]
+
+
+def test_no_pairs_is_said(tmp_path):
+    with pytest.raises(UserError, match="no pairs"):
+        train_on_pairs(random_policy(), [], SETTINGS, tmp_path, seed=0)
+
+
+def test_reference_is_the_policy_as_it_is(pairs):
+    policy = random_policy()
+    logps = np.array(pair_logps(policy, pair_batch(policy, pairs)))
+    np.testing.assert_allclose(logps, [pair.reference_logps for pair in pairs], atol=1e-4)

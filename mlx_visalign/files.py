@@ -31,9 +31,16 @@ def sync_descriptor(descriptor: int) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` (UTF-8) under another name and move it to `path` once it is safely on the disk."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with writing(path):
+    with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what was written is moved to `path` once it is safely on the disk."""
+    unfinished = path.with_name(f".unfinished-{path.name}")  # the ending stays: MLX would append .safetensors to another
+    with writing(path):
+        yield unfinished
         sync(unfinished)
         os.replace(unfinished, path)
         sync(path.parent)

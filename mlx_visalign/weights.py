@@ -7,7 +7,6 @@ aspect, base fingerprint) stand beside the standard ones; other loaders ignore t
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.files import replacing, write_atomically, writing
 from mlx_visalign.lora import adapters
 from mlx_visalign.vlm import read_json
 
@@ -30,16 +30,6 @@ def fingerprint(folder: Path) -> str:
             while block := stream.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_file(path: Path, write: Any) -> None:
-    """Write through a temporary name, flush to disk, then rename: a kill leaves the old file or the new one, whole."""
-    # MLX appends .safetensors to any other suffix, so the temporary name keeps it.
-    temporary = path.with_name(f".writing-{path.name}")
-    write(temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
@@ -59,9 +49,11 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
         "round_ranks": ranks,
         **about,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-    write_file(folder / WEIGHTS, lambda path: mx.save_safetensors(str(path), tensors, metadata={"format": "mlx"}))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    with replacing(folder / WEIGHTS) as unfinished:
+        mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Slices]:

@@ -12,7 +12,7 @@ TOP_TO_BOTTOM = """
     records pair_formats config losses images augment vocabulary template
     models vlm fold logps lora weights convert generate policy
     checkpoint train preference rollout scorers world evals
-    report doctor stage run alignment methods __init__ cli __main__
+    plots report doctor stage run alignment methods __init__ cli __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
 SIBLINGS_MAY_MEET = {"augment", "models", "world", "evals"}

@@ -1,5 +1,7 @@
 """Scenes: a function of the seed, with the regularities that are documented, and pictures that show them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def test_a_scene_depends_on_its_seed_alone():
 
 def test_splits_do_not_overlap():
     seeds = sorted((seeds.start, seeds.stop) for seeds in SPLITS.values())
-    assert all(stop <= start for (_, stop), (start, _) in zip(seeds[:-1], seeds[1:], strict=True))
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(seeds))
     assert [s.seed for s in split("validation", 2, start=3)] == [2_000_003, 2_000_004]
 
 
@@ -28,13 +30,13 @@ def test_partners_come_in_pairs_that_differ_in_colour_and_shape():
 
 def test_partners_are_there_about_half_of_the_time():
     scenes = list(split("pretraining", 1000))
-    present = [partner(type) in scene.types for scene in scenes for type in scene.types]
+    present = [partner(type) in sample.types for sample in scenes for type in sample.types]
     assert 0.45 < np.mean(present) < 0.57
 
 
 def test_one_to_five_things_in_cells_of_their_own_in_reading_order():
-    for scene in split("pretraining", 200):
-        cells = [thing.cell for thing in scene.things]
+    for sample in split("pretraining", 200):
+        cells = [thing.cell for thing in sample.things]
         assert 1 <= len(cells) <= 5
         assert cells == sorted(set(cells))
 

@@ -36,7 +36,8 @@ def train_clip_tokenizer() -> CLIPTokenizer:
     # As in OpenAI's: all bytes, all bytes at a word's end, the merges, and the two special tokens.
     tokens = [*bytes_, *(byte + CLIP_WORD_END for byte in bytes_), *("".join(merge) for merge in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, CLIP_START, CLIP_END])}
-    return CLIPTokenizer(vocabulary, [" ".join(merge) for merge in merges], model_max_length=CLIP_LENGTH)
+    # Its type says merges are strings, its code wants pairs.
+    return CLIPTokenizer(vocabulary, merges, model_max_length=CLIP_LENGTH)  # type: ignore[arg-type]
 
 
 def clip_texts() -> Iterator[str]:

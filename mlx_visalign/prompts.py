@@ -1,0 +1,98 @@
+"""From unlabelled images to questions about them, no label needed: one description and some "is there a ...?" each.
+
+The existence questions are about objects drawn at random from a vocabulary, so most of them are about what is not there.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.keys import number_for
+from mlx_visalign.photos import Photo
+from mlx_visalign.records import Prompt, read_jsonl
+from mlx_visalign.vocabulary import Vocabulary, question
+from mlx_visalign.world import language
+from mlx_visalign.world.drawing import draw
+from mlx_visalign.world.scenes import split
+
+DESCRIBE = (
+    "Give a thorough account of this picture.",
+    "What is taking place here?",
+    "List and describe the main things you can see.",
+    "Describe this photo.",
+    "Summarise what the image shows.",
+    "Explain the scene in detail.",
+    "Which elements stand out in this picture?",
+    "Tell me what this photo is about.",
+    "Study the image and report everything relevant.",
+    "Describe the setting, the objects and what they are doing.",
+)
+KINDS = ("describe", "exists", "")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked about each image: one of `descriptions`, and whether `questions` random objects are there."""
+
+    descriptions: tuple[str, ...]
+    vocabulary: Vocabulary
+    questions: int = 2
+
+
+def world_mix(questions: int) -> Mix:
+    """The same mix for the tiny world, in the one wording it knows and about its own 40 types."""
+    return Mix((language.DESCRIBE,), Vocabulary.from_rows(language.vocabulary(), "the tiny world"), questions)
+
+
+def make_prompts(photos: Sequence[Photo], mix: Mix, seed: int) -> list[Prompt]:
+    """The questions about these images, all descriptions first, so that batches are of one kind.
+
+    What is asked about an image depends on the seed and the image alone.
+    """
+    return _by_kind([prompt for photo in photos for prompt in _about(photo, mix, seed)])
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """A prompts file of the user's, descriptions first, its image paths made absolute.
+
+    Raises UserError where an image is missing or two prompts share an id, for random draws are keyed by it.
+    """
+    prompts = read_jsonl(path, Prompt)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts.")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise UserError(f"{path}: two prompts have the id {prompt.id!r}; every prompt needs one of its own.")
+        seen.add(prompt.id)
+        if not (path.parent / prompt.image).is_file():
+            raise UserError(f"{path}: the prompt {prompt.id!r} is about {path.parent / prompt.image}, which is not there.")
+    return _by_kind([replace(prompt, image=str((path.parent / prompt.image).absolute())) for prompt in prompts])
+
+
+def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
+    """Draw scenes of the tiny world into FOLDER/images; their paths are relative to FOLDER, which may thus be moved."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    photos = []
+    for scene in split(split_name, count, start):
+        photo = Photo(f"scene-{scene.seed}", f"images/scene-{scene.seed}.png")
+        Image.fromarray(draw(scene)).save(folder / photo.image)
+        photos.append(photo)
+    if len(photos) < count:
+        raise UserError(f"The split {split_name} of the tiny world ends before scene {start + count}; use a smaller seed.")
+    return photos
+
+
+def _about(photo: Photo, mix: Mix, seed: int) -> list[Prompt]:
+    description = random.Random(number_for(seed, photo.id, "description")).choice(mix.descriptions)
+    objects = mix.vocabulary.sample(mix.questions, number_for(seed, photo.id, "objects"))
+    exists = [Prompt(f"{photo.id}-exists-{n}", photo.image, question(name), "exists") for n, name in enumerate(objects, 1)]
+    return [Prompt(f"{photo.id}-describe", photo.image, description, "describe"), *exists]
+
+
+def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
+    return sorted(prompts, key=lambda prompt: KINDS.index(prompt.kind))

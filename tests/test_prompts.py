@@ -1,0 +1,82 @@
+"""Questions about unlabelled images: the mix, its order, and that it depends on seed and image alone."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.photos import Photo
+from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
+from mlx_visalign.vocabulary import coco80, question
+from mlx_visalign.world.drawing import draw
+from mlx_visalign.world.scenes import SPLITS, scene
+
+PHOTOS = [Photo(f"photo-{index}", f"/photos/{index}.jpg") for index in range(40)]
+MIX = Mix(DESCRIBE, coco80())
+
+
+def test_every_image_is_described_and_asked_about_twice():
+    prompts = make_prompts(PHOTOS, MIX, seed=0)
+    assert [prompt.kind for prompt in prompts] == 40 * ["describe"] + 80 * ["exists"]
+    assert len({prompt.id for prompt in prompts}) == 120
+    assert {prompt.prompt for prompt in prompts[:40]} <= set(DESCRIBE)
+    assert len({prompt.prompt for prompt in prompts[:40]}) > 5
+    for photo in PHOTOS:
+        asked = [prompt.prompt for prompt in prompts if prompt.image == photo.image and prompt.kind == "exists"]
+        assert len(set(asked)) == 2
+        assert set(asked) <= {question(name) for name in coco80().objects}
+
+
+def test_prompts_depend_on_seed_and_image_alone():
+    everything = make_prompts(PHOTOS, MIX, seed=0)
+    assert make_prompts(PHOTOS[7:9], MIX, seed=0) == [p for p in everything if p.id.startswith(("photo-7-", "photo-8-"))]
+    assert make_prompts(PHOTOS, MIX, seed=1) != everything
+
+
+def test_the_tiny_world_is_drawn_as_it_is_and_asked_in_its_own_words(tmp_path):
+    photos = world_photos(tmp_path, "unlabelled", count=3, start=5)
+    seeds = SPLITS["unlabelled"][5:8]
+    assert [photo.id for photo in photos] == [f"scene-{seed}" for seed in seeds]
+    for photo, seed in zip(photos, seeds, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / photo.image)), draw(scene(seed)))
+    prompts = make_prompts(photos, world_mix(questions=1), seed=0)
+    assert prompts[0].prompt == "Describe this image in detail."
+    assert prompts[3].prompt.startswith("Is there a ")
+
+
+def test_a_split_of_the_tiny_world_has_an_end(tmp_path):
+    with pytest.raises(UserError, match="unlabelled of the tiny world ends"):
+        world_photos(tmp_path, "unlabelled", count=2, start=len(SPLITS["unlabelled"]) - 1)
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    def write(*rows):
+        (tmp_path / "a.png").touch()
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"image": "a.png", "prompt": "What?"} | row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_a_users_prompts_come_descriptions_first_with_absolute_images(prompts_file, tmp_path):
+    path = prompts_file({"id": "1"}, {"id": "2", "kind": "exists"}, {"id": "3", "kind": "describe"})
+    prompts = read_prompts(path)
+    assert [prompt.id for prompt in prompts] == ["3", "2", "1"]
+    assert {prompt.image for prompt in prompts} == {str(tmp_path / "a.png")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no prompts"),
+        ([{"id": "1"}, {"id": "1"}], "two prompts have the id '1'"),
+        ([{"id": "1", "image": "b.png"}], r"'1' is about .*b\.png, which is not there"),
+    ],
+)
+def test_bad_prompts_are_the_users_mistake(prompts_file, rows, message):
+    with pytest.raises(UserError, match=message):
+        read_prompts(prompts_file(*rows))

@@ -89,3 +89,8 @@ class Preprocessing:
         """Pad or crop, resize (bicubic) and normalise: (value / 255 - mean) / std."""
         pixels = self._processor(images=image, return_tensors="np")["pixel_values"][0]
         return mx.array(np.ascontiguousarray(pixels.transpose(1, 2, 0), dtype=np.float32))
+
+    def shown(self, pixels: Float[mx.array, "h w 3"]) -> Image.Image:
+        """The way back, to look at: what the tower was given, clipped to what a screen can show."""
+        levels = np.array(pixels) * np.array(self.std) + np.array(self.mean)
+        return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))

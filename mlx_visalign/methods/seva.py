@@ -23,6 +23,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.augment import View, parse_view
@@ -31,9 +32,13 @@ from mlx_visalign.evals.pope import parse_answer
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for, number_for
+from mlx_visalign.lora import adapter_at
 from mlx_visalign.policy import Policy
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs
 from mlx_visalign.records import Pair, Prompt, Response
+from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+
+NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Pr
     clean = policy.prefill(policy.image_features(paths), ids)
     chosen = policy.generate(clean, sampling)
     texts = [[policy.response_ids(answer.text) for answer in pair] for pair in zip(chosen, rejected, strict=True)]
-    logps = policy.score(clean, texts).tolist()
+    logps = np.array(policy.score(clean, texts))
     responses = []
     for index, prompt in enumerate(prompts):
         for side, (label, answers) in enumerate((("clean", chosen), (view.label, rejected))):
@@ -119,7 +124,7 @@ def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Pr
                     text=answer.text,
                     finished=answer.finished,
                     tokens=len(answer.ids),
-                    reference_logp=logps[index][side],
+                    reference_logp=float(logps[index, side]),
                 )
             )
     return responses
@@ -127,8 +132,6 @@ def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Pr
 
 def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:
     """The pixels the tower gets of a distorted image: distort, pad or crop, resize, normalise, add noise."""
-    from PIL import Image
-
     image = mx.array(np.asarray(open_image(path)))
     distorted = Image.fromarray(np.array(view.of_image(image, key, policy.preprocessing.size)))
     return view.of_pixels(policy.pixels(distorted), key)
@@ -169,10 +172,34 @@ def differ(clean: Response, distorted: Response) -> bool:
     return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
 
 
-def balance(pairs: list[Pair], kinds: list[str], seed: int) -> list[Pair]:
+def balance(pairs: list[Pair], kinds: Sequence[str], seed: int) -> list[Pair]:
     """Keep as many pairs whose chosen answer is "yes" as "no", the surplus dropped at random; all others stay."""
     yes, no = ([i for i, kind in enumerate(kinds) if kind == side] for side in ("yes", "no"))
     kept = min(len(yes), len(no))
     rng = np.random.default_rng(number_for(seed, "balance"))
     dropped = {i for side in (yes, no) for i in rng.permutation(side)[kept:].tolist()}
     return [pair for i, pair in enumerate(pairs) if i not in dropped]
+
+
+def picture(job: Alignment, settings: Settings) -> None:
+    """`plots/seva.png`: one image, clean and more and more distorted, and what the base model says of each."""
+    described = [prompt for prompt in job.prompts if prompt.kind == "describe"]
+    if not described:
+        return
+    prompt = described[0]
+    view, key = settings.view_of("describe"), key_for(job.seed, prompt.id, "picture")
+    if view.step is None:
+        views = [("clean", parse_view("clean"), key)]
+        views += [(f"{view.label} {i + 1}", view, draw) for i, draw in enumerate(mx.random.split(key, 5))]
+    else:
+        views = [(label, parse_view(label), key) for label in ("clean", *(f"diffusion-{step}" for step in NOISE_LEVELS))]
+    pixels = mx.stack([see(job.policy, job.image(prompt.image), view, key) for _, view, key in views])
+    with adapter_at(job.policy.model, 0):
+        prefix = job.policy.prefill(job.policy.features(pixels), [job.policy.prompt_ids(prompt.prompt)] * len(views))
+        answers = job.policy.generate(prefix, settings.sampling_of("describe"))
+    cells = [
+        Cell(job.policy.preprocessing.shown(image), (Caption(label, (Span(answer.text),)),))
+        for (label, _, _), image, answer in zip(views, pixels, answers, strict=True)
+    ]
+    legend = Caption("SeVa:", (Span("the answer about the clean image is chosen, one about a distorted image rejected."),))
+    save_sheet(contact_sheet(cells, 3, f"{prompt.prompt}", [legend]), job.run.plots / "seva.png")

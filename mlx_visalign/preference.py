@@ -171,8 +171,8 @@ def preference_loss(policy: Policy, beta: float) -> Callable[[PairBatch], tuple[
 def with_reference(policy: Policy, pairs: Sequence[Pair]) -> list[Pair]:
     """Score pairs under the policy as it is now: what DPO will measure every later step against."""
     blank = [replace(pair, reference_logps=(0.0, 0.0)) for pair in pairs]
-    logps = pair_logps(policy, pair_batch(policy, blank)).tolist()
-    return [replace(pair, reference_logps=(row[0], row[1])) for pair, row in zip(pairs, logps, strict=True)]
+    logps = np.array(pair_logps(policy, pair_batch(policy, blank)), dtype=np.float64)
+    return [replace(pair, reference_logps=(float(c), float(r))) for pair, (c, r) in zip(pairs, logps, strict=True)]
 
 
 def train_on_pairs(

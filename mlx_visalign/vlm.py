@@ -12,7 +12,7 @@ What we do ourselves, and why (mlx-vlm 0.7.10; each has a test against transform
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -78,7 +78,7 @@ def load_model(folder: Path, config: dict[str, Any]) -> Any:
     model = build_model(config)
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        arrays, metadata = mx.load(str(file), return_metadata=True)
+        arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True))
         weights.update(arrays if metadata.get("format") == "mlx" else _channels_last(arrays))
     if not weights:
         raise UserError(f"{folder} holds no .safetensors weights.")
@@ -107,7 +107,7 @@ def _quantize(model: Any, settings: dict[str, Any], weights: dict[str, mx.array]
 
 
 def _check_names(folder: Path, weights: dict[str, mx.array], model: Any) -> None:
-    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    expected = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         raise UserError(

@@ -18,7 +18,9 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.keys import number_for
 from mlx_visalign.lora import LoRASettings
 from mlx_visalign.losses import dpo_loss
+from mlx_visalign.metrics import WINDOW, warning_signs
 from mlx_visalign.policy import Policy
+from mlx_visalign.progress import say
 from mlx_visalign.records import Pair
 from mlx_visalign.train import TrainSettings, fit
 
@@ -193,15 +195,40 @@ def train_on_pairs(
     policy.checkpoint = settings.checkpoint_layers
     source = PairSource(policy, pairs, settings.batch_size, seed)
     depends_on = {"beta": settings.beta, "seed": seed, "base": policy.base, "pairs": _digest(pairs), "lora": str(settings.lora)}
+    watch = Watch()
+
+    def each_row(row: dict[str, Any]) -> None:
+        watch(row)
+        if on_metrics is not None:
+            on_metrics(row)
+
     fit(
         {"adapter": policy.model},
         preference_loss(policy, settings.beta),
         source,
         settings.loop(len(pairs)),
         folder,
-        on_metrics=on_metrics,
+        on_metrics=each_row,
         depends_on=depends_on,
     )
+
+
+class Watch:
+    """Says once, while the training still runs, what looks wrong in its metrics."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.said: set[str] = set()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) > 1 and len(self.rows) % WINDOW:
+            return
+        for sign in warning_signs(self.rows):
+            subject = sign.split(" (")[0][:30]  # the words before the figures, which change from row to row
+            if subject not in self.said:
+                self.said.add(subject)
+                say(f"warning: {sign}")
 
 
 def _digest(pairs: Sequence[Pair]) -> int:

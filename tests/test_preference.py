@@ -16,6 +16,7 @@ from mlx_visalign.metrics import read_metrics
 from mlx_visalign.preference import (
     PairSource,
     PreferenceSettings,
+    Watch,
     pair_batch,
     pair_logps,
     preference_loss,
@@ -111,3 +112,12 @@ def test_reference_is_the_policy_as_it_is(pairs):
     policy = random_policy()
     logps = np.array(pair_logps(policy, pair_batch(policy, pairs)))
     np.testing.assert_allclose(logps, [pair.reference_logps for pair in pairs], atol=1e-4)
+
+
+def test_what_looks_wrong_is_said_once(capsys):
+    watch = Watch()
+    row = {"train_loss": 0.9, "accuracy": 0.8, "chosen_reward": 0.0, "chosen_length": 10, "rejected_length": 11}
+    for iteration in range(1, 102):
+        watch(row | {"iteration": iteration})
+    shown = capsys.readouterr().err
+    assert shown.count("warning:") == 1 and "not ln 2" in shown

@@ -1,0 +1,79 @@
+"""What an evaluation looks at: images, what is known to be in them, and questions about them."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from mlx_visalign.evals.annotations import Annotations, ObjectCounts
+from mlx_visalign.evals.pope import Question, Split, YesNo, build_questions
+from mlx_visalign.vocabulary import Vocabulary, question
+from mlx_visalign.world import language, scenes
+from mlx_visalign.world.drawing import draw
+
+Picture = Path | Image.Image
+
+COUNTED_SCENES = 5000  # pretraining scenes that tell what is frequent in the world and what goes together
+PER_IMAGE = 3  # questions about what is there, and as many about what is not; the number of the POPE paper
+UNLABELLED = (
+    "Nobody has said what is in these images, so there is no CHAIR and no POPE here, and nothing that measures "
+    "hallucination. Compare the answers with the images yourself."
+)
+WORLD = (
+    "The tiny world of coloured shapes shows that the method does what it should. It does not show how much a real model "
+    "would gain, and it does not rank methods."
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Images by id, and what is known of them; with pictures alone, only descriptions can be made.
+
+    questions  yes/no questions by POPE split, "random" and so on
+    limits     what figures on these images cannot show, for every report to say
+    """
+
+    name: str
+    pictures: dict[str, Picture]
+    annotations: Annotations = field(default_factory=dict)
+    vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary(()))
+    questions: dict[Split, list[Question]] = field(default_factory=dict)
+    limits: str = UNLABELLED
+
+
+def world_benchmark(split: str, count: int, seed: int = 0) -> Benchmark:
+    """The first `count` scenes of a split of the tiny world ("validation", "held-out") with all that is true of them.
+
+    Its adversarial questions are stricter than POPE's: every absent object asked about is the usual partner of one that
+    is there. POPE's rule asks about the most frequent companion that is absent, and since partners are there half of
+    the time, half of its questions would be about companions without any meaning.
+    """
+    shown = {f"{split}-{scene.seed}": scene for scene in scenes.split(split, count)}
+    annotations = {id: _names(scene) for id, scene in shown.items()}
+    vocabulary = Vocabulary.from_rows(language.vocabulary(), "the tiny world's vocabulary")
+    counts = ObjectCounts.of(map(_names, scenes.split("pretraining", COUNTED_SCENES)))
+    questions: dict[Split, list[Question]] = {
+        name: build_questions(annotations, vocabulary.objects, counts, name, seed, PER_IMAGE) for name in ("random", "popular")
+    }
+    questions["adversarial"] = [asked for id, scene in shown.items() for asked in _about_partners(id, scene, seed)]
+    pictures: dict[str, Picture] = {id: Image.fromarray(draw(scene)) for id, scene in shown.items()}
+    name = f"{count} {split} scenes of the tiny world"
+    return Benchmark(name, pictures, annotations, vocabulary, questions, WORLD)
+
+
+def _names(scene: scenes.Scene) -> frozenset[str]:
+    return frozenset(map(str, scene.types))
+
+
+def _about_partners(id: str, scene: scenes.Scene, seed: int) -> list[Question]:
+    """As many questions about what is there as about absent partners; none where every partner is there."""
+    there = sorted(_names(scene))
+    absent = sorted({str(scenes.partner(type)) for type in scene.types}.difference(there))
+    count = min(PER_IMAGE, len(absent))
+    rng = random.Random(f"{seed} {id}")
+    labels: dict[str, YesNo] = dict.fromkeys(rng.sample(there, count), "yes")
+    labels |= dict.fromkeys(rng.sample(absent, count), "no")
+    return [
+        Question(f"{id}/adversarial/{number}", id, question(name), label) for number, (name, label) in enumerate(labels.items())
+    ]

@@ -1,0 +1,178 @@
+"""A contact sheet: images in a grid, wrapped captions with marked words under each.
+
+Drawn with Pillow, where every line's place is known before it is drawn: however long the texts, nothing overlaps.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+Mark = Literal["plain", "wrong", "changed", "quiet", "heading"]
+
+COLOURS: dict[Mark, str] = {
+    "plain": "#1a1a1a",
+    "wrong": "#c8102e",
+    "changed": "#12488f",
+    "quiet": "#666666",
+    "heading": "#1a1a1a",
+}
+CHANGED_BACKGROUND = "#dcebfb"
+
+# Pixels. Seven screen pixels for one of the tiny world's, which come out sharp.
+PICTURE = (440, 336)
+COLUMN, GAP, MARGIN = 440, 44, 48
+TEXT, LINE, TITLE = 21, 29, 32
+MAX_LINES = 16  # of one caption
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some words, and how they are marked."""
+
+    text: str
+    mark: Mark = "plain"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text under an image, behind a bold heading such as "before"."""
+
+    heading: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image and what stands under it."""
+
+    image: Image.Image
+    captions: tuple[Caption, ...]
+
+
+Word = list[Span]  # more than one where a mark ends inside it, as before a full stop
+
+
+def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Sequence[Caption]) -> Image.Image:
+    """The cells row by row, under the title and a legend that says what the marks mean.
+
+    A caption of more than 16 lines is cut, and says so.
+    """
+    width = columns * COLUMN + (columns - 1) * GAP
+    tiles = [_cell(cell) for cell in cells]
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    blocks = [_title(title, width), _captions(legend, width), *(_side_by_side(row, width) for row in rows)]
+    sheet = Image.new("RGB", (width + 2 * MARGIN, sum(block.height + GAP for block in blocks) + MARGIN), "white")
+    top = MARGIN
+    for block in blocks:
+        sheet.paste(block, (MARGIN, top))
+        top += block.height + GAP
+    return sheet
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _cell(cell: Cell) -> Image.Image:
+    shrinks = cell.image.width > PICTURE[0] or cell.image.height > PICTURE[1]
+    method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+    picture = ImageOps.contain(cell.image.convert("RGB"), PICTURE, method)
+    text = _captions(cell.captions, COLUMN)
+    tile = Image.new("RGB", (COLUMN, PICTURE[1] + LINE // 2 + text.height), "white")
+    tile.paste(picture, (0, PICTURE[1] - picture.height))
+    tile.paste(text, (0, PICTURE[1] + LINE // 2))
+    return tile
+
+
+def _side_by_side(tiles: Sequence[Image.Image], width: int) -> Image.Image:
+    row = Image.new("RGB", (width, max(tile.height for tile in tiles)), "white")
+    for index, tile in enumerate(tiles):
+        row.paste(tile, (index * (COLUMN + GAP), 0))
+    return row
+
+
+def _title(title: str, width: int) -> Image.Image:
+    block = Image.new("RGB", (width, TITLE), "white")
+    ImageDraw.Draw(block).text((0, TITLE - 6), title, fill=COLOURS["plain"], font=_font(True, TITLE), anchor="ls")
+    return block
+
+
+def _captions(captions: Sequence[Caption], width: int) -> Image.Image:
+    """The captions below one another, half a line between them."""
+    texts = [_lines(caption, width) for caption in captions]
+    block = Image.new("RGB", (width, sum(len(lines) * LINE + LINE // 2 for lines in texts)), "white")
+    draw = ImageDraw.Draw(block)
+    top = 0
+    for lines in texts:
+        for words in lines:
+            _write(draw, words, top)
+            top += LINE
+        top += LINE // 2
+    return block
+
+
+def _write(draw: ImageDraw.ImageDraw, words: list[Word], top: int) -> None:
+    """One line."""
+    left, baseline = 0.0, top + TEXT
+    for word in words:
+        for span in word:
+            width = _width(span)
+            if span.mark == "changed":
+                draw.rectangle((left - 2, top, left + width + 2, top + LINE - 3), fill=CHANGED_BACKGROUND)
+            draw.text((left, baseline), span.text, fill=COLOURS[span.mark], font=_font_of(span), anchor="ls")
+            left += width
+        left += _width(Span(" "))
+
+
+def _lines(caption: Caption, width: int) -> list[list[Word]]:
+    """The caption's words, wrapped to the width."""
+    lines: list[list[Word]] = [[]]
+    used = 0.0
+    for word in _words(caption):
+        needed = sum(map(_width, word))
+        if lines[-1] and used + needed > width:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(word)
+        used += needed + _width(Span(" "))
+    if len(lines) > MAX_LINES:
+        lost = sum(map(len, lines[MAX_LINES - 1 :]))
+        lines[MAX_LINES - 1 :] = [[[Span(f"… {lost} more words", "quiet")]]]
+    return lines
+
+
+def _words(caption: Caption) -> list[Word]:
+    """Split at white space, and inside a very long word. The heading comes first."""
+    words = [[Span(word, "heading")] for word in caption.heading.split()]
+    glued = False
+    for span in caption.spans:
+        for piece in re.findall(r"\s+|\S{1,20}", span.text):
+            if glued and not piece.isspace():
+                words[-1].append(Span(piece, span.mark))
+            elif not piece.isspace():
+                words.append([Span(piece, span.mark)])
+            glued = False
+        glued = bool(span.text) and not span.text[-1].isspace()
+    return words
+
+
+def _width(span: Span) -> float:
+    return _font_of(span).getlength(span.text)
+
+
+def _font_of(span: Span) -> ImageFont.FreeTypeFont:
+    return _font(span.mark in ("heading", "wrong"), TEXT)
+
+
+@cache
+def _font(bold: bool, size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

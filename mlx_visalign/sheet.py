@@ -3,6 +3,7 @@
 Drawn with Pillow, where every line's place is known before it is drawn: however long the texts, nothing overlaps.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from typing import Literal
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-Mark = Literal["plain", "wrong", "changed", "quiet", "heading"]
+Mark = Literal["plain", "heading", "wrong", "missed", "changed", "quiet"]
 
 COLOURS: dict[Mark, str] = {
     "plain": "#1a1a1a",
+    "heading": "#1a1a1a",
     "wrong": "#c8102e",
+    "missed": "#a05a00",
     "changed": "#12488f",
     "quiet": "#666666",
-    "heading": "#1a1a1a",
 }
+BOLD = ("heading", "wrong", "missed")
 CHANGED_BACKGROUND = "#dcebfb"
 
 # Pixels. Seven screen pixels for one of the tiny world's, which come out sharp.
@@ -63,7 +66,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Seque
 
     A caption of more than 16 lines is cut, and says so.
     """
-    width = columns * COLUMN + (columns - 1) * GAP
+    width = max(columns * COLUMN + (columns - 1) * GAP, math.ceil(_font(True, TITLE).getlength(title)))
     tiles = [_cell(cell) for cell in cells]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     blocks = [_title(title, width), _captions(legend, width), *(_side_by_side(row, width) for row in rows)]
@@ -168,7 +171,7 @@ def _width(span: Span) -> float:
 
 
 def _font_of(span: Span) -> ImageFont.FreeTypeFont:
-    return _font(span.mark in ("heading", "wrong"), TEXT)
+    return _font(span.mark in BOLD, TEXT)
 
 
 @cache

@@ -4,38 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from made_evaluations import PROTOCOL, TRUTH, benchmark, said
 from random_policy import random_policy
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.annotations import ObjectCounts
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evals.pope import Question
-from mlx_visalign.evaluate import Evaluation, Protocol, changes, evaluate, features, split_prompt
+from mlx_visalign.evaluate import Protocol, changes, evaluate, features, split_prompt
 from mlx_visalign.generate import Sampling
-from mlx_visalign.records import Response
-from mlx_visalign.vocabulary import Entry, Vocabulary
 from mlx_visalign.world.scenes import TYPES, partner, split
 
-PROTOCOL = Protocol("What is here?", max_tokens=10, question_tokens=4)
-OBJECTS = ("cat", "dog", "cup")
-TRUTH = {"a": frozenset({"cat"}), "b": frozenset({"cat", "dog"}), "c": frozenset[str]()}
 PARTNERS = {str(type): str(partner(type)) for type in TYPES}
-
-
-def asked(image, name, label, split="random"):
-    return Question(f"{image}/{split}/{name}", image, f"Is there a {name} in the image?", label)
-
-
-def benchmark():
-    pictures = {}
-    for index, image in enumerate(TRUTH):
-        pixels = np.random.default_rng(index).integers(0, 256, (28, 28, 3), dtype=np.uint8)
-        pictures[image] = Image.fromarray(pixels)
-    questions = [asked("a", "cat", "yes"), asked("a", "cup", "no"), asked("b", "cat", "yes")]
-    others = [asked("a", "cat", "yes", "popular"), asked("a", "dog", "no", "popular")]
-    vocabulary = Vocabulary(tuple(Entry(name, (name,)) for name in OBJECTS))
-    return Benchmark("three images", pictures, TRUTH, vocabulary, {"random": questions, "popular": others})
 
 
 def test_the_shared_part_of_a_prompt_ends_with_the_image():
@@ -82,18 +61,6 @@ def test_photos_without_labels_give_lengths_only():
     assert evaluation.figures.keys() == {"length"}
     lengths = [response.tokens for response in evaluation.responses]
     assert evaluation.figures["length"]["tokens"].value == pytest.approx(np.mean(lengths))
-
-
-def said(descriptions, answers):
-    """An evaluation with these descriptions, one an image, and the same answer to all questions about an image."""
-    made = benchmark()
-    prompts = {(question.image, question.prompt) for questions in made.questions.values() for question in questions}
-    rows = [(image, PROTOCOL.prompt, "describe", text) for image, text in descriptions.items()]
-    rows += [(image, prompt, "exists", answers[image]) for image, prompt in prompts]
-    responses = [
-        Response(f"{image}/{prompt}", image, prompt, kind, "clean", text, True, 9) for image, prompt, kind, text in rows
-    ]
-    return Evaluation(made, PROTOCOL, responses)
 
 
 def test_figures_follow_from_the_answers():

@@ -1,0 +1,167 @@
+"""What a training changed: report.json, the table for the terminal, and the pictures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mlx_visalign.before_after import before_after_sheet
+from mlx_visalign.evaluate import Evaluation, Figures, changes
+from mlx_visalign.files import write_atomically
+from mlx_visalign.metrics import Row, warning_signs
+from mlx_visalign.plots import plot_training
+from mlx_visalign.sheet import save_sheet
+
+ONE_TRAINING = (
+    "The intervals (95 %, bootstrap) are over the images, for this one training: another seed would give another model."
+)
+LAST = 0.05  # the training's end: the mean over this share of its updates
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a figure appears in the table. better: 1 where more is better, -1 where less is, 0 where neither."""
+
+    label: str
+    better: int
+    is_share: bool = True
+
+
+POPE = {
+    "accuracy": Shown("accuracy", 1),
+    "precision": Shown("precision", 1),
+    "recall": Shown("recall (true positives)", 1),
+    "f1": Shown("F1", 1),
+    "yes_rate": Shown("answered yes", 0),
+}
+TABLE = {
+    "chair": (
+        "Descriptions",
+        {
+            "chair_i": Shown("CHAIR_i (false mentions)", -1),
+            "chair_s": Shown("CHAIR_s (texts with any)", -1),
+            "recall": Shown("recall of what is there", 1),
+            "f1": Shown("F1 (1-CHAIR_i, recall)", 1),
+            "duplicates": Shown("mentioned again", -1),
+            "objects": Shown("mentions in a text", 0, is_share=False),
+            "words": Shown("words in a text", 0, is_share=False),
+        },
+    ),
+    "length": (
+        "Length of descriptions",
+        {"tokens": Shown("tokens", 0, is_share=False), "cut_off": Shown("cut off at the limit", -1)},
+    ),
+    "pope_random": ("POPE, random", POPE),
+    "pope_popular": ("POPE, popular", POPE),
+    "pope_adversarial": ("POPE, adversarial", POPE),
+}
+
+
+def make_report(
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    training: Sequence[Row],
+    held_out_pairs: Mapping[str, float] | None,
+    versions: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that report.json holds. Figures are {"value", "low", "high"} with their 95 % interval.
+
+    training        the rows of metrics.jsonl, one an update
+    held_out_pairs  `preference.reward_accuracy` on pairs that were not trained on, or None where there are none
+    """
+    return {
+        "benchmark": {"name": before.benchmark.name, "images": len(before.benchmark.pictures), **asdict(before.protocol)},
+        "before": _as_rows(before.figures),
+        "after": _as_rows(after.figures),
+        "change": _as_rows(changes(before, after)),
+        "held_out_pairs": None if held_out_pairs is None else dict(held_out_pairs),
+        "training": summarise(training),
+        "warnings": warning_signs(list(training)),
+        "limits": [before.benchmark.limits, ONE_TRAINING],
+        "versions": dict(versions),
+        "settings": dict(settings),
+    }
+
+
+def write_report(
+    report: Mapping[str, Any], before: Evaluation, after: Evaluation, training: Sequence[Row], file: Path, plots: Path
+) -> None:
+    """The report as JSON in `file`; training.png and before_after.png in the folder `plots`."""
+    plot_training(training, plots / "training.png")
+    save_sheet(before_after_sheet(before, after), plots / "before_after.png")
+    write_atomically(file, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def summarise(training: Sequence[Row]) -> dict[str, float]:
+    """How many updates and seconds, and each metric's mean over the last 5 % of the updates."""
+    last = training[-math.ceil(LAST * len(training)) :]
+    means = {name: fmean(row[name] for row in last) for name in last[0] if name != "iteration"}
+    seconds = sum(1 / row["iterations_per_second"] for row in training)
+    return {"updates": len(training), "seconds": seconds, **means}
+
+
+def show(report: Mapping[str, Any]) -> Group:
+    """The report for the terminal: the table, then in words what it cannot show."""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=report["benchmark"]["name"], title_justify="left"
+    )
+    table.add_column("")
+    for name in ("before", "after", "change, 95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for group, (title, figures) in TABLE.items():
+        if group in report["change"]:
+            table.add_row(Text(title, style="bold"))
+            for name, shown in figures.items():
+                table.add_row(*_cells(shown, *(report[side][group][name] for side in ("before", "after", "change"))))
+    return Group(table, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """What belongs to the figures but is no figure."""
+    said = ["Shares are in %, their changes in percentage points."]
+    pairs = report["held_out_pairs"]
+    if pairs is not None:
+        said.append(
+            f"Of {pairs['pairs']:.0f} pairs that were not trained on, the chosen answer has the higher reward in "
+            f"{pairs['accuracy']:.0%} (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
+            "This tells that preferences were learned, not that they are right."
+        )
+    return [*said, *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
+
+
+def _cells(shown: Shown, before: Row, after: Row, change: Row) -> list[Text | str]:
+    scale, places = (100, 1) if shown.is_share else (1, 2)
+    difference, low, high = (f"{scale * change[side]:+.{places}f}" for side in ("value", "low", "high"))
+    judgement = verdict(change, shown.better)
+    style = {"better": "green", "worse": "red"}.get(judgement, "")
+    return [
+        f"  {shown.label}",
+        *(f"{scale * side['value']:.{places}f}" for side in (before, after)),
+        Text(f"{difference} [{low}, {high}]", style=style),
+        Text(judgement, style=style),
+    ]
+
+
+def verdict(change: Row, better: int) -> str:
+    """Whether the interval lies on one side of 0, and whether that is the better one."""
+    if not better:
+        return ""
+    if change["low"] <= 0 <= change["high"]:
+        return "not clear"
+    return "better" if (change["low"] > 0) == (better > 0) else "worse"
+
+
+def _as_rows(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
+    return {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}

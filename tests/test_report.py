@@ -1,0 +1,100 @@
+"""The report: the figures it holds, the table that shows them, and the sentences that say what they do not show."""
+
+import json
+from io import StringIO
+
+import pytest
+from made_evaluations import PROTOCOL, benchmark, said
+from PIL import Image
+from rich.console import Console
+
+from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
+from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.records import Response
+from mlx_visalign.report import TABLE, make_report, sentences, show, summarise, verdict, write_report
+
+BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
+AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
+TRAINING = [
+    {"iteration": step + 1, "train_loss": 1.0 - step / 40, "accuracy": 0.5, "iterations_per_second": 2.0} for step in range(40)
+]
+PAIRS = {"pairs": 20, "accuracy": 0.75, "margin": 0.4}
+
+
+def report(before=BEFORE, after=AFTER, pairs=PAIRS):
+    about = {"training": TRAINING, "held_out_pairs": pairs, "versions": {"mlx": "1"}, "settings": {"method": "seva"}}
+    return make_report(before, after, **about)
+
+
+def printed(made, color=False):
+    file = StringIO()
+    Console(file=file, width=80, force_terminal=color, color_system="standard" if color else None).print(show(made))
+    return file.getvalue()
+
+
+def test_every_figure_is_in_the_table():
+    made = report()
+    for group, figures in made["change"].items():
+        assert figures.keys() == TABLE[group][1].keys()
+
+
+def test_change_is_after_minus_before():
+    made = report()
+    for group, figures in made["change"].items():
+        for name, change in figures.items():
+            difference = made["after"][group][name]["value"] - made["before"][group][name]["value"]
+            assert change["value"] == pytest.approx(difference)
+            assert change["low"] <= change["high"]
+
+
+def test_the_terminal_shows_it_in_80_columns():
+    text = printed(report())
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    [row] = [line for line in lines if "CHAIR_i (false mentions)" in line]
+    assert row.split()[3:6] == ["50.0", "0.0", "-50.0"]
+    assert "75% (a coin would reach half), by 0.40" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.2, 1), (-0.2, -0.1, -1)])
+def test_verdicts(low, high, sign):
+    change = {"value": (low + high) / 2, "low": low, "high": high}
+    assert [verdict(change, better) for better in (sign, -sign, 0)] == ["better", "worse", ""]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 0.2), (0.0, 0.2), (-0.1, 0.0)])
+def test_an_interval_that_reaches_zero_tells_nothing(low, high):
+    change = {"value": (low + high) / 2, "low": low, "high": high}
+    assert [verdict(change, better) for better in (1, -1, 0)] == ["not clear", "not clear", ""]
+
+
+def test_better_is_green_and_worse_is_red():
+    made = report()
+    made["change"]["chair"]["chair_i"] = {"value": -0.5, "low": -0.6, "high": -0.4}
+    made["change"]["chair"]["recall"] = {"value": -0.5, "low": -0.6, "high": -0.4}
+    lines = printed(made, color=True).splitlines()
+    assert any("CHAIR_i" in line and "\x1b[32m" in line for line in lines)
+    assert any("recall of what" in line and "\x1b[31m" in line for line in lines)
+
+
+def test_without_labels_it_says_so():
+    pictures = benchmark().pictures
+    answers = [Response(image, image, PROTOCOL.prompt, "describe", "clean", "A cat.", True, 4) for image in pictures]
+    evaluation = Evaluation(Benchmark("photos", pictures), PROTOCOL, answers)
+    made = report(evaluation, evaluation, pairs=None)
+    assert UNLABELLED in sentences(made) and not any("coin" in sentence for sentence in sentences(made))
+    assert made["change"].keys() == {"length"} and "CHAIR_i" not in printed(made)
+
+
+def test_files(tmp_path):
+    made = report()
+    write_report(made, BEFORE, AFTER, TRAINING, tmp_path / "report.json", tmp_path / "plots")
+    assert json.loads((tmp_path / "report.json").read_text()) == made
+    for name in ("training.png", "before_after.png"):
+        Image.open(tmp_path / "plots" / name).verify()
+
+
+def test_the_summary_is_of_the_last_updates():
+    summary = summarise(TRAINING)
+    assert summary["updates"] == 40 and summary["seconds"] == 20
+    assert summary["train_loss"] == pytest.approx(1 - 38.5 / 40)  # the mean of the last two of forty

@@ -12,7 +12,7 @@ from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.images import open_image
 from mlx_visalign.keys import number_for
 from mlx_visalign.records import Response
-from mlx_visalign.sheet import Caption, Cell, Mark, Span, contact_sheet
+from mlx_visalign.sheet import PICTURE, Caption, Cell, Mark, Span, contact_sheet
 
 SHOWN, COLUMNS = 12, 4
 WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
@@ -45,7 +45,12 @@ def before_after_sheet(before: Evaluation, after: Evaluation) -> Image.Image:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    return open_image(picture) if isinstance(picture, Path) else picture
+    """Photos are shrunk at once: a dozen of them at full size can fill a memory."""
+    if isinstance(picture, Image.Image):
+        return picture
+    photo = open_image(picture)
+    photo.thumbnail(PICTURE, Image.Resampling.LANCZOS)
+    return photo
 
 
 def _captions(benchmark: Benchmark, before: Response, after: Response) -> tuple[Caption, ...]:

@@ -35,6 +35,10 @@ class Shown:
     better: int
     is_share: bool = True
 
+    def format(self, number: float, sign: str = "") -> str:
+        """Shares in per cent. `sign` "+" writes it before positive numbers too."""
+        return f"{100 * number:{sign}.1f}" if self.is_share else f"{number:{sign}.2f}"
+
 
 POPE = {
     "accuracy": Shown("accuracy", 1),
@@ -113,12 +117,7 @@ def summarise(training: Sequence[Row]) -> dict[str, float]:
 
 def show(report: Mapping[str, Any]) -> Group:
     """The report for the terminal: the table, then in words what it cannot show."""
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=report["benchmark"]["name"], title_justify="left"
-    )
-    table.add_column("")
-    for name in ("before", "after", "change, 95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(report["benchmark"]["name"], "before", "after", "change, 95 % interval")
     table.add_column("")
     for group, (title, figures) in TABLE.items():
         if group in report["change"]:
@@ -126,6 +125,27 @@ def show(report: Mapping[str, Any]) -> Group:
             for name, shown in figures.items():
                 table.add_row(*_cells(shown, *(report[side][group][name] for side in ("before", "after", "change"))))
     return Group(table, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+
+
+def show_figures(name: str, figures: Figures) -> Table:
+    """One evaluation's figures for the terminal."""
+    table = _table(name, "value", "95 % interval")
+    for group, (title, shown) in TABLE.items():
+        if group in figures:
+            table.add_row(Text(title, style="bold"))
+            for figure, how in shown.items():
+                value, low, high = (how.format(number) for number in asdict(figures[group][figure]).values())
+                table.add_row(f"  {how.label}", value, Text(f"[{low}, {high}]"))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A column of labels, then `columns` of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
@@ -142,13 +162,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
 
 
 def _cells(shown: Shown, before: Row, after: Row, change: Row) -> list[Text | str]:
-    scale, places = (100, 1) if shown.is_share else (1, 2)
-    difference, low, high = (f"{scale * change[side]:+.{places}f}" for side in ("value", "low", "high"))
+    difference, low, high = (shown.format(change[side], sign="+") for side in ("value", "low", "high"))
     judgement = verdict(change, shown.better)
     style = {"better": "green", "worse": "red"}.get(judgement, "")
     return [
         f"  {shown.label}",
-        *(f"{scale * side['value']:.{places}f}" for side in (before, after)),
+        *(shown.format(side["value"]) for side in (before, after)),
         Text(f"{difference} [{low}, {high}]", style=style),
         Text(judgement, style=style),
     ]

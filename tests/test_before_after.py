@@ -64,6 +64,11 @@ def test_a_dozen_images_are_chosen_by_name_alone(monkeypatch):
     assert good == bad and len(set(good)) == 12 and good != names[:12]
 
 
+def test_photos_are_shrunk_when_opened(tmp_path):
+    Image.new("RGB", (3000, 1000), "red").save(tmp_path / "photo.jpg")
+    assert before_after._opened(tmp_path / "photo.jpg").size == (440, 147)
+
+
 def test_the_sheet_is_drawn():
     before = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, ANSWERS)
     after = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, ANSWERS)

@@ -11,7 +11,7 @@ from rich.console import Console
 from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.records import Response
-from mlx_visalign.report import TABLE, make_report, sentences, show, summarise, verdict, write_report
+from mlx_visalign.report import TABLE, make_report, sentences, show, show_figures, summarise, verdict, write_report
 
 BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
 AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
@@ -26,9 +26,9 @@ def report(before=BEFORE, after=AFTER, pairs=PAIRS):
     return make_report(before, after, **about)
 
 
-def printed(made, color=False):
+def printed(shown, color=False):
     file = StringIO()
-    Console(file=file, width=80, force_terminal=color, color_system="standard" if color else None).print(show(made))
+    Console(file=file, width=80, force_terminal=color, color_system="standard" if color else None).print(shown)
     return file.getvalue()
 
 
@@ -48,7 +48,7 @@ def test_change_is_after_minus_before():
 
 
 def test_the_terminal_shows_it_in_80_columns():
-    text = printed(report())
+    text = printed(show(report()))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     [row] = [line for line in lines if "CHAIR_i (false mentions)" in line]
@@ -72,7 +72,7 @@ def test_better_is_green_and_worse_is_red():
     made = report()
     made["change"]["chair"]["chair_i"] = {"value": -0.5, "low": -0.6, "high": -0.4}
     made["change"]["chair"]["recall"] = {"value": -0.5, "low": -0.6, "high": -0.4}
-    lines = printed(made, color=True).splitlines()
+    lines = printed(show(made), color=True).splitlines()
     assert any("CHAIR_i" in line and "\x1b[32m" in line for line in lines)
     assert any("recall of what" in line and "\x1b[31m" in line for line in lines)
 
@@ -83,7 +83,14 @@ def test_without_labels_it_says_so():
     evaluation = Evaluation(Benchmark("photos", pictures), PROTOCOL, answers)
     made = report(evaluation, evaluation, pairs=None)
     assert UNLABELLED in sentences(made) and not any("coin" in sentence for sentence in sentences(made))
-    assert made["change"].keys() == {"length"} and "CHAIR_i" not in printed(made)
+    assert made["change"].keys() == {"length"} and "CHAIR_i" not in printed(show(made))
+
+
+def test_one_evaluation_is_shown_with_its_intervals():
+    text = printed(show_figures("three images", BEFORE.figures))
+    [row] = [line.split() for line in text.splitlines() if "CHAIR_i" in line and "F1" not in line]
+    value = BEFORE.figures["chair"]["chair_i"]
+    assert row[3:] == [f"{100 * value.value:.1f}", f"[{100 * value.low:.1f},", f"{100 * value.high:.1f}]"]
 
 
 def test_files(tmp_path):

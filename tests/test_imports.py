@@ -11,8 +11,9 @@ TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance
     records pair_formats config losses images photos augment vocabulary template
     models vlm fold logps lora weights convert generate policy
-    checkpoint train preference rollout scorers world prompts evals
-    plots sheet report doctor stage run alignment methods __init__ cli __main__
+    checkpoint train preference rollout scorers world prompts evals evaluate
+    plots sheet before_after report doctor stage run alignment recipe pipeline preview
+    methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
 SIBLINGS_MAY_MEET = {"augment", "models", "world", "evals"}

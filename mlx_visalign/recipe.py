@@ -1,0 +1,105 @@
+"""A recipe: which model is aligned, on which images, by which method and with which settings.
+
+It is a YAML file (see `config`) with the fields of `Recipe` and, under `settings`, those of the method's `Settings`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_visalign.config import load_recipe
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build, unknown
+from mlx_visalign.provenance import as_json
+from mlx_visalign.records import read_text
+
+# Inside the package once installed, beside it in a checkout.
+RECIPES = next(path for path in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if path.is_dir())
+TINY_WORLD = "tiny-world"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is aligned, on which images.
+
+    method      a method's name, such as seva
+    model       the folder of a LLaVA, or "tiny", the embedded one
+    images      a folder of unlabelled images, or "tiny-world", whose scenes are drawn
+    prompts     a prompts.jsonl to ask instead of the questions made up about `images`
+    count       at most so many images, at least 1; of the tiny world exactly so many
+    questions   existence questions about each image, 0 or more
+    vocabulary  a file of the objects they are about; none: COCO's 80
+    skip_bad    leave out images that cannot be decoded, where one otherwise stops the run
+    scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
+    split       split: held-out ones are for reporting, never for choosing settings
+    seed        everything random depends on it and on nothing else; in the tiny world also which scenes
+    """
+
+    method: str
+    model: str = "tiny"
+    images: str | None = None
+    prompts: str | None = None
+    count: int | None = None
+    questions: int = 2
+    vocabulary: str | None = None
+    skip_bad: bool = False
+    scenes: int = 500
+    split: Literal["validation", "held-out"] = "validation"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.prompts is None):
+            raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
+        if (self.count is not None and self.count < 1) or self.questions < 0 or self.scenes < 1 or self.seed < 0:
+            raise UserError(f"Expected count >= 1, questions >= 0, scenes >= 1 and seed >= 0, got {self}.")
+        if self.images == TINY_WORLD and self.count is None:
+            raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, the module of its method, and that method's checked settings."""
+
+    recipe: Recipe
+    method: Any
+    settings: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting by its name; as YAML it is a recipe again."""
+        return as_json({**asdict(self.recipe), "settings": asdict(self.settings)})
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file, by its path or, for those that come with the package, by its name."""
+    for path in (Path(name), RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    raise UserError(f"{name} is no file, and among the recipes that come along: {unknown(name, list_recipes())}")
+
+
+def list_recipes() -> dict[str, str]:
+    """The recipes that come with the package, and what each says of itself in its first line."""
+    return {path.stem: read_text(path).partition("\n")[0].strip("# ") for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def make_plan(
+    path: Path, find_method: Callable[[str], Any], preset: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Plan:
+    """Read a recipe. `find_method` gives the module of a method by its name; `overrides` are as in `load_recipe`."""
+    where = f"{path} (or the command line)"
+    values = load_recipe(path, preset, overrides)
+    settings = values.pop("settings", {})
+    recipe = build(Recipe, values, where)
+    _require_there(recipe)
+    method = find_method(recipe.method)
+    return Plan(recipe, method, build(method.Settings, settings, f"{where}: settings"))
+
+
+def _require_there(recipe: Recipe) -> None:
+    """What is missing is told now, and not when everything before it is done."""
+    for name in ("model", "images", "prompts", "vocabulary"):
+        path = asdict(recipe)[name]
+        if path not in (None, "tiny", TINY_WORLD) and not Path(path).exists():
+            raise UserError(f"{name}: there is no file or folder {path}.")

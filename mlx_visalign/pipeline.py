@@ -1,0 +1,152 @@
+"""A recipe carried out, from images to report: prompts, the method's own stages, and what is measured before and after."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
+from mlx_visalign.evaluate import Evaluation, Protocol, evaluate
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.photos import Photo, find_photos, held_out
+from mlx_visalign.policy import load
+from mlx_visalign.progress import say
+from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
+from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
+from mlx_visalign.records import Prompt, Response, read_text
+from mlx_visalign.report import make_report, write_report
+from mlx_visalign.run import Run
+from mlx_visalign.stage import Row, fingerprint
+from mlx_visalign.vocabulary import coco80, read_vocabulary
+from mlx_visalign.weights import fingerprint as weights_fingerprint
+
+PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
+
+
+def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None) -> Row:
+    """Align a model and report on it: returns what report.json holds.
+
+    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update.
+    """
+    report_file = run.folder / "report.json"
+    if report_file.exists() and yaml.safe_load(read_text(run.config)) == plan.config:
+        say(f"{run.folder}: this run is finished and nothing is left to do.")
+        return json.loads(read_text(report_file))
+    with run:
+        if not run.config.exists():
+            run.start(plan.config)
+        prompts, kept = ask(plan.recipe, run)
+        job = Alignment(run, load(plan.recipe.model), prompts, plan.recipe.seed, on_metrics)
+        benchmark = _benchmark(plan.recipe, job, kept)
+        before = _measure(job, benchmark, "before", {})
+        plan.method.train(job, plan.settings)
+        after = _measure(job, benchmark, "after", {"adapter": weights_fingerprint(run.adapter)})
+        plan.method.picture(job, plan.settings)
+        run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
+        training = read_metrics(run.metrics)
+        report = make_report(
+            before,
+            after,
+            training=training,
+            held_out_pairs=None,
+            versions=json.loads(read_text(run.versions)),
+            settings=plan.config,
+        )
+        write_report(report, before, after, training, report_file, run.plots)
+    return report
+
+
+def foresee(plan: Plan) -> Row:
+    """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
+    with TemporaryDirectory() as folder, Run(folder) as run:
+        prompts, kept = ask(plan.recipe, run)
+    return {
+        "images": len({prompt.image for prompt in prompts}),
+        "images_held_out": len({prompt.image for prompt in kept}),
+        "prompts": Counter(prompt.kind or "other" for prompt in prompts),
+        "updates_at_most": plan.settings.train.loop(len(prompts)).iters,
+    }
+
+
+def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those about the tenth of the images that is held out. Both stand in prompts.jsonl."""
+    if recipe.images == TINY_WORLD:
+        _draw_world(recipe, run)  # whatever the stage does: another run's prompts are reused without their images
+    rows = run.stage(
+        "prompts",
+        ["all prompts"],
+        lambda _: _prompt_rows(recipe, run),
+        settings=_what_prompts_depend_on(recipe),
+        batch=1,
+        title="prompts",
+    )
+    trained, kept = ([Prompt.from_row(row) for row in rows if row["held_out"] == side] for side in (False, True))
+    return trained, kept
+
+
+def _what_prompts_depend_on(recipe: Recipe) -> Row:
+    return {
+        "images": recipe.images if recipe.images in (None, TINY_WORLD) else os.path.abspath(recipe.images),
+        "count": recipe.count,
+        "questions": recipe.questions,
+        "prompts": _content(recipe.prompts),
+        "vocabulary": _content(recipe.vocabulary),
+        "seed": recipe.seed,
+    }
+
+
+def _content(file: str | None) -> str | None:
+    return None if file is None else fingerprint([read_text(Path(file))])
+
+
+def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
+    if recipe.prompts is not None:
+        prompts = read_prompts(Path(recipe.prompts))
+        kept = held_out(prompt.image for prompt in prompts)
+    else:
+        photos, mix = _photos_and_mix(recipe, run)
+        prompts = make_prompts(photos, mix, recipe.seed)
+        kept_ids = held_out(photo.id for photo in photos)
+        kept = {photo.image for photo in photos if photo.id in kept_ids}
+    return [prompt.to_row() | {"held_out": prompt.image in kept} for prompt in prompts]
+
+
+def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
+    if recipe.images == TINY_WORLD:
+        return _draw_world(recipe, run), world_mix(recipe.questions)
+    vocabulary = coco80() if recipe.vocabulary is None else read_vocabulary(Path(recipe.vocabulary))
+    return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), Mix(DESCRIBE, vocabulary, recipe.questions)
+
+
+def _draw_world(recipe: Recipe, run: Run) -> list[Photo]:
+    """Scenes of the tiny world, others for every seed."""
+    count = recipe.count or 0  # a recipe for the tiny world says how many
+    return world_photos(run.folder, "unlabelled", count, recipe.seed * count)
+
+
+def _benchmark(recipe: Recipe, job: Alignment, kept: list[Prompt]) -> Benchmark:
+    """What the model is looked at before and after: scenes whose truth is known, or else the images held out."""
+    if recipe.images == TINY_WORLD:
+        return world_benchmark(recipe.split, recipe.scenes)
+    images = list(dict.fromkeys(prompt.image for prompt in kept or job.prompts))[:PICTURES]
+    name = f"{len(images)} images that were {'not ' if kept else ''}trained on"
+    return Benchmark(name, {image: job.image(image) for image in images})
+
+
+def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) -> Evaluation:
+    """The model's answers about the benchmark, made once and kept in before.jsonl or after.jsonl."""
+    protocol = Protocol()
+    rows = job.run.stage(
+        moment,
+        list(benchmark.pictures),
+        lambda _: [response.to_row() for response in evaluate(job.policy, benchmark, protocol, title=benchmark.name).responses],
+        settings={**job.about(), "benchmark": benchmark.name, "protocol": vars(protocol), **depends},
+        batch=len(benchmark.pictures),
+        title=f"{moment} training",
+    )
+    return Evaluation(benchmark, protocol, [Response.from_row(row) for row in rows])

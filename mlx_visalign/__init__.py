@@ -1,0 +1,31 @@
+"""Self-alignment for LLaVA-style models in MLX.
+
+    import mlx_visalign
+
+    policy = mlx_visalign.load("path/to/llava")  # or load("tiny"), the embedded one
+    policy.answer("cat.jpg", "What is on the table?")
+
+    report = mlx_visalign.align("seva", model="path/to/llava", images="photos", output="runs/photos", on_metrics=print)
+
+What is named here is loaded when it is first used: `import mlx_visalign` itself needs no MLX.
+"""
+
+from typing import Any
+
+__all__ = ["Policy", "align", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mlx-visalign")
+    if name == "align":
+        from mlx_visalign.api import align
+
+        return align
+    if name in ("load", "Policy"):
+        from mlx_visalign import policy
+
+        return getattr(policy, name)
+    raise AttributeError(f"module 'mlx_visalign' has no attribute '{name}'")

@@ -1,0 +1,34 @@
+"""What the command line does, for notebooks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.cli import find_method
+from mlx_visalign.pipeline import run_recipe
+from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.run import Run
+
+
+def align(
+    recipe: str = "seva",
+    *,
+    output: str | Path,
+    preset: str | None = None,
+    reuse: str | Path | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    settings: dict[str, Any] | None = None,
+    **values: Any,
+) -> dict[str, Any]:
+    """Align a model as `visalign run` does, and return the report (what report.json holds).
+
+    recipe      a method's name or a recipe file
+    output      the run's folder; with the same one and the same settings a stopped run goes on
+    on_metrics  gets a row, a dict, after every update: print it, plot it, or raise KeyboardInterrupt to stop
+    settings    the method's settings that differ from the recipe: {"view": "crop", "train": {"epochs": 2}}
+    values      fields of `Recipe` that differ: model, images, count, seed and so on
+    """
+    overrides = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    overrides["settings"] = settings
+    plan = make_plan(find_recipe(recipe), find_method, preset, overrides)
+    return run_recipe(plan, Run(output, reuse=reuse), on_metrics)

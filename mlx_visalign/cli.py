@@ -1,0 +1,72 @@
+"""The command line: `visalign`, `mlx_visalign` and `python -m mlx_visalign`. What a command does stands in `commands`."""
+
+import ast
+import importlib
+import json
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import unknown
+from mlx_visalign.options import build_parser
+from mlx_visalign.progress import say
+from mlx_visalign.recipe import list_recipes
+from mlx_visalign.records import read_text
+
+METHODS = Path(__file__).parent / "methods"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = build_parser(_version()).parse_args(arguments)
+    options.again = shlex.join(["visalign", *arguments])
+    options.find_method = find_method
+    try:
+        _do(options)
+    except UserError as error:
+        say(f"visalign {options.command}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def find_method(name: str) -> ModuleType:
+    """The module of the method called `name`."""
+    if name not in list_methods():
+        raise UserError(f"methods: {unknown(name, list_methods())}")
+    return importlib.import_module(f"mlx_visalign.methods.{name}")
+
+
+def list_methods() -> dict[str, str]:
+    """The methods, and what each says of itself in its first line. Reads their files without running them."""
+    files = [path for path in sorted(METHODS.glob("*.py")) if not path.stem.startswith("_")]
+    return {path.stem: str(ast.get_docstring(ast.parse(read_text(path)))).split("\n")[0] for path in files}
+
+
+def _do(options: Namespace) -> None:
+    """Do what is asked. The result goes to stdout, as JSON or for people to read; all else goes to stderr."""
+    if options.command in ("methods", "recipes"):
+        listed = list_methods() if options.command == "methods" else list_recipes()
+        print(json.dumps(listed) if options.json else "\n".join(f"{name:12} {line}" for name, line in listed.items()))
+        return
+    from mlx_visalign.commands import COMMANDS  # only now, for it takes seconds
+
+    result = COMMANDS[options.command](options)
+    if options.json:
+        print(json.dumps(result.data))
+    else:
+        result.show()
+
+
+def _version() -> str:
+    try:
+        return version("mlx-visalign")
+    except PackageNotFoundError:  # a bare checkout is not installed
+        return "(not installed)"

@@ -1,0 +1,174 @@
+"""What each command does: it takes the parsed options and returns what is to be printed."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.config import dump, load_recipe
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.benchmark import world_benchmark
+from mlx_visalign.evaluate import Protocol, evaluate
+from mlx_visalign.fields import build, unknown
+from mlx_visalign.generate import Sampling
+from mlx_visalign.options import recipe_values
+from mlx_visalign.pair_formats import read_pairs
+from mlx_visalign.pipeline import foresee, run_recipe
+from mlx_visalign.policy import load
+from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
+from mlx_visalign.preview import measure, show_pair
+from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.records import Pair
+from mlx_visalign.report import show
+from mlx_visalign.run import Run
+from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.world import language, scenes
+from mlx_visalign.world.drawing import draw
+from mlx_visalign.world.pretrain import train_world
+
+REFERENCE_BATCH = 8  # pairs scored together
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out, for programs and for people."""
+
+    data: Any
+    shown: RenderableType
+
+    def show(self) -> None:
+        Console(highlight=False, markup=False).print(self.shown, crop=False)
+
+
+def align(options: Namespace) -> Result:
+    """`visalign run` and `visalign demo`."""
+    name = options.config or options.method
+    if name is None:
+        raise UserError("Name a method (visalign run seva ...) or a recipe (visalign run -c recipe.yaml ...).")
+    values = recipe_values(options) | {"method": options.method}
+    plan = make_plan(find_recipe(name), options.find_method, options.preset, values)
+    if options.dry_run:
+        return _told(foresee(plan), dump(plan.config))
+    run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
+    report = run_recipe(plan, run)
+    places = {"adapter": str(run.adapter), "pictures": str(run.plots), "report": str(run.folder / "report.json")}
+    return Result(report | places, Group(show(report), _lines(places)))
+
+
+def train(options: Namespace) -> Result:
+    """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
+    values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
+    settings = build(PreferenceSettings, values, options.config)
+    pairs, found = read_pairs(Path(options.data), _path(options.images))
+    policy = load(options.model)
+    plan = {"format": found, **measure(policy, pairs), "updates": settings.loop(len(pairs)).iters}
+    if options.dry_run:
+        return _told(plan, dump(asdict(settings)))
+    with Run(options.adapter_path, command=options.again) as run:
+        run.start({"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)})
+        rows = run.stage(
+            "pairs",
+            pairs,
+            lambda some: [pair.to_row() for pair in with_reference(policy, some)],
+            settings=Alignment(run, policy, [], options.seed).about(),
+            batch=REFERENCE_BATCH,
+            title="scoring the reference",
+        )
+        train_on_pairs(policy, [Pair.from_row(row) for row in rows], settings, run.folder, options.seed)
+        policy.save_adapter(run.folder, method="dpo", round=1)
+    return _told(plan | {"adapter": str(run.folder)})
+
+
+def check(options: Namespace) -> Result:
+    """`visalign check`: a pairs file as it will be trained."""
+    pairs, found = read_pairs(Path(options.data), _path(options.images))
+    policy = load(options.model)
+    figures = {"format": found, **measure(policy, pairs)}
+    first = show_pair(policy, pairs[0])
+    return Result(figures | {"first_pair": first.plain}, Group(_lines(figures), "", "The first pair:", first))
+
+
+def generate(options: Namespace) -> Result:
+    """`visalign generate`: each image asked about alone."""
+    policy = load(options.model, options.adapter_path)
+    sampling = Sampling(options.max_tokens, options.temp, options.top_p)
+    answers = [
+        {"image": image, "answer": policy.answer(image, options.prompt, sampling, options.seed)} for image in options.image
+    ]
+    heading = len(answers) > 1
+    return Result(answers, Text("\n".join(f"{row['image']}: " * heading + row["answer"] for row in answers)))
+
+
+def evaluate_model(options: Namespace) -> Result:
+    """`visalign eval`: CHAIR and POPE on scenes whose truth is known."""
+    wanted = options.benchmark.split(",")
+    for name in wanted:
+        if name not in ("chair", "pope"):
+            raise UserError(f"--benchmark: {unknown(name, ('chair', 'pope'))}")
+    benchmark = world_benchmark(options.split, options.count)
+    if "chair" not in wanted:
+        benchmark = replace(benchmark, annotations={})
+    if "pope" not in wanted:
+        benchmark = replace(benchmark, questions={})
+    evaluation = evaluate(load(options.model, options.adapter_path), benchmark, Protocol(max_tokens=options.max_tokens))
+    figures = {group: {name: asdict(value) for name, value in some.items()} for group, some in evaluation.figures.items()}
+    lines = [
+        f"{group:18} {name:10} {value.value:8.3f}   ({value.low:.3f} to {value.high:.3f})"
+        for group, some in evaluation.figures.items()
+        for name, value in some.items()
+    ]
+    return Result(figures, _plain("\n".join([benchmark.name, *lines])))
+
+
+def world(options: Namespace) -> Result:
+    """`visalign world draw` and `visalign world train`."""
+    if options.action == "train":
+        train_world(Path(options.output), options.seed)
+        return _told({"folder": options.output})
+    if not options.output.endswith(".png"):
+        raise UserError(f"--output: the scenes are drawn to a PNG file, so a name ending in .png is expected: {options.output}")
+    cells = [_cell(scene) for scene in scenes.split(options.split, options.count)]
+    save_sheet(contact_sheet(cells, 4, f"The tiny world: {options.split} scenes", []), Path(options.output))
+    return _told({"sheet": options.output})
+
+
+COMMANDS: dict[str, Callable[[Namespace], Result]] = {
+    "demo": align,
+    "run": align,
+    "train": train,
+    "check": check,
+    "generate": generate,
+    "eval": evaluate_model,
+    "world": world,
+}
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _told(figures: dict[str, Any], *more: str) -> Result:
+    return Result(figures, Group(_lines(figures), *map(_plain, more)))
+
+
+def _lines(figures: dict[str, Any]) -> Text:
+    return _plain("\n".join(f"{name.replace('_', ' '):18} {_words(value)}" for name, value in figures.items()))
+
+
+def _plain(text: str) -> Text:
+    """Text as it is, whatever the terminal's width: paths and commands can be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
+
+
+def _words(value: Any) -> str:
+    return ", ".join(f"{name} {number:g}" for name, number in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _cell(scene: scenes.Scene) -> Cell:
+    return Cell(Image.fromarray(draw(scene)), (Caption(f"{scene.seed}", (Span(language.caption(scene.things)),)),))

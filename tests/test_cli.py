@@ -1,0 +1,192 @@
+"""The command line: instant help, one sentence for a user's mistake, and every command on a small random model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from model_folder import write_model, write_photos
+from PIL import Image
+
+from mlx_visalign import commands
+from mlx_visalign.cli import main
+from mlx_visalign.records import Pair, write_jsonl
+
+SMALL_RUN = ["--max-tokens", "10", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("models") / "random"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file of pairs about images beside it."""
+    photos = write_photos(tmp_path_factory.mktemp("data") / "photos", 3)
+    pairs = [
+        Pair(f"p{index}", (f"photos/{index}.png",), "What is there?", "A red circle.", f"A blue star and {index} crosses.")
+        for index in range(3)
+    ]
+    write_jsonl(photos.parent / "pairs.jsonl", pairs)
+    return photos.parent / "pairs.jsonl"
+
+
+@pytest.fixture
+def visalign(capsys):
+    """Run a command; returns its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["methods"], ["recipes", "--json"]])
+def test_help_and_lists_wait_for_no_heavy_import(arguments):
+    script = f"""
+import sys
+from mlx_visalign.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    pass
+print([name for name in ("mlx.core", "mlx_vlm", "transformers", "matplotlib", "PIL") if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "seva" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "train", "check", "generate", "eval", "world draw", "world train", "methods"]
+)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    assert f"visalign {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run", "Name a method"),
+        ("run sevva", "Did you mean 'seva'"),
+        ("run seva", "Name either a folder of images"),
+        ("run seva --images nowhere", "images: there is no file or folder nowhere"),
+        ("run seva --images nowhere --preset lapdog", "Did you mean 'laptop'"),
+        ("run seva --images . --set train.epoch=2", "Did you mean 'epochs'"),
+        ("run seva --images . --model nowhere", "model: there is no file or folder nowhere"),
+        ("train --data nowhere.jsonl --adapter-path out", "nowhere.jsonl cannot be read"),
+        ("check --data nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("generate --image a.jpg --model nowhere", "config.json is missing"),
+        ("eval --benchmark clair", "Did you mean 'chair'"),
+        ("world draw --output scenes.txt", "ending in .png"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(visalign, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = visalign(*arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_what_argparse_refuses_is_exit_code_2(capsys):
+    for arguments in (["run", "seva", "--set", "view"], ["run", "--iters", "many"], ["fly"], []):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+
+
+def test_ctrl_c_is_exit_code_130(visalign, monkeypatch):
+    def stop(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "world", stop)
+    assert visalign("world", "draw", "--output", "x.png")[0] == 130
+
+
+def test_run_and_run_again(visalign, model, tmp_path):
+    photos = write_photos(tmp_path / "photos", 4)
+    command = ["run", "seva", "--model", model, "--images", photos, "--output", tmp_path / "run", *SMALL_RUN, "--json"]
+    code, out, _ = visalign(*command)
+    report = json.loads(out)
+    assert code == 0 and report["training"]["updates"] == 2
+    assert (tmp_path / "run/adapter/adapters.safetensors").exists()
+    code, again, err = visalign(*command)
+    assert code == 0 and json.loads(again) == report and "nothing is left to do" in err
+    code, out, _ = visalign(*command[:-1])
+    assert code == 0 and "4 images that were trained on" in out and "report.json" in out
+
+
+def test_ctrl_c_tells_the_command_that_goes_on(visalign, model, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_visalign.methods.seva.train", stop)
+    photos = write_photos(tmp_path / "my photos", 1)
+    command = ["run", "seva", "--model", model, "--images", photos, "--output", tmp_path / "run"]
+    code, _, err = visalign(*command)
+    assert code == 130
+    assert f"to go on, run:\n  visalign run seva --model {model} --images '{photos}' --output {tmp_path / 'run'}" in err
+
+
+def test_a_dry_run_of_the_demo_writes_nothing(visalign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = visalign("demo", "--count", 20, "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["prompts"] == {"describe": 18, "exists": 36}
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_path):
+    train = ["train", "--data", data, "--model", model, "--adapter-path", tmp_path / "out", "--iters", 2]
+    train += ["--set", "grad_accumulation=1", "--json"]
+    code, out, _ = visalign(*train, "--dry-run")
+    assert code == 0 and json.loads(out)["updates"] == 2 and not (tmp_path / "out").exists()
+    code, out, _ = visalign(*train)
+    told = json.loads(out)
+    assert code == 0 and told["format"] == "TRL conversations" and told["pairs"] == 3
+    trained = (tmp_path / "out/adapters.safetensors").read_bytes()
+    code, _, err = visalign(*train)
+    assert code == 0 and "already done at update 2 of 2" in err
+    assert (tmp_path / "out/adapters.safetensors").read_bytes() == trained
+    first_row = (tmp_path / "out/metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first_row)["train_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference was this very model
+
+    image = data.parent / "photos/0.png"
+    generate = ["generate", "--model", model, "--image", image, "--max-tokens", 5]
+    code, out, _ = visalign(*generate, "--adapter-path", tmp_path / "out", "--json")
+    assert code == 0 and [row["image"] for row in json.loads(out)] == [str(image)]
+    code, out, _ = visalign(*generate, "--temp", 1, "--top-p", 0.9, "--seed", 3, "--image", image, image)
+    assert code == 0 and out.count(f"{image}: ") == 2
+
+
+def test_check_shows_the_first_pair_as_it_is_trained(visalign, model, data):
+    code, out, _ = visalign("check", "--data", data, "--model", model)
+    assert code == 0 and "TRL conversations" in out
+    assert "[4 image tokens, never cut]" in out and "USER: [4 image" in out
+    assert "tokens, all trained:\nA| red| circle|.|</s>" in out.replace("\n ", "\n")
+    code, out, _ = visalign("check", "--data", data, "--model", model, "--json")
+    told = json.loads(out)
+    assert told["pairs"] == told["images"] == 3 and told["same_answers"] == 0
+    assert told["chosen_tokens"] == {"min": 5, "median": 5, "max": 5}
+
+
+def test_eval_measures_what_is_asked_for(visalign, model):
+    code, out, _ = visalign("eval", "--model", model, "--count", 2, "--max-tokens", 5, "--json")
+    assert code == 0
+    assert json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
+    code, out, _ = visalign("eval", "--model", model, "--count", 2, "--max-tokens", 5, "--benchmark", "chair")
+    assert code == 0 and "2 validation scenes of the tiny world" in out and "chair_i" in out and "pope" not in out
+
+
+def test_scenes_are_drawn(visalign, tmp_path):
+    code, out, _ = visalign("world", "draw", "--output", tmp_path / "scenes.png", "--count", 2, "--json")
+    assert code == 0 and Image.open(json.loads(out)["sheet"]).width > 500
+
+
+def test_methods_are_listed_with_a_line_each(visalign):
+    code, out, _ = visalign("methods")
+    assert code == 0 and "seva         SeVa: " in out

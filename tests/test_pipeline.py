@@ -1,0 +1,156 @@
+"""A whole run on a random model: what it leaves, that it is done once, and that a stopped one goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from model_folder import write_model, write_photos
+
+import mlx_visalign
+from mlx_visalign.cli import find_method
+from mlx_visalign.errors import UserError
+from mlx_visalign.pipeline import ask, foresee
+from mlx_visalign.recipe import TINY_WORLD, find_recipe, make_plan
+from mlx_visalign.records import Prompt, read_jsonl, read_rows
+from mlx_visalign.run import Run
+
+TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
+SETTINGS = {"max_tokens": 10, "exists_max_tokens": 4, "train": TRAIN}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("images") / "photos", 10)
+
+
+@pytest.fixture
+def align(model, photos):
+    def run(output, **more):
+        settings = SETTINGS | more.pop("settings", {})
+        return mlx_visalign.align("seva", model=model, images=photos, output=output, settings=settings, **more)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(model, photos, tmp_path_factory):
+    """An undisturbed run: its folder, its report and the rows its callback got."""
+    folder, rows = tmp_path_factory.mktemp("runs") / "whole", []
+    report = mlx_visalign.align("seva", model=model, images=photos, output=folder, settings=SETTINGS, on_metrics=rows.append)
+    return folder, report, rows
+
+
+def test_a_run_leaves_every_file(finished):
+    folder, report, rows = finished
+    names = {"prompts.jsonl", "responses.jsonl", "pairs.jsonl", "metrics.jsonl", "config.yaml", "versions.json", "report.json"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert {"training.png", "before_after.png", "seva.png"} == {path.name for path in (folder / "plots").iterdir()}
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert report["benchmark"]["name"] == "1 images that were not trained on"
+
+
+def test_a_tenth_of_the_images_is_in_no_pair(finished):
+    folder, _, _ = finished
+    rows = [row for _, row in read_rows(folder / "prompts.jsonl")]
+    kept = {row["image"] for row in rows if row["held_out"]}
+    assert len(kept) == 1 and len({row["image"] for row in rows}) == 10
+    assert kept.isdisjoint(row["image"] for _, row in read_rows(folder / "responses.jsonl"))
+
+
+def test_a_finished_run_does_nothing_and_says_so(finished, align, capsys, monkeypatch):
+    folder, report, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr("mlx_visalign.pipeline.load", None)  # not even the model is loaded
+    assert align(folder) == report
+    assert "nothing is left to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, tmp_path, capsys):
+    def stop(row):
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        align(tmp_path / "run", on_metrics=stop)
+    assert "to go on, run" in capsys.readouterr().err
+    align(tmp_path / "run")
+    for name in ("adapter/adapters.safetensors", "after.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+def test_other_settings_are_refused_and_leave_the_record_of_what_ran(finished, align):
+    folder, _, _ = finished
+    config = (folder / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"max_tokens is 11 now, but .* was written with 10"):
+        align(folder, settings={"max_tokens": 11})
+    assert (folder / "config.yaml").read_text() == config
+
+
+def test_another_learning_rate_reuses_the_answers(finished, align, tmp_path, capsys):
+    align(tmp_path, reuse=finished[0], settings={"train": TRAIN | {"learning_rate": 1e-3}})
+    told = capsys.readouterr().err
+    for stage in ("prompts", "before", "responses", "pairs"):
+        assert f"{stage}: taken from" in told
+        assert (tmp_path / f"{stage}.jsonl").read_bytes() == (finished[0] / f"{stage}.jsonl").read_bytes()
+
+
+def plan(**values):
+    return make_plan(find_recipe("seva"), find_method, None, values)
+
+
+def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
+    monkeypatch.setattr("mlx_visalign.pipeline.load", None)
+    told = foresee(plan(images=str(photos)))
+    assert told == {
+        "images": 9,
+        "images_held_out": 1,
+        "prompts": {"describe": 9, "exists": 18},
+        "updates_at_most": 2,  # 27 pairs at most, 16 an update
+    }
+
+
+def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_seed(tmp_path):
+    images = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        with Run(folder) as run:
+            trained, kept = ask(plan(images=TINY_WORLD, count=10, seed=seed).recipe, run)
+        assert len(trained) == 27 and len(kept) == 3
+        assert all((folder / prompt.image).is_file() for prompt in trained + kept)
+        images.append({prompt.image for prompt in trained + kept})
+    assert images[0].isdisjoint(images[1])
+
+
+def test_reused_prompts_of_the_tiny_world_have_their_images(tmp_path):
+    recipe = plan(images=TINY_WORLD, count=10).recipe
+    with Run(tmp_path / "one") as run:
+        first = ask(recipe, run)
+    with Run(tmp_path / "two", reuse=tmp_path / "one") as run:
+        assert ask(recipe, run) == first
+    assert all((tmp_path / "two" / prompt.image).is_file() for prompt in first[0])
+
+
+def test_a_users_prompts_are_asked_instead(tmp_path, photos):
+    given = [Prompt(f"p{index}", str(photos / f"{index}.png"), "Why?", "describe") for index in range(10)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(prompt.to_row()) + "\n" for prompt in given))
+    with Run(tmp_path / "run") as run:
+        trained, kept = ask(plan(prompts=str(file)).recipe, run)
+    assert len(kept) == 1 and sorted(prompt.id for prompt in trained + kept) == [prompt.id for prompt in given]
+    assert len(read_jsonl(Path(tmp_path / "run" / "prompts.jsonl"), Prompt)) == 10
+
+
+def test_a_vocabulary_of_the_users_is_asked_about(tmp_path, photos):
+    file = tmp_path / "vocabulary.json"
+    file.write_text(json.dumps([{"canonical": name, "phrases": [name]} for name in ("ladder", "owl")]))
+    with Run(tmp_path / "run") as run:
+        trained, _ = ask(plan(images=str(photos), vocabulary=str(file)).recipe, run)
+    asked = {prompt.prompt for prompt in trained if prompt.kind == "exists"}
+    assert asked == {"Is there a ladder in the image?", "Is there an owl in the image?"}

@@ -1,0 +1,78 @@
+"""Recipes: those that come along are whole, and what they set is checked by name, type and range."""
+
+import pytest
+
+from mlx_visalign.cli import find_method
+from mlx_visalign.config import dump, load_recipe
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build
+from mlx_visalign.preference import PreferenceSettings
+from mlx_visalign.recipe import find_recipe, list_recipes, make_plan
+
+
+def plan(name="seva", preset=None, **values):
+    return make_plan(find_recipe(name), find_method, preset, {"images": "."} | values)
+
+
+def test_the_recipes_that_come_along_say_what_they_are():
+    recipes = list_recipes()
+    assert {"seva", "tiny", "dpo"} <= recipes.keys()
+    assert recipes["seva"].startswith("SeVa: ") and recipes["tiny"].startswith("The demo: ")
+
+
+def test_the_paper_preset_holds_the_papers_numbers():
+    settings = plan(preset="paper").settings
+    assert settings.view == "diffusion-800" and settings.max_tokens == 512
+    train = settings.train
+    assert (train.beta, train.learning_rate, train.schedule, train.warmup) == (0.1, 2e-6, "cosine", 0.03)
+    assert train.batch_size * train.grad_accumulation == 128
+    assert (train.lora.rank, train.lora.scale) == (1024, 2)
+
+
+def test_the_laptop_preset_is_the_default_and_the_command_line_goes_over_it():
+    assert plan().config == plan(preset="laptop").config
+    assert (plan().settings.train.lora.rank, plan().settings.train.learning_rate) == (64, 1e-5)
+    changed = plan(**{"settings.train.learning_rate": 5e-6, "seed": 3})
+    assert changed.settings.train.learning_rate == 5e-6 and changed.recipe.seed == 3
+    assert changed.settings.train.lora.rank == 64
+
+
+def test_the_demo_needs_nothing_from_its_user():
+    demo = make_plan(find_recipe("tiny"), find_method)
+    assert (demo.recipe.model, demo.recipe.images, demo.recipe.split) == ("tiny", "tiny-world", "validation")
+
+
+def test_the_training_recipe_is_one_of_training_settings():
+    assert build(PreferenceSettings, load_recipe(find_recipe("dpo")), "dpo").lora.rank == 64
+
+
+def test_a_config_is_a_recipe_again(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(plan(count=5).config))
+    assert make_plan(path, find_method).config == plan(count=5).config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"images": None}, "Name either a folder of images"),
+        ({"prompts": "prompts.jsonl"}, "Name either a folder of images"),
+        ({"images": "tiny-world"}, "How many scenes of the tiny world"),
+        ({"images": "nowhere"}, "images: there is no file or folder nowhere"),
+        ({"count": 0}, "Expected count >= 1"),
+        ({"seed": -1}, "seed >= 0"),
+        ({"modell": "m"}, "unknown name 'modell'. Did you mean 'model'"),
+        ({"settings.viev": "crop"}, "settings: unknown name 'viev'. Did you mean 'view'"),
+        ({"settings.train.beta": "x"}, "beta must be a number"),
+        ({"method": "sevva"}, "unknown name 'sevva'. Did you mean 'seva'"),
+        ({"split": "test"}, "split must be one of validation, held-out"),
+    ],
+)
+def test_what_makes_no_sense_is_the_users_mistake(values, message):
+    with pytest.raises(UserError, match=message):
+        plan(**values)
+
+
+def test_an_unknown_recipe_is_met_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'seva'"):
+        find_recipe("sevaa")

@@ -13,19 +13,20 @@ from rich.text import Text
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.errors import UserError
-from mlx_visalign.evals.benchmark import world_benchmark
+from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
+from mlx_visalign.evals.listed import listed_benchmark
 from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import build, unknown
 from mlx_visalign.generate import Sampling
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
-from mlx_visalign.pipeline import foresee, run_recipe
+from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
 from mlx_visalign.policy import load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import measure, show_pair
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Pair
-from mlx_visalign.report import show
+from mlx_visalign.report import show, show_figures
 from mlx_visalign.run import Run
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
 from mlx_visalign.world import language, scenes
@@ -106,24 +107,27 @@ def generate(options: Namespace) -> Result:
 
 
 def evaluate_model(options: Namespace) -> Result:
-    """`visalign eval`: CHAIR and POPE on scenes whose truth is known."""
+    """`visalign eval`: CHAIR and POPE on images whose content is known."""
     wanted = options.benchmark.split(",")
     for name in wanted:
         if name not in ("chair", "pope"):
             raise UserError(f"--benchmark: {unknown(name, ('chair', 'pope'))}")
-    benchmark = world_benchmark(options.split, options.count)
+    benchmark = _benchmark(options)
     if "chair" not in wanted:
         benchmark = replace(benchmark, annotations={})
     if "pope" not in wanted:
         benchmark = replace(benchmark, questions={})
-    evaluation = evaluate(load(options.model, options.adapter_path), benchmark, Protocol(max_tokens=options.max_tokens))
-    figures = {group: {name: asdict(value) for name, value in some.items()} for group, some in evaluation.figures.items()}
-    lines = [
-        f"{group:18} {name:10} {value.value:8.3f}   ({value.low:.3f} to {value.high:.3f})"
-        for group, some in evaluation.figures.items()
-        for name, value in some.items()
-    ]
-    return Result(figures, _plain("\n".join([benchmark.name, *lines])))
+    protocol = Protocol(options.prompt, options.max_tokens)
+    figures = evaluate(load(options.model, options.adapter_path), benchmark, protocol).figures
+    data = {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}
+    return Result(data, Group(show_figures(benchmark.name, figures), "", benchmark.limits))
+
+
+def _benchmark(options: Namespace) -> Benchmark:
+    if options.annotations is None:
+        return world_benchmark(options.split, options.count)
+    file = Path(options.annotations)
+    return listed_benchmark(file, _path(options.images) or file.parent, find_vocabulary(options.vocabulary))
 
 
 def world(options: Namespace) -> Result:

@@ -15,6 +15,7 @@ EXAMPLES = """
   visalign COMMAND --help                             a command's options, with examples
 """
 
+DESCRIBE = "Describe this image in detail."
 SPLITS = ("pretraining", "unlabelled", "validation", "held-out")
 
 
@@ -66,7 +67,7 @@ def _run(commands: Any) -> None:
     parser.add_argument("--model", dest="recipe.model", help='a LLaVA folder, or "tiny", the embedded one')
     parser.add_argument("--images", dest="recipe.images", metavar="FOLDER", help="unlabelled images, those in subfolders too")
     parser.add_argument("--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl instead of --images")
-    parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="the objects to ask about; COCO's 80")
+    parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about beside COCO's 80")
     parser.add_argument(
         "--skip-bad", dest="recipe.skip_bad", action="store_const", const=True, help="leave out images that do not open"
     )
@@ -138,7 +139,7 @@ def _generate(commands: Any) -> None:
     )
     _model_options(parser)
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="each is asked about alone")
-    parser.add_argument("--prompt", default="Describe this image in detail.")
+    parser.add_argument("--prompt", default=DESCRIBE, help="%(default)s")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; %(default)s")
     parser.add_argument("--temp", "--temperature", type=float, default=0.0, help="0 is greedy, the default")
     parser.add_argument("--top-p", type=float, default=1.0, help="%(default)s: all tokens")
@@ -152,11 +153,16 @@ def _eval(commands: Any) -> None:
         "measure hallucination: CHAIR and POPE",
         "visalign eval --model tiny --adapter-path runs/demo/adapter",
         "visalign eval --model tiny --benchmark pope --split held-out --count 500 --json",
+        'visalign eval --model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
     )
     _model_options(parser)
     parser.add_argument("--benchmark", default="chair,pope", help="what to measure; %(default)s")
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
     parser.add_argument("--count", type=int, default=500, help="how many scenes; %(default)s")
+    parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")
+    parser.add_argument("--images", metavar="FOLDER", help="where those images are; the file's own folder")
+    parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
+    parser.add_argument("--prompt", default=DESCRIBE, help="asks for the description; %(default)s")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest description; %(default)s")
 
 

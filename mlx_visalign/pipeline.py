@@ -22,7 +22,7 @@ from mlx_visalign.records import Prompt, Response, read_text
 from mlx_visalign.report import make_report, write_report
 from mlx_visalign.run import Run
 from mlx_visalign.stage import Row, fingerprint
-from mlx_visalign.vocabulary import coco80, read_vocabulary
+from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
 
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
@@ -119,8 +119,13 @@ def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
 def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
     if recipe.images == TINY_WORLD:
         return _draw_world(recipe, run), world_mix(recipe.questions)
-    vocabulary = coco80() if recipe.vocabulary is None else read_vocabulary(Path(recipe.vocabulary))
-    return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), Mix(DESCRIBE, vocabulary, recipe.questions)
+    mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
+    return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), mix
+
+
+def find_vocabulary(file: str | None) -> Vocabulary:
+    """COCO's 80 objects, and those in the file."""
+    return coco80() if file is None else coco80().extended(read_vocabulary(Path(file)))
 
 
 def _draw_world(recipe: Recipe, run: Run) -> list[Photo]:

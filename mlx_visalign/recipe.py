@@ -29,7 +29,7 @@ class Recipe:
     prompts     a prompts.jsonl to ask instead of the questions made up about `images`
     count       at most so many images, at least 1; of the tiny world exactly so many
     questions   existence questions about each image, 0 or more
-    vocabulary  a file of the objects they are about; none: COCO's 80
+    vocabulary  a file of objects they may be about beside COCO's 80
     skip_bad    leave out images that cannot be decoded, where one otherwise stops the run
     scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
     split       split: held-out ones are for reporting, never for choosing settings

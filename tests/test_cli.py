@@ -179,7 +179,17 @@ def test_eval_measures_what_is_asked_for(visalign, model):
     assert code == 0
     assert json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
     code, out, _ = visalign("eval", "--model", model, "--count", 2, "--max-tokens", 5, "--benchmark", "chair")
-    assert code == 0 and "2 validation scenes of the tiny world" in out and "chair_i" in out and "pope" not in out
+    assert code == 0 and "2 validation scenes of the tiny world" in out and "CHAIR_i" in out and "POPE," not in out
+
+
+def test_eval_on_images_of_ones_own(visalign, model, data, tmp_path):
+    listed = tmp_path / "truth.json"
+    listed.write_text(json.dumps({"0.png": ["dog"], "1.png": ["cat", "sofa"]}))
+    command = ["eval", "--model", model, "--annotations", listed, "--max-tokens", 5, "--json"]
+    code, out, _ = visalign(*command, "--images", data.parent / "photos")
+    assert code == 0 and json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
+    code, _, err = visalign(*command)
+    assert code == 2 and "there is no image 0.png" in err
 
 
 def test_scenes_are_drawn(visalign, tmp_path):

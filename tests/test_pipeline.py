@@ -147,10 +147,10 @@ def test_a_users_prompts_are_asked_instead(tmp_path, photos):
     assert len(read_jsonl(Path(tmp_path / "run" / "prompts.jsonl"), Prompt)) == 10
 
 
-def test_a_vocabulary_of_the_users_is_asked_about(tmp_path, photos):
+def test_a_vocabulary_of_the_users_is_asked_about_too(tmp_path, photos):
     file = tmp_path / "vocabulary.json"
-    file.write_text(json.dumps([{"canonical": name, "phrases": [name]} for name in ("ladder", "owl")]))
+    file.write_text(json.dumps([{"canonical": f"gizmo {index}", "phrases": [f"gizmo {index}"]} for index in range(80)]))
     with Run(tmp_path / "run") as run:
         trained, _ = ask(plan(images=str(photos), vocabulary=str(file)).recipe, run)
-    asked = {prompt.prompt for prompt in trained if prompt.kind == "exists"}
-    assert asked == {"Is there a ladder in the image?", "Is there an owl in the image?"}
+    asked = [prompt.prompt for prompt in trained if prompt.kind == "exists"]
+    assert 0 < sum("gizmo" in prompt for prompt in asked) < len(asked)

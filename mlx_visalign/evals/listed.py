@@ -1,0 +1,60 @@
+"""A benchmark of one's own: images, and a list of the objects in each.
+
+    {"cat.jpg": ["cat", "sofa"], "street/1.jpg": ["car", "person", "traffic light"]}
+
+is the whole format. Objects are named as in the vocabulary, by any of their phrases.
+"""
+
+import os
+from pathlib import Path
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.annotations import ObjectCounts
+from mlx_visalign.evals.benchmark import PER_IMAGE, Benchmark, Picture
+from mlx_visalign.evals.pope import Question, Split, build_questions
+from mlx_visalign.fields import convert
+from mlx_visalign.records import parse_json, read_text
+from mlx_visalign.vocabulary import Vocabulary
+
+LISTED = (
+    "The list is taken for all that is in an image: whatever a description names beyond it counts as made up, even if it "
+    "is there. Figures of other images, lists or vocabularies cannot be compared with these."
+)
+SPLITS: tuple[Split, ...] = ("random", "popular", "adversarial")
+
+
+def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int = 0) -> Benchmark:
+    """Read the list in `file`, of images in the folder `images`.
+
+    Raises `UserError` for a file that is no such list, an image that is missing or outside of the folder, and an object
+    that the vocabulary does not know.
+    """
+    listed = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
+    if not listed:
+        raise UserError(f"{file} lists no image.")
+    pictures: dict[str, Picture] = {name: _inside(images, name, file) for name in listed}
+    annotations = {
+        name: frozenset(_canonical(item, vocabulary, f"{file}: {name}") for item in items) for name, items in listed.items()
+    }
+    counts = ObjectCounts.of(annotations.values())
+    questions: dict[Split, list[Question]] = {
+        split: build_questions(annotations, vocabulary.objects, counts, split, seed, PER_IMAGE) for split in SPLITS
+    }
+    return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, LISTED)
+
+
+def _inside(folder: Path, name: str, file: Path) -> Path:
+    root = Path(os.path.abspath(folder))
+    path = Path(os.path.normpath(root / name))
+    if not path.is_relative_to(root) or not path.is_file():
+        raise UserError(f"{file}: there is no image {name} in {root}. Name the folder of the images with --images.")
+    return path
+
+
+def _canonical(item: str, vocabulary: Vocabulary, where: str) -> str:
+    if item in vocabulary.objects:
+        return item
+    found = {mention.canonical for mention in vocabulary.mentions(item)}
+    if len(found) != 1:
+        raise UserError(f"{where}: the vocabulary knows no object called '{item}'. Extend it with --vocabulary.")
+    return found.pop()

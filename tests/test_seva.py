@@ -1,0 +1,147 @@
+"""SeVa: pairs, filters and balance; a whole run on the tiny model, stopped and resumed, on float32, bf16 and 4-bit."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_visalign import vlm
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.errors import UserError
+from mlx_visalign.lora import LoRASettings
+from mlx_visalign.methods import seva
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.policy import load
+from mlx_visalign.preference import PreferenceSettings
+from mlx_visalign.prompts import make_prompts, world_mix, world_photos
+from mlx_visalign.records import Pair, Response, read_jsonl
+from mlx_visalign.run import Run
+
+SETTINGS = seva.Settings(
+    view="diffusion-600",
+    exists_view="grayscale",
+    max_tokens=64,
+    batch=3,
+    train=PreferenceSettings(batch_size=2, iters=5, learning_rate=1e-3, lora=LoRASettings(rank=4), save_every=2),
+)
+
+
+def response(id, view, text, kind="describe", finished=True, logp=-1.0):
+    return Response(id, f"{id}.png", "Q?", kind, view, text, finished, 3, logp)
+
+
+def two(id, clean, distorted, kind="describe", **both):
+    return [response(id, "clean", clean, kind, **both), response(id, "crop", distorted, kind, **both)]
+
+
+def ids(pairs):
+    return [pair.id for pair in pairs]
+
+
+def test_different_finished_answers_make_a_pair():
+    rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
+    [pair] = seva.make_pairs(rows, seed=7)
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "seva", seed=7, reference_logps=(-1.0, -1.0))
+
+
+def test_a_yes_no_answer_must_change_its_mind():
+    rows = two("a", "Yes.", "Yes, there is.", "exists") + two("b", "Yes.", "No.", "exists") + two("c", "No.", "Yes.", "exists")
+    assert ids(seva.make_pairs(rows, seed=0)) == ["b", "c"]
+
+
+def test_yes_and_no_are_balanced_and_descriptions_stay():
+    rows = [row for i in range(9) for row in two(f"no{i}", "No.", "Yes.", "exists")]
+    rows += [row for i in range(4) for row in two(f"yes{i}", "Yes.", "No.", "exists")]
+    rows += two("d", "A cat.", "A dog.")
+    pairs = seva.make_pairs(rows, seed=0)
+    assert [sum(id.startswith(side) for id in ids(pairs)) for side in ("no", "yes", "d")] == [4, 4, 1]
+    assert ids(pairs) == ids(seva.make_pairs(rows, seed=0)) != ids(seva.make_pairs(rows, seed=1))
+
+
+def test_answers_that_do_not_belong_together_are_refused():
+    with pytest.raises(UserError, match="clean and a distorted answer to a"):
+        seva.make_pairs([response("a", "clean", "x"), response("b", "crop", "y")], seed=0)
+
+
+def job(folder, change=lambda policy: policy, on_metrics=None):
+    photos = world_photos(folder, "unlabelled", 4, 0)
+    return Alignment(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, on_metrics=on_metrics)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One undisturbed run."""
+    one = job(tmp_path_factory.mktemp("whole"))
+    seva.train(one, SETTINGS)
+    one.run.close()
+    return one
+
+
+def test_a_run_leaves_every_stage(whole):
+    responses = read_jsonl(whole.run.folder / "responses.jsonl", Response)
+    first = whole.prompts[0].id
+    assert [(r.id, r.view) for r in responses[:2]] == [(first, "clean"), (first, "diffusion-600")]
+    assert len(responses) == 16 and responses[-1].view == "grayscale"
+    pairs = read_jsonl(whole.run.folder / "pairs.jsonl", Pair)
+    assert 0 < len(pairs) <= 8
+    assert read_metrics(whole.run.metrics)[0]["train_loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert (whole.run.adapter / "adapters.safetensors").exists()
+
+
+def test_reference_logps_are_those_of_the_pair_as_trained(whole):
+    """Scored hot, from the generation's prefix; scored again by itself, the same."""
+    policy = load("tiny")
+    for pair in read_jsonl(whole.run.folder / "pairs.jsonl", Pair):
+        prefix = policy.prefill(policy.image_features([whole.run.folder / pair.images[0]]), [policy.prompt_ids(pair.prompt)])
+        again = policy.score(prefix, [[policy.response_ids(text) for text in (pair.chosen, pair.rejected)]])
+        np.testing.assert_allclose(again[0], pair.reference_logps, atol=2e-4)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
+    class StopError(Exception):
+        pass
+
+    def stopping(row):
+        if row["iteration"] == stop:
+            raise StopError
+
+    first = job(tmp_path, on_metrics=stopping)
+    with pytest.raises(StopError):
+        seva.train(first, SETTINGS)
+    first.run.close()
+    second = job(tmp_path)
+    seva.train(second, SETTINGS)
+    name = "adapters.safetensors"
+    assert (tmp_path / "adapter" / name).read_bytes() == (whole.run.adapter / name).read_bytes()
+
+
+def test_another_view_in_the_same_folder_is_refused(whole):
+    again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
+    with pytest.raises(UserError, match="view"):
+        seva.train(again, replace(SETTINGS, view="moco"))
+
+
+def bf16(policy):
+    policy.model.set_dtype(mx.bfloat16)
+    return policy
+
+
+def four_bit(policy):
+    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
+    return policy
+
+
+@pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])
+def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
+    """The first loss is ln 2 within the noise of the dtype (reference and policy run different batches)."""
+    one = job(tmp_path, change)
+    assert one.policy.dtype == dtype
+    seva.train(one, SETTINGS)
+    rows = read_metrics(one.run.metrics)
+    assert rows[0]["train_loss"] == pytest.approx(np.log(2), abs=0.02)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    adapter = mx.load(str(one.run.adapter / "adapters.safetensors"))
+    assert all(array.dtype == mx.float32 for array in adapter.values())
+    assert any(mx.abs(array).max() > 0 for name, array in adapter.items() if name.endswith("lora_b"))

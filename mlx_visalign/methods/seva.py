@@ -15,7 +15,7 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -67,31 +67,39 @@ class Settings:
 
 
 def train(job: Alignment, settings: Settings) -> None:
-    """Answers, pairs, training, adapter; each a stage that is done once."""
-    depends = job.about() | {
-        name: getattr(settings, name) for name in ("view", "exists_view", "max_tokens", "exists_max_tokens")
-    }
+    """Answers, pairs, training, adapter; each a stage that is done once.
+
+    Pairs about the held-out prompts are made as well, before training, and left in held_out_pairs.jsonl.
+    """
+    pairs = collect(job, settings, job.prompts, "")
+    if job.held_out:
+        collect(job, settings, job.held_out, "held_out_")
+    train_on_pairs(job.policy, pairs, settings.train, job.run.folder, job.seed, job.on_metrics)
+    job.policy.save_adapter(job.run.adapter, method="seva", round=1)
+
+
+def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: str) -> list[Pair]:
+    """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
+    names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
+    depends = job.about() | {name: getattr(settings, name) for name in names}
     rows = job.run.stage(
-        "responses",
-        job.prompts,
-        lambda prompts: answer_twice(job, settings, prompts),
+        f"{prefix}responses",
+        prompts,
+        lambda some: answer_twice(job, settings, some),
         settings=depends,
         batch=settings.batch,
         title="answering clean and distorted",
     )
     responses = [Response.from_row(row) for row in rows]
     rows = job.run.stage(
-        "pairs",
+        f"{prefix}pairs",
         responses,
-        lambda responses: [pair.to_row() for pair in make_pairs(responses, job.seed)],
+        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed)],
         settings=depends,
         batch=len(responses),
         title="pairing",
     )
-    pairs = [Pair.from_row(row) for row in rows]
-    pairs = [replace(pair, images=tuple(str(job.image(image)) for image in pair.images)) for pair in pairs]
-    train_on_pairs(job.policy, pairs, settings.train, job.run.folder, job.seed, job.on_metrics)
-    job.policy.save_adapter(job.run.adapter, method="seva", round=1)
+    return [job.located(Pair.from_row(row)) for row in rows]
 
 
 def answer_twice(job: Alignment, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

@@ -209,5 +209,9 @@ def picture(job: Alignment, settings: Settings) -> None:
         Cell(job.policy.preprocessing.shown(image), (Caption(label, (Span(answer.text),)),))
         for (label, _, _), image, answer in zip(views, pixels, answers, strict=True)
     ]
-    legend = Caption("SeVa:", (Span("the answer about the clean image is chosen, one about a distorted image rejected."),))
-    save_sheet(contact_sheet(cells, 3, f"{prompt.prompt}", [legend]), job.run.plots / "seva.png")
+    legend = [
+        Caption("asked:", (Span(prompt.prompt),)),
+        Caption("SeVa", (Span("prefers the answer about the clean image to one about a distorted image."),)),
+    ]
+    sheet = contact_sheet(cells, 3, "What the base model says of more and more distortion", legend)
+    save_sheet(sheet, job.run.plots / "seva.png")

@@ -57,6 +57,9 @@ class Preprocessing:
     @classmethod
     def from_config(cls, config: dict[str, Any], aspect: Aspect) -> "Preprocessing":
         """From a Hugging Face `preprocessor_config.json` (or the image part of `processor_config.json`)."""
+        missing = [name for name in ("crop_size", "image_mean", "image_std") if name not in config]
+        if missing:
+            raise UserError(f"preprocessor_config.json does not say {', '.join(missing)}; copy it from the original model.")
         size = config["crop_size"]
         return cls(
             size=size["height"] if isinstance(size, dict) else size,

@@ -51,6 +51,9 @@ def build_model(config: dict[str, Any]) -> Any:
 
     if config.get("model_type") != "llava":
         raise UserError(f"Expected model_type 'llava', got {config.get('model_type')!r}: only LLaVA-1.5 folders load so far.")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(config.get(part), dict):
+            raise UserError(f"The model's config.json has no {part}; a LLaVA-1.5 folder has one.")
     text = dict(config["text_config"])
     rope = text.get("rope_parameters") or {}
     text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 10000.0))
@@ -78,7 +81,7 @@ def load_model(folder: Path, config: dict[str, Any]) -> Any:
     model = build_model(config)
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True))
+        arrays, metadata = _read_safetensors(file)
         weights.update(arrays if metadata.get("format") == "mlx" else _channels_last(arrays))
     if not weights:
         raise UserError(f"{folder} holds no .safetensors weights.")
@@ -89,6 +92,13 @@ def load_model(folder: Path, config: dict[str, Any]) -> Any:
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     return model
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    try:
+        return cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{file} is not a whole safetensors file ({error}). Download or convert it again.") from None
 
 
 def _channels_last(weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -66,6 +66,11 @@ def test_from_config_reads_both_spellings_of_the_size():
         assert (found.size, found.background) == (48, (122, 116, 104))
 
 
+def test_an_incomplete_config_is_named():
+    with pytest.raises(UserError, match="crop_size, image_std"):
+        Preprocessing.from_config({"image_mean": MEAN}, "pad")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "1", "RGBA", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     image = Image.new("I;16", (6, 5)) if mode == "I;16" else photo((6, 5)).convert(mode)

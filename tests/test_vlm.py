@@ -126,6 +126,20 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
         vlm.load_model(tmp_path, CONFIG)
 
 
+def test_damaged_weights_are_named(tmp_path):
+    save_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="model.safetensors is not a whole safetensors file"):
+        vlm.load_model(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_an_incomplete_config_is_named(part):
+    with pytest.raises(UserError, match=part):
+        vlm.build_model({name: value for name, value in CONFIG.items() if name != part})
+
+
 def test_a_model_folders_python_is_never_run(tmp_path):
     (tmp_path / "arch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     save_folder(tmp_path, config=CONFIG | {"model_file": "arch.py"})

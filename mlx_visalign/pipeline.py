@@ -15,10 +15,11 @@ from mlx_visalign.evaluate import Evaluation, Protocol, evaluate
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, find_photos, held_out
 from mlx_visalign.policy import load
+from mlx_visalign.preference import reward_accuracy
 from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
-from mlx_visalign.records import Prompt, Response, read_text
+from mlx_visalign.records import Pair, Prompt, Response, read_jsonl, read_text
 from mlx_visalign.report import make_report, write_report
 from mlx_visalign.run import Run
 from mlx_visalign.stage import Row, fingerprint
@@ -41,8 +42,8 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
         if not run.config.exists():
             run.start(plan.config)
         prompts, kept = ask(plan.recipe, run)
-        job = Alignment(run, load(plan.recipe.model), prompts, plan.recipe.seed, on_metrics)
-        benchmark = _benchmark(plan.recipe, job, kept)
+        job = Alignment(run, load(plan.recipe.model), prompts, plan.recipe.seed, kept, on_metrics)
+        benchmark = _benchmark(plan.recipe, job)
         before = _measure(job, benchmark, "before", {})
         plan.method.train(job, plan.settings)
         after = _measure(job, benchmark, "after", {"adapter": weights_fingerprint(run.adapter)})
@@ -53,12 +54,19 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
             before,
             after,
             training=training,
-            held_out_pairs=None,
+            held_out_pairs=_held_out_accuracy(job, plan.settings.train.beta),
             versions=json.loads(read_text(run.versions)),
             settings=plan.config,
         )
         write_report(report, before, after, training, report_file, run.plots)
-    return report
+        return report
+
+
+def _held_out_accuracy(job: Alignment, beta: float) -> dict[str, float] | None:
+    """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
+    file = job.run.folder / "held_out_pairs.jsonl"
+    pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
+    return reward_accuracy(job.policy, pairs, beta) if pairs else None
 
 
 def foresee(plan: Plan) -> Row:
@@ -134,12 +142,12 @@ def _draw_world(recipe: Recipe, run: Run) -> list[Photo]:
     return world_photos(run.folder, "unlabelled", count, recipe.seed * count)
 
 
-def _benchmark(recipe: Recipe, job: Alignment, kept: list[Prompt]) -> Benchmark:
+def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
     """What the model is looked at before and after: scenes whose truth is known, or else the images held out."""
     if recipe.images == TINY_WORLD:
         return world_benchmark(recipe.split, recipe.scenes)
-    images = list(dict.fromkeys(prompt.image for prompt in kept or job.prompts))[:PICTURES]
-    name = f"{len(images)} images that were {'not ' if kept else ''}trained on"
+    images = list(dict.fromkeys(prompt.image for prompt in job.held_out or job.prompts))[:PICTURES]
+    name = f"{len(images)} images that were {'not ' if job.held_out else ''}trained on"
     return Benchmark(name, {image: job.image(image) for image in images})
 
 

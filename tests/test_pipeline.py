@@ -15,7 +15,7 @@ from mlx_visalign.records import Prompt, read_jsonl, read_rows
 from mlx_visalign.run import Run
 
 TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
-SETTINGS = {"max_tokens": 10, "exists_max_tokens": 4, "train": TRAIN}
+SETTINGS = {"max_tokens": 28, "exists_max_tokens": 4, "train": TRAIN}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("images") / "photos", 10)
+    return write_photos(tmp_path_factory.mktemp("images") / "photos", 20)
 
 
 @pytest.fixture
@@ -52,15 +52,22 @@ def test_a_run_leaves_every_file(finished):
     assert {"training.png", "before_after.png", "seva.png"} == {path.name for path in (folder / "plots").iterdir()}
     assert json.loads((folder / "report.json").read_text()) == report
     assert [row["iteration"] for row in rows] == [1, 2, 3]
-    assert report["benchmark"]["name"] == "1 images that were not trained on"
+    assert report["benchmark"]["name"] == "2 images that were not trained on"
 
 
 def test_a_tenth_of_the_images_is_in_no_pair(finished):
     folder, _, _ = finished
     rows = [row for _, row in read_rows(folder / "prompts.jsonl")]
     kept = {row["image"] for row in rows if row["held_out"]}
-    assert len(kept) == 1 and len({row["image"] for row in rows}) == 10
+    assert len(kept) == 2 and len({row["image"] for row in rows}) == 20
     assert kept.isdisjoint(row["image"] for _, row in read_rows(folder / "responses.jsonl"))
+
+
+def test_the_trained_model_is_asked_about_held_out_pairs(finished):
+    folder, report, _ = finished
+    pairs = len(read_rows(folder / "held_out_pairs.jsonl"))
+    assert pairs > 0 and report["held_out_pairs"]["pairs"] == pairs
+    assert report["held_out_pairs"]["margin"] != 0  # it is the trained model that was asked
 
 
 def test_a_finished_run_does_nothing_and_says_so(finished, align, capsys, monkeypatch):
@@ -88,8 +95,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, t
 def test_other_settings_are_refused_and_leave_the_record_of_what_ran(finished, align):
     folder, _, _ = finished
     config = (folder / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"max_tokens is 11 now, but .* was written with 10"):
-        align(folder, settings={"max_tokens": 11})
+    with pytest.raises(UserError, match=r"max_tokens is 41 now, but .* was written with 28"):
+        align(folder, settings={"max_tokens": 41})
     assert (folder / "config.yaml").read_text() == config
 
 
@@ -109,10 +116,10 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     monkeypatch.setattr("mlx_visalign.pipeline.load", None)
     told = foresee(plan(images=str(photos)))
     assert told == {
-        "images": 9,
-        "images_held_out": 1,
-        "prompts": {"describe": 9, "exists": 18},
-        "updates_at_most": 2,  # 27 pairs at most, 16 an update
+        "images": 18,
+        "images_held_out": 2,
+        "prompts": {"describe": 18, "exists": 36},
+        "updates_at_most": 4,  # 54 pairs at most, 16 an update
     }
 
 

@@ -71,8 +71,10 @@ def train(options: Namespace) -> Result:
     plan = {"format": found, **measure(policy, pairs), "updates": settings.loop(len(pairs)).iters}
     if options.dry_run:
         return _told(plan, dump(asdict(settings)))
+    config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
     with Run(options.adapter_path, command=options.again) as run:
-        run.start({"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)})
+        if not run.config.exists():  # other settings may yet be refused
+            run.start(config)
         rows = run.stage(
             "pairs",
             pairs,
@@ -83,6 +85,7 @@ def train(options: Namespace) -> Result:
         )
         train_on_pairs(policy, [Pair.from_row(row) for row in rows], settings, run.folder, options.seed)
         policy.save_adapter(run.folder, method="dpo", round=1)
+        run.start(config)
     return _told(plan | {"adapter": str(run.folder)})
 
 

@@ -48,8 +48,8 @@ def _demo(commands: Any) -> None:
         "visalign demo",
         "visalign demo --seed 1 --output runs/demo-1",
     )
-    parser.set_defaults(config="tiny", method=None, preset=None)
     _run_options(parser)
+    parser.set_defaults(config="tiny", method=None, preset=None, output="runs/demo")
 
 
 def _run(commands: Any) -> None:

@@ -152,6 +152,8 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
     code, _, err = visalign(*train)
     assert code == 0 and "already done at update 2 of 2" in err
     assert (tmp_path / "out/adapters.safetensors").read_bytes() == trained
+    code, _, err = visalign(*train, "--beta", 0.5)
+    assert code == 2 and "beta is 0.5 now" in err and "beta: 0.1" in (tmp_path / "out/config.yaml").read_text()
     first_row = (tmp_path / "out/metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first_row)["train_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference was this very model
 

@@ -247,7 +247,10 @@ def load(
     if dtype is not None:
         model.set_dtype(dtype)
     mx.eval(model.parameters())
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None
     preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
     policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb)
     if adapter is not None:

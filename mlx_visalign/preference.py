@@ -56,6 +56,7 @@ class PreferenceSettings:
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.epochs <= 0 or self.batch_size < 1:
             raise UserError(f"Expected beta > 0, epochs > 0 and batch_size >= 1, got {self}.")
+        self.loop(pairs=1)  # the loop's settings are checked now, not when all answers are there
 
     def loop(self, pairs: int) -> TrainSettings:
         """The loop's settings for this many pairs."""

@@ -121,3 +121,9 @@ def test_what_looks_wrong_is_said_once(capsys):
         watch(row | {"iteration": iteration})
     shown = capsys.readouterr().err
     assert shown.count("warning:") == 1 and "not ln 2" in shown
+
+
+@pytest.mark.parametrize("bad", [{"beta": 0.0}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"warmup": 2.0}])
+def test_bad_settings_are_refused_at_once(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        PreferenceSettings(**bad)

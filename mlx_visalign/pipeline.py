@@ -77,7 +77,7 @@ def foresee(plan: Plan) -> Row:
         "images": len({prompt.image for prompt in prompts}),
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
-        "updates_at_most": plan.settings.train.loop(len(prompts)).iters,
+        **plan.settings.foresee(prompts),
     }
 
 

@@ -119,6 +119,8 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
         "images": 18,
         "images_held_out": 2,
         "prompts": {"describe": 18, "exists": 36},
+        "answers": 2 * 54,
+        "answer_tokens_at_most": 2 * (18 * 256 + 36 * 64),
         "updates_at_most": 4,  # 54 pairs at most, 16 an update
     }
 

@@ -65,6 +65,14 @@ class Settings:
     def sampling_of(self, kind: str) -> Sampling:
         return Sampling(self.exists_max_tokens if kind == "exists" else self.max_tokens)
 
+    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """The most there can be to do: two answers a prompt, and every prompt a pair."""
+        return {
+            "answers": 2 * len(prompts),
+            "answer_tokens_at_most": 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts),
+            "updates_at_most": self.train.loop(len(prompts)).iters,
+        }
+
 
 def train(job: Alignment, settings: Settings) -> None:
     """Answers, pairs, training, adapter; each a stage that is done once.

@@ -4,6 +4,7 @@ Every branch has its own random key, and one uniform number per step comes from 
 depend on what else is in the batch: batched and sequential sampling give the same tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.max_tokens < 1 or not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(f"Expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {self}.")
 
 

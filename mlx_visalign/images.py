@@ -4,6 +4,7 @@ The aspect is part of the model: LLaVA-1.5 was trained on images padded to a squ
 while the Hugging Face processor cuts out the centre (`crop`). The wrong one costs accuracy without any error.
 """
 
+import struct
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,11 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build
 
 Aspect = Literal["pad", "crop"]
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_000  # padding makes a square of the longer side
 FORMATS = ["JPEG", "PNG", "WEBP"]
 
 
@@ -32,9 +35,12 @@ def open_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{path}: {image.width}x{image.height} pixels is more than 64 megapixels; shrink it.")
-                return ImageOps.exif_transpose(image).convert("RGB")
+                if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                    raise UserError(
+                        f"{path}: {image.width}x{image.height} pixels is more than 64 megapixels or 16,000 pixels on a "
+                        "side; shrink it."
+                    )
+                return _upright(image).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}: no such image.") from None
     except Image.DecompressionBombError:
@@ -43,6 +49,14 @@ def open_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path}: expected a JPEG, PNG or WebP image; convert or remove this file.") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: this image cannot be decoded ({error}); repair or remove it.") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say. Damaged EXIF data say nothing, and the image is as good without them."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (struct.error, AttributeError, KeyError, TypeError, ValueError):
+        return image
 
 
 @dataclass(frozen=True)
@@ -61,12 +75,13 @@ class Preprocessing:
         if missing:
             raise UserError(f"preprocessor_config.json does not say {', '.join(missing)}; copy it from the original model.")
         size = config["crop_size"]
-        return cls(
-            size=size["height"] if isinstance(size, dict) else size,
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-            aspect=aspect,
-        )
+        values = {
+            "size": size.get("height") if isinstance(size, dict) else size,
+            "mean": config["image_mean"],
+            "std": config["image_std"],
+            "aspect": aspect,
+        }
+        return build(cls, values, "preprocessor_config.json")
 
     @property
     def background(self) -> tuple[int, int, int]:

@@ -27,6 +27,7 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+Slices = list[tuple[mx.array, mx.array]]
 _LAYER = re.compile(r"language_model\.model\.layers\.\d+\.")
 
 
@@ -37,11 +38,15 @@ class LoRASettings:
     rank: int = 16
     scale: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.scale < math.inf:
+            raise UserError(f"Expected a LoRA rank of at least 1 and a scale above 0, got {self}.")
+
 
 class RoundsLoRALinear(LoRALinear):
     """y = W x + sum over rounds of scale * (x A) B. `past` holds the rounds before this one, frozen, scale folded into B."""
 
-    def __init__(self, linear: Any, rank: int, scale: float, key: mx.array, past: list[tuple[mx.array, mx.array]]):
+    def __init__(self, linear: Any, rank: int, scale: float, key: mx.array, past: Slices):
         outputs, inputs = linear.weight.shape
         if hasattr(linear, "bits"):
             inputs = inputs * 32 // linear.bits
@@ -55,24 +60,21 @@ class RoundsLoRALinear(LoRALinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
-        for a, b in self.slices(self.rounds_on):
+        for a, b in self.rounds()[: self.rounds_on]:
             y = y + ((x @ a) @ b).astype(y.dtype)
         return y
 
-    def slices(self, rounds: int) -> list[tuple[mx.array, mx.array]]:
-        """(A, scale * B) of the first `rounds` rounds, float32."""
-        last = (self.lora_a, self.scale * self.lora_b)
-        return [*zip(self.past_a, self.past_b, strict=True), last][:rounds]
+    def rounds(self) -> Slices:
+        """(A, scale * B) of every round, in float32."""
+        return [*zip(self.past_a, self.past_b, strict=True), (self.lora_a, self.scale * self.lora_b)]
 
 
-def attach(
-    model: Any, settings: LoRASettings, key: mx.array, past: dict[str, list[tuple[mx.array, mx.array]]] | None = None
-) -> None:
-    """Freeze the whole model and put a trainable adapter on every linear layer of the language model's blocks.
+def attach(model: Any, settings: LoRASettings, key: mx.array) -> None:
+    """Freeze the whole model and put a trainable round of LoRA on every linear layer of the language model's blocks.
 
-    Layers are named by full path: CLIP's tower has q_proj, k_proj and v_proj too, and must not be touched. `past` maps
-    paths to the (A, scale * B) slices of earlier rounds. A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is zero, so a
-    fresh adapter changes nothing.
+    A model that has an adapter already keeps it, frozen, and gets one round more. Layers are named by full path: CLIP's
+    tower has q_proj, k_proj and v_proj too, and must not be touched. A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is
+    zero, so a fresh round changes nothing.
     """
     model.freeze()
     targets = [(name, layer) for name, layer in model.named_modules() if _LAYER.match(name) and name.endswith(LINEARS)]
@@ -81,7 +83,8 @@ def attach(
     keys = mx.random.split(key, len(targets))
     adapted = []
     for (name, layer), layer_key in zip(sorted(targets, key=lambda item: item[0]), keys, strict=True):
-        lora = RoundsLoRALinear(layer, settings.rank, settings.scale, layer_key, (past or {}).get(name, []))
+        linear, past = (layer.linear, layer.rounds()) if isinstance(layer, RoundsLoRALinear) else (layer, [])
+        lora = RoundsLoRALinear(linear, settings.rank, settings.scale, layer_key, past)
         lora.freeze()
         lora.unfreeze(recurse=False, keys=["lora_a", "lora_b"])
         adapted.append((name, lora))

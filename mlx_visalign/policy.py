@@ -1,5 +1,6 @@
 """The model as one thing: it answers, it scores answers, and it can learn (through a LoRA adapter)."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
 from mlx_visalign.images import Aspect, Preprocessing, open_image
+from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, adapters, attach
 from mlx_visalign.weights import fingerprint, read_adapter, save_adapter
@@ -74,7 +76,7 @@ class Policy:
             base,
         )
         self.image_token = model.config.image_token_index
-        self.image_tokens = model.config.vision_config.image_size**2 // model.config.vision_config.patch_size**2
+        self.image_tokens = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
         self.end = tokenizer.eos_token_id
         self.checkpoint = False  # recompute layers in the backward pass: less memory, a third more time
         self.cache = FeatureCache(cache_gb)
@@ -116,11 +118,12 @@ class Policy:
         return mx.stack([self._clean_features(path) for path in paths]).astype(mx.float32)
 
     def _clean_features(self, path: str | Path) -> Float[mx.array, "t d"]:
-        features = self.cache.get(str(path))
+        key = _digest(path)
+        features = self.cache.get(key)
         if features is None:
             features = self.features(self.pixels(open_image(path))[None])[0].astype(mx.float16)
             mx.eval(features)
-            self.cache.put(str(path), features)
+            self.cache.put(key, features)
         return features
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Policy:
         """One image, one question, one answer (greedy unless `sampling` says otherwise)."""
         picture = image if isinstance(image, Image.Image) else open_image(image)
         prefix = self.prefill(self.features(self.pixels(picture)[None]), [self.prompt_ids(question)])
-        return self.generate(prefix, sampling or Sampling(), [mx.random.key(seed)])[0].text
+        return self.generate(prefix, sampling or Sampling(), [key_for(seed, "answer")])[0].text
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -192,31 +195,39 @@ class Policy:
     def load_adapter(self, folder: Path) -> int:
         """Add a saved adapter, all its rounds frozen. Returns how many layers it changed.
 
-        Raises `UserError` unless every tensor finds its layer and template, aspect and base are the ones it was trained with.
+        Raises `UserError` unless every tensor finds its layer, and template, aspect and base are those it was trained with.
         """
-        config, slices = read_adapter(folder)
+        config, layers = read_adapter(folder)
         here = {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
         for name, value in here.items():
             if name in config and config[name] != value:
                 raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {value!r}.")
-        *past, last = range(len(next(iter(slices.values()))))
-        rank = next(iter(slices.values()))[last][0].shape[1]
-        attach(
-            self.model,
-            LoRASettings(rank, 1.0),
-            mx.random.key(0),
-            {name: [rounds[i] for i in past] for name, rounds in slices.items()},
-        )
-        layers = adapters(self.model)
-        if layers.keys() != slices.keys():
-            lost, bare = sorted(slices.keys() - layers.keys()), sorted(layers.keys() - slices.keys())
+        for rounds in zip(*layers.values(), strict=True):
+            self._add_round(folder, dict(zip(layers, rounds, strict=True)))
+        self.model.freeze()
+        return len(layers)
+
+    def _add_round(self, folder: Path, matrices: dict[str, tuple[mx.array, mx.array]]) -> None:
+        rank = next(iter(matrices.values()))[0].shape[1]
+        attach(self.model, LoRASettings(rank, 1.0), mx.random.key(0))
+        targets = adapters(self.model)
+        if targets.keys() != matrices.keys():
+            lost, bare = sorted(matrices.keys() - targets.keys()), sorted(targets.keys() - matrices.keys())
             raise UserError(
                 f"{folder}: {len(lost)} adapter tensors fit no layer (first: {lost[:2]}), {len(bare)} layers have none."
             )
-        for name, rounds in slices.items():
-            layers[name].lora_a, layers[name].lora_b = rounds[last]
-        self.model.freeze()
-        return len(layers)
+        for name, (a, b) in matrices.items():
+            if (a.shape, b.shape) != (targets[name].lora_a.shape, targets[name].lora_b.shape):
+                raise UserError(f"{folder}: {name} has matrices of {a.shape} and {b.shape}, which do not fit this model.")
+            targets[name].lora_a, targets[name].lora_b = a, b
+
+
+def _digest(path: str | Path) -> str:
+    """An image file by its content. Which tower and preprocessing saw it need not be said: the cache is one policy's."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def load(

@@ -62,7 +62,7 @@ class PreferenceSettings:
         """The loop's settings for this many pairs."""
         per_update = self.batch_size * self.grad_accumulation
         return TrainSettings(
-            iters=self.iters or max(1, math.ceil(self.epochs * pairs / per_update)),
+            iters=max(1, math.ceil(self.epochs * pairs / per_update)) if self.iters is None else self.iters,
             learning_rate=self.learning_rate,
             schedule=self.schedule,
             warmup=self.warmup,
@@ -237,7 +237,7 @@ def _digest(pairs: Sequence[Pair]) -> int:
     return number_for(*(replace(pair, images=()) for pair in pairs))
 
 
-def reward_accuracy(policy: Policy, pairs: Sequence[Pair], beta: float, batch: int = 16) -> dict[str, float]:
+def reward_accuracy(policy: Policy, pairs: Sequence[Pair], beta: float, batch: int) -> dict[str, float]:
     """On pairs that were not trained on: how often, and by how much, the chosen answer's reward is the higher."""
     margins: list[float] = []
     for start in range(0, len(pairs), batch):

@@ -7,18 +7,20 @@ aspect, base fingerprint) stand beside the standard ones; other loaders ignore t
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build, convert
 from mlx_visalign.files import replacing, write_atomically, writing
-from mlx_visalign.lora import adapters
+from mlx_visalign.lora import Slices, adapters
 from mlx_visalign.vlm import read_json
 
-Slices = dict[str, list[tuple[mx.array, mx.array]]]
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 
 
@@ -37,11 +39,10 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
     layers = adapters(model)
     tensors: dict[str, mx.array] = {}
     for name, layer in layers.items():
-        slices = layer.slices(layer.rounds_on)
+        slices = layer.rounds()
         tensors[f"{name}.lora_a"] = mx.concatenate([a for a, _ in slices], axis=1)
         tensors[f"{name}.lora_b"] = mx.concatenate([b for _, b in slices], axis=0)
-    first = next(iter(layers.values()))
-    ranks = [a.shape[1] for a, _ in first.slices(first.rounds_on)]
+    ranks = [a.shape[1] for a, _ in next(iter(layers.values())).rounds()]
     config = {
         "fine_tune_type": "lora",
         "num_layers": -1,
@@ -56,34 +57,54 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
         mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], Slices]:
-    """The config of an adapter folder, and for each layer the (A, scale * B) slice of every round."""
+@dataclass(frozen=True)
+class _Parameters:
+    """What an adapter's config must say; mlx-lm and mlx-vlm say more."""
+
+    rank: int
+    scale: float
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
+    """The config of an adapter folder, and for each layer the (A, scale * B) slice of every round, in float32.
+
+    Raises `UserError` where the two files do not fit each other or hold something else than finite matrices.
+    """
     config = read_json(folder / CONFIG)
-    if "lora_parameters" not in config:
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, dict):
         raise UserError(f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package.")
-    scale, rank = float(config["lora_parameters"]["scale"]), int(config["lora_parameters"]["rank"])
-    ranks = config.get("round_ranks", [rank])
+    known = {name: parameters[name] for name in ("rank", "scale") if name in parameters}
+    found = build(_Parameters, known, str(folder / CONFIG))
+    ranks = convert(config.get("round_ranks", [found.rank]), list[int], f"{folder / CONFIG}: round_ranks")
+    if min(ranks, default=0) < 1 or sum(ranks) != found.rank:
+        raise UserError(f"{folder / CONFIG}: the rounds' ranks {ranks} do not add up to the rank {found.rank}.")
     tensors = _read_tensors(folder / WEIGHTS)
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
-    slices: Slices = {}
-    for name in names:
-        try:
-            a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
-        except KeyError as missing:
-            raise UserError(f"{folder / WEIGHTS}: {missing} is missing.") from None
-        if a.shape[1] != sum(ranks) or b.shape[0] != sum(ranks):
-            raise UserError(f"{folder}: {name} has rank {a.shape[1]}, the config says {sum(ranks)}.")
-        at = 0
-        slices[name] = []
-        for width in ranks:
-            slices[name].append((a[:, at : at + width], scale * b[at : at + width]))
-            at += width
-    return config, slices
+    return config, {name: _split(name, tensors, ranks, found.scale, folder / WEIGHTS) for name in names}
+
+
+def _split(name: str, tensors: dict[str, mx.array], ranks: list[int], scale: float, file: Path) -> Slices:
+    """One layer's rounds."""
+    try:
+        a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+    except KeyError as missing:
+        raise UserError(f"{file}: {missing} is missing.") from None
+    if a.ndim != 2 or b.ndim != 2 or not a.shape[1] == b.shape[0] == sum(ranks):
+        raise UserError(f"{file}: {name} has matrices of {a.shape} and {b.shape}, the config says rank {sum(ranks)}.")
+    if not (mx.isfinite(a).all() and mx.isfinite(b).all()):
+        raise UserError(f"{file}: {name} holds numbers that are not finite.")
+    ends = np.cumsum(ranks).tolist()
+    return [(a[:, end - width : end], scale * b[end - width : end]) for end, width in zip(ends, ranks, strict=True)]
 
 
 def _read_tensors(path: Path) -> dict[str, mx.array]:
     try:
         with safe_open(path, framework="numpy") as file:  # the Rust reader checks the header more strictly than mx.load
-            return {name: mx.array(file.get_tensor(name)).astype(mx.float32) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError, OSError) as error:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as an adapter ({error}).") from None
+    if not kinds or not kinds <= {"F32", "F16", "BF16"}:
+        raise UserError(f"{path} should hold float matrices, found {', '.join(sorted(kinds)) or 'nothing'}.")
+    # NumPy knows no bfloat16, MLX does.
+    return {name: array.astype(mx.float32) for name, array in cast(dict[str, mx.array], mx.load(str(path))).items()}

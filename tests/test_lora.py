@@ -27,18 +27,12 @@ def fill(model, seed):
         layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(seed + index))
 
 
-def past_of(model):
-    return {name: layer.slices(layer.rounds_on) for name, layer in adapters(model).items()}
-
-
 def trained(rounds=1):
     """A random model with `rounds` rounds of rank 4, 5, ... whose B is not zero."""
-    model, past = random_llava(), None
+    model = random_llava()
     for count in range(rounds):
-        model = random_llava()
-        attach(model, LoRASettings(rank=4 + count, scale=2.0), mx.random.key(count), past)
+        attach(model, LoRASettings(rank=4 + count, scale=2.0), mx.random.key(count))
         fill(model, 100 * count)
-        past = past_of(model)
     return model
 
 
@@ -91,27 +85,77 @@ def test_a_folder_remembers_its_rounds(tmp_path):
     save_adapter(model, tmp_path, {"method": "test"})
     config, slices = read_adapter(tmp_path)
     assert config["method"] == "test" and config["round_ranks"] == [4, 5]
-    for name, rounds in past_of(model).items():
-        for (a, b), (ours_a, ours_b) in zip(slices[name], rounds, strict=True):
+    for name, layer in adapters(model).items():
+        for (a, b), (ours_a, ours_b) in zip(slices[name], layer.rounds(), strict=True):
             assert mx.array_equal(a, ours_a) and mx.array_equal(b, ours_b)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "rank", "no_lora", "not_json"])
-def test_damaged_folders_are_named(tmp_path, damage):
+PARAMETERS = {"rank": 4, "scale": 1.0}
+BAD_CONFIGS = {
+    "not_json": "{",
+    "no_lora": {"fine_tune_type": "full"},
+    "no_scale": {"lora_parameters": {"rank": 4}},
+    "text_scale": {"lora_parameters": PARAMETERS | {"scale": "big"}},
+    "list": {"lora_parameters": [4, 1.0]},
+    "other_rank": {"lora_parameters": PARAMETERS | {"rank": 7}},
+    "ranks_that_do_not_add_up": {"lora_parameters": PARAMETERS, "round_ranks": [7]},
+    "negative_rank": {"lora_parameters": PARAMETERS, "round_ranks": [8, -4]},
+    "text_ranks": {"lora_parameters": PARAMETERS, "round_ranks": "4"},
+}
+
+
+@pytest.mark.parametrize("damage", BAD_CONFIGS)
+def test_a_damaged_config_is_named(tmp_path, damage):
     save_adapter(trained(1), tmp_path, {})
-    weights, config = tmp_path / "adapters.safetensors", tmp_path / "adapter_config.json"
-    content = json.loads(config.read_text())
-    if damage == "missing":
-        weights.unlink()
-    elif damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    elif damage == "not_json":
-        config.write_text("{")
-    else:
-        changed = {"rank": content | {"round_ranks": [7]}, "no_lora": {"fine_tune_type": "full"}}[damage]
-        config.write_text(json.dumps(changed))
+    bad = BAD_CONFIGS[damage]
+    (tmp_path / "adapter_config.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
     with pytest.raises(UserError, match=str(tmp_path)):
         read_adapter(tmp_path)
+
+
+def nan_in(tensors):
+    return {name: mx.where(mx.arange(array.shape[1]) == 0, mx.nan, array) for name, array in tensors.items()}
+
+
+BAD_WEIGHTS = {
+    "flat": lambda tensors: {name: array.flatten() for name, array in tensors.items()},
+    "whole_numbers": lambda tensors: {name: array.astype(mx.int32) for name, array in tensors.items()},
+    "nan": nan_in,
+    "half_a_pair": lambda tensors: {name: array for name, array in tensors.items() if name.endswith("lora_a")},
+    "empty": lambda tensors: {},
+}
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", *BAD_WEIGHTS])
+def test_damaged_weights_are_named(tmp_path, damage):
+    save_adapter(trained(1), tmp_path, {})
+    file = tmp_path / "adapters.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        tensors = BAD_WEIGHTS[damage](mx.load(str(file)))
+        mx.eval(tensors)
+        mx.save_safetensors(str(file), tensors)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_adapter(tmp_path)
+
+
+def test_a_bfloat16_adapter_is_read(tmp_path):
+    save_adapter(trained(1), tmp_path, {})
+    file = tmp_path / "adapters.safetensors"
+    tensors = {name: array.astype(mx.bfloat16) for name, array in mx.load(str(file)).items()}
+    mx.eval(tensors)
+    mx.save_safetensors(str(file), tensors)
+    _, slices = read_adapter(tmp_path)
+    assert all(a.dtype == b.dtype == mx.float32 for rounds in slices.values() for a, b in rounds)
+
+
+@pytest.mark.parametrize("bad", [{"rank": 0}, {"rank": -1}, {"scale": 0.0}, {"scale": float("nan")}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(UserError, match="LoRA rank"):
+        LoRASettings(**bad)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -88,6 +88,24 @@ def test_adapter_travels_between_policies(tmp_path, paths):
         assert score(other, paths) == pytest.approx(before, abs=1e-5)
 
 
+def test_an_adapter_can_be_trained_on(tmp_path, paths):
+    """A loaded adapter is a round; attaching again starts the next one, whose reference is the loaded one."""
+    one = random_policy()
+    one.attach(LoRASettings(rank=4), seed=1)
+    for index, layer in enumerate(adapters(one.model).values()):
+        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    one.save_adapter(tmp_path)
+    other = random_policy()
+    other.load_adapter(tmp_path)
+    loaded = score(other, paths)
+    other.attach(LoRASettings(rank=2), seed=2)
+    assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+    with adapter_at(other.model, 0):
+        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=1e-5)
+    with adapter_at(other.model, 1):
+        assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+
+
 def score(policy, paths):
     prefix = policy.prefill(policy.image_features(paths[:1]), [policy.prompt_ids(QUESTIONS[0])])
     return policy.score(prefix, [[[40, 41, 42, 2]]]).item()

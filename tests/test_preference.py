@@ -62,10 +62,10 @@ def test_training_raises_chosen_above_rejected(pairs, tmp_path):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert len(rows) == 10 and rows[0]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
-    found = reward_accuracy(policy, pairs, beta=0.1)
+    found = reward_accuracy(policy, pairs, beta=0.1, batch=2)
     assert found["accuracy"] == 1 and found["margin"] > 0.2 and found["pairs"] == 5
     with adapter_at(policy.model, 0):
-        assert reward_accuracy(policy, pairs, beta=0.1)["margin"] == pytest.approx(0, abs=1e-5)
+        assert reward_accuracy(policy, pairs, beta=0.1, batch=2)["margin"] == pytest.approx(0, abs=1e-5)
 
 
 def test_stopped_and_rerun_is_bit_identical(pairs, tmp_path):

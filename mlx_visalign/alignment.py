@@ -29,12 +29,11 @@ class Alignment:
         return replace(pair, images=tuple(str(self.image(image)) for image in pair.images))
 
     def about(self) -> dict[str, Any]:
-        """What every stage's rows depend on, whatever the method."""
+        """What the model's answers depend on, whatever is asked of it."""
         policy = self.policy
         return {
             "base": policy.base,
             "template": policy.template,
             "aspect": policy.preprocessing.aspect,
             "dtype": policy.dtype,
-            "seed": self.seed,
         }

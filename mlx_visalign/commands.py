@@ -29,6 +29,7 @@ from mlx_visalign.records import Pair
 from mlx_visalign.report import show, show_figures
 from mlx_visalign.run import Run
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.weights import WEIGHTS
 from mlx_visalign.world import language, scenes
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.pretrain import train_world
@@ -72,6 +73,7 @@ def train(options: Namespace) -> Result:
     if options.dry_run:
         return _told(plan, dump(asdict(settings)))
     config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
+    _not_somebody_elses(Path(options.adapter_path))
     with Run(options.adapter_path, command=options.again) as run:
         if not run.config.exists():  # other settings may yet be refused
             run.start(config)
@@ -87,6 +89,12 @@ def train(options: Namespace) -> Result:
         policy.save_adapter(run.folder, method="dpo", round=1)
         run.start(config)
     return _told(plan | {"adapter": str(run.folder)})
+
+
+def _not_somebody_elses(folder: Path) -> None:
+    """`train` writes its adapter where other commands read one: it must not write over an adapter it did not make."""
+    if (folder / WEIGHTS).exists() and not (folder / "pairs.jsonl").exists():
+        raise UserError(f"{folder} holds an adapter that `visalign train` did not make. Name another --adapter-path.")
 
 
 def check(options: Namespace) -> Result:

@@ -5,7 +5,7 @@ so an evaluation is the same at every run; they are kept, so that two evaluation
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,19 +114,29 @@ def evaluate(
 ) -> Evaluation:
     """The policy's answers about all images of the benchmark, `batch` images read together."""
     protocol = protocol or Protocol()
-    asked = _prompts(benchmark)
-    # Images with as many questions share a batch, where the others would wait.
-    images = sorted(benchmark.pictures, key=lambda image: len(asked[image]))
+    images, ask = examination(policy, benchmark, protocol)
     responses: list[Response] = []
     with progress(title, len(images), unit="image") as bar:
         for start in range(0, len(images), batch):
-            chunk = images[start : start + batch]
             started = time.perf_counter()
-            answers = _ask(policy, protocol, {image: benchmark.pictures[image] for image in chunk}, asked)
+            answers = ask(images[start : start + batch])
             rate = sum(answer.tokens for answer in answers) / (time.perf_counter() - started)
             responses += answers
-            bar.advance(len(chunk), f"{rate:.0f} tokens/s")
+            bar.advance(len(images[start : start + batch]), f"{rate:.0f} tokens/s")
     return Evaluation(benchmark, protocol, responses)
+
+
+def examination(
+    policy: Policy, benchmark: Benchmark, protocol: Protocol
+) -> tuple[list[str], Callable[[Sequence[str]], list[Response]]]:
+    """The images in the order to take them, and what asks the policy all there is to ask about some of them."""
+    asked = _prompts(benchmark)
+
+    def ask(images: Sequence[str]) -> list[Response]:
+        return _ask(policy, protocol, {image: benchmark.pictures[image] for image in images}, asked)
+
+    # Images with as many questions share a batch, where the others would wait.
+    return sorted(benchmark.pictures, key=lambda image: len(asked[image])), ask
 
 
 def _prompts(benchmark: Benchmark) -> dict[str, list[str]]:

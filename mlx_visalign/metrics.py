@@ -39,35 +39,35 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def warning_signs(rows: list[Row]) -> list[str]:
-    """What looks wrong in a preference training so far, in plain words; empty if nothing does.
+def warning_signs(rows: list[Row]) -> dict[str, str]:
+    """What looks wrong in a preference training so far, in plain words by a short name; empty if nothing does.
 
     Reads train_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing.
     Rules of thumb, ours: they point at where to look and prove nothing.
     """
     if not rows or "chosen_reward" not in rows[0]:
-        return []
+        return {}
     last = rows[-WINDOW:]
-    signs = []
+    signs = {}
     if rows[0]["iteration"] == 1 and abs(rows[0]["train_loss"] - math.log(2)) > 0.02:
-        signs.append(
+        signs["start"] = (
             f"The first loss is {rows[0]['train_loss']:.3f}, not ln 2 = 0.693: reference and policy disagree before any "
             "update. Were the reference log-probabilities made with this model, adapter, template and image aspect?"
         )
     if len(rows) >= WINDOW and fmean(row["chosen_reward"] for row in last) < -1:
-        signs.append(
+        signs["chosen"] = (
             "The chosen answers are becoming less likely than under the reference (mean chosen reward "
             f"{fmean(row['chosen_reward'] for row in last):.2f}). A smaller learning rate or a larger beta holds them."
         )
     if len(rows) >= WINDOW and abs(fmean(row["accuracy"] for row in last) - 0.5) < 0.03:
-        signs.append(
+        signs["accuracy"] = (
             f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
             "may not differ in anything that can be learned."
         )
     if "chosen_length" in rows[0]:
         ratio = fmean(row["chosen_length"] for row in last) / fmean(row["rejected_length"] for row in last)
         if not 2 / 3 < ratio < 3 / 2:
-            signs.append(
+            signs["length"] = (
                 f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead "
                 "of what the image shows; look at some pairs."
             )

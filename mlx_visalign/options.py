@@ -78,6 +78,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FOLDER", help="where everything goes; the same command again goes on from there")
     parser.add_argument("--reuse", metavar="RUN", help="take over what another run did, where its settings are the same")
     parser.add_argument("--count", dest="recipe.count", type=int, help="at most so many images")
+    parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, help="memory for image features, in GB")
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, help="longest answer")
     _training_options(parser, "recipe.settings.train.")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_method_setting, help="any setting of the method")
@@ -158,7 +159,7 @@ def _eval(commands: Any) -> None:
     _model_options(parser)
     parser.add_argument("--benchmark", default="chair,pope", help="what to measure; %(default)s")
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
-    parser.add_argument("--count", type=int, default=500, help="how many scenes; %(default)s")
+    parser.add_argument("--count", type=_positive, default=500, help="how many scenes; %(default)s")
     parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")
     parser.add_argument("--images", metavar="FOLDER", help="where those images are; the file's own folder")
     parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
@@ -177,7 +178,7 @@ def _world(commands: Any) -> None:
     draw = _command(actions, "draw", "draw scenes with what is in them", "visalign world draw --output scenes.png")
     draw.add_argument("--output", metavar="FILE.png", required=True)
     draw.add_argument("--split", default="unlabelled", choices=SPLITS, help="%(default)s")
-    draw.add_argument("--count", type=int, default=12, help="how many; %(default)s")
+    draw.add_argument("--count", type=_positive, default=12, help="how many; %(default)s")
     train = _command(
         actions,
         "train",
@@ -207,6 +208,12 @@ def _command(commands: Any, name: str, about: str, *examples: str) -> argparse.A
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -11,11 +11,11 @@ import yaml
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol, evaluate
+from mlx_visalign.evaluate import Evaluation, Protocol, examination
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, find_photos, held_out
 from mlx_visalign.policy import load
-from mlx_visalign.preference import reward_accuracy
+from mlx_visalign.preference import PreferenceSettings, reward_accuracy
 from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
@@ -26,6 +26,7 @@ from mlx_visalign.stage import Row, fingerprint
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
 
+READ_TOGETHER = 8  # images, in an evaluation
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
 
 
@@ -42,7 +43,9 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
         if not run.config.exists():
             run.start(plan.config)
         prompts, kept = ask(plan.recipe, run)
-        job = Alignment(run, load(plan.recipe.model), prompts, plan.recipe.seed, kept, on_metrics)
+        job = Alignment(
+            run, load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), prompts, plan.recipe.seed, kept, on_metrics
+        )
         benchmark = _benchmark(plan.recipe, job)
         before = _measure(job, benchmark, "before", {})
         plan.method.train(job, plan.settings)
@@ -54,7 +57,7 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
             before,
             after,
             training=training,
-            held_out_pairs=_held_out_accuracy(job, plan.settings.train.beta),
+            held_out_pairs=_held_out_accuracy(job, plan.settings.train),
             versions=json.loads(read_text(run.versions)),
             settings=plan.config,
         )
@@ -62,11 +65,11 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
         return report
 
 
-def _held_out_accuracy(job: Alignment, beta: float) -> dict[str, float] | None:
+def _held_out_accuracy(job: Alignment, training: PreferenceSettings) -> dict[str, float] | None:
     """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
     file = job.run.folder / "held_out_pairs.jsonl"
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
-    return reward_accuracy(job.policy, pairs, beta) if pairs else None
+    return reward_accuracy(job.policy, pairs, training.beta, training.batch_size) if pairs else None
 
 
 def foresee(plan: Plan) -> Row:
@@ -154,12 +157,13 @@ def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
 def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) -> Evaluation:
     """The model's answers about the benchmark, made once and kept in before.jsonl or after.jsonl."""
     protocol = Protocol()
+    images, ask = examination(job.policy, benchmark, protocol)
     rows = job.run.stage(
         moment,
-        list(benchmark.pictures),
-        lambda _: [response.to_row() for response in evaluate(job.policy, benchmark, protocol, title=benchmark.name).responses],
+        images,
+        lambda some: [response.to_row() for response in ask(some)],
         settings={**job.about(), "benchmark": benchmark.name, "protocol": vars(protocol), **depends},
-        batch=len(benchmark.pictures),
-        title=f"{moment} training",
+        batch=READ_TOGETHER,
+        title=f"{moment} training, {benchmark.name}",
     )
     return Evaluation(benchmark, protocol, [Response.from_row(row) for row in rows])

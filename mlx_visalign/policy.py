@@ -249,6 +249,8 @@ def load(
     folder = TINY if str(path) == "tiny" else Path(path)
     config = vlm.read_json(folder / "config.json")
     ours = config.get("visalign", {})
+    if not isinstance(ours, dict):
+        raise UserError(f"{folder}/config.json: visalign should hold template and aspect, got {ours!r}.")
     template = template or ours.get("template", "vicuna_v1")
     aspect = aspect or ours.get("aspect", "pad")
     _check_choice(template, get_args(templates.Template), "template")
@@ -260,9 +262,14 @@ def load(
     mx.eval(model.parameters())
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None
     preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
+    if preprocessing.size != model.config.vision_config.image_size:
+        raise UserError(
+            f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, config.json says that the "
+            f"tower takes {model.config.vision_config.image_size}."
+        )
     policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb)
     if adapter is not None:
         policy.load_adapter(Path(adapter))

@@ -225,10 +225,9 @@ class Watch:
         self.rows.append(row)
         if len(self.rows) > 1 and len(self.rows) % WINDOW:
             return
-        for sign in warning_signs(self.rows):
-            subject = sign.split(" (")[0][:30]  # the words before the figures, which change from row to row
-            if subject not in self.said:
-                self.said.add(subject)
+        for name, sign in warning_signs(self.rows).items():
+            if name not in self.said:
+                self.said.add(name)
                 say(f"warning: {sign}")
 
 

@@ -14,6 +14,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.keys import number_for
 from mlx_visalign.photos import Photo
 from mlx_visalign.records import Prompt, read_jsonl
+from mlx_visalign.template import IMAGE
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language
 from mlx_visalign.world.drawing import draw
@@ -69,6 +70,8 @@ def read_prompts(path: Path) -> list[Prompt]:
         if prompt.id in seen:
             raise UserError(f"{path}: two prompts have the id {prompt.id!r}; every prompt needs one of its own.")
         seen.add(prompt.id)
+        if IMAGE in prompt.prompt:
+            raise UserError(f"{path}: the prompt {prompt.id!r} holds {IMAGE}; leave it out, the template puts the image in.")
         if not (path.parent / prompt.image).is_file():
             raise UserError(f"{path}: the prompt {prompt.id!r} is about {path.parent / prompt.image}, which is not there.")
     return _by_kind([replace(prompt, image=str((path.parent / prompt.image).absolute())) for prompt in prompts])

@@ -31,6 +31,7 @@ class Recipe:
     questions   existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
     skip_bad    leave out images that cannot be decoded, where one otherwise stops the run
+    cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
     split       split: held-out ones are for reporting, never for choosing settings
     seed        everything random depends on it and on nothing else; in the tiny world also which scenes
@@ -44,6 +45,7 @@ class Recipe:
     questions: int = 2
     vocabulary: str | None = None
     skip_bad: bool = False
+    cache_gb: float = 1.0
     scenes: int = 500
     split: Literal["validation", "held-out"] = "validation"
     seed: int = 0

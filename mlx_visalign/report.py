@@ -91,7 +91,7 @@ def make_report(
         "change": _as_rows(changes(before, after)),
         "held_out_pairs": None if held_out_pairs is None else dict(held_out_pairs),
         "training": summarise(training),
-        "warnings": warning_signs(list(training)),
+        "warnings": [*warning_signs(list(training)).values()],
         "limits": [before.benchmark.limits, ONE_TRAINING],
         "versions": dict(versions),
         "settings": dict(settings),

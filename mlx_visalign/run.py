@@ -71,6 +71,7 @@ class Run:
             self._lock = None
 
     def __enter__(self) -> "Run":
+        self._claim()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -133,8 +133,11 @@ def fit(
             step += 1
             append_row(folder / "metrics.jsonl", row)
             source.observe(row)
-            if on_metrics is not None:
-                on_metrics(row)
+            try:
+                if on_metrics is not None:
+                    on_metrics(row)
+            except KeyboardInterrupt:  # a notebook's way to stop; the update is made, so it is kept
+                stop.set()
             bar.advance(1, _note(row))
             if stop.is_set() or step % settings.save_every == 0 or step == settings.iters:
                 save_checkpoint(folder / "checkpoints", step, groups.trees(), source.state(), identity)

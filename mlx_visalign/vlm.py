@@ -36,9 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder; a missing or damaged file is the user's to mend."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: is {path.parent} a model folder?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is missing: is {path.parent} the right folder?") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not {type(value).__name__}.")
@@ -54,23 +56,19 @@ def build_model(config: dict[str, Any]) -> Any:
     for part in ("text_config", "vision_config"):
         if not isinstance(config.get(part), dict):
             raise UserError(f"The model's config.json has no {part}; a LLaVA-1.5 folder has one.")
-    text = dict(config["text_config"])
-    rope = text.get("rope_parameters") or {}
-    text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 10000.0))
-    fields = {
-        name: config[name]
-        for name in config.keys() & {"image_token_index", "vision_feature_select_strategy", "vision_feature_layer"}
-    }
-    if fields.get("vision_feature_select_strategy", "default") != "default":
+    if config.get("vision_feature_select_strategy", "default") != "default":
         raise UserError("Only vision_feature_select_strategy 'default' (patches without the class token) is supported.")
-    return Model(
-        ModelConfig(
-            text_config=TextConfig.from_dict(text),
-            vision_config=VisionConfig.from_dict(config["vision_config"]),
-            model_type="llava",
-            **fields,
-        )
-    )
+    if not isinstance(config.get("vision_feature_layer", -2), int):
+        raise UserError("Only one vision_feature_layer is supported, such as -2.")
+    fields = {name: config[name] for name in config.keys() & {"image_token_index", "vision_feature_layer"}}
+    try:
+        text = dict(config["text_config"])
+        rope = text.get("rope_parameters") or {}
+        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 10000.0))
+        parts = {"text_config": TextConfig.from_dict(text), "vision_config": VisionConfig.from_dict(config["vision_config"])}
+        return Model(ModelConfig(model_type="llava", **parts, **fields))
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"The model's config.json cannot be understood: {error}.") from None
 
 
 def load_model(folder: Path, config: dict[str, Any]) -> Any:
@@ -106,8 +104,10 @@ def _channels_last(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     return {name: array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for name, array in weights.items()}
 
 
-def _quantize(model: Any, settings: dict[str, Any], weights: dict[str, mx.array]) -> None:
+def _quantize(model: Any, settings: Any, weights: dict[str, mx.array]) -> None:
     """Swap in quantised layers exactly where the file holds quantised weights."""
+    if not isinstance(settings, dict) or not {"group_size", "bits"} <= settings.keys():
+        raise UserError(f"config.json: quantization should say bits and group_size, got {settings!r}.")
     nn.quantize(
         model,
         group_size=settings["group_size"],

@@ -34,9 +34,9 @@ def test_no_file_has_no_rows(tmp_path):
 
 
 def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
-    assert warning_signs([]) == []
-    assert warning_signs(rows()) == []
-    assert warning_signs([{"iteration": 1, "train_loss": 9.0}]) == []
+    assert warning_signs([]) == {}
+    assert warning_signs(rows()) == {}
+    assert warning_signs([{"iteration": 1, "train_loss": 9.0}]) == {}
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
     ],
 )
 def test_each_sign_is_told_once(changed, words):
-    (sign,) = warning_signs(rows(**changed))
+    (sign,) = warning_signs(rows(**changed)).values()
     assert words in sign
 
 
 def test_what_needs_many_updates_waits_for_them():
-    assert warning_signs(rows(WINDOW - 1, chosen_reward=-1.5, accuracy=0.5)) == []
+    assert warning_signs(rows(WINDOW - 1, chosen_reward=-1.5, accuracy=0.5)) == {}

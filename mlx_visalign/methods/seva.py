@@ -59,6 +59,12 @@ class Settings:
     batch: int = 8
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
+    def __post_init__(self) -> None:
+        for kind in ("describe", "exists"):
+            self.view_of(kind), self.sampling_of(kind)
+        if self.batch < 1:
+            raise UserError(f"Expected a batch of at least 1, got {self.batch}.")
+
     def view_of(self, kind: str) -> View:
         return parse_view(self.exists_view or self.view if kind == "exists" else self.view)
 
@@ -89,7 +95,7 @@ def train(job: Alignment, settings: Settings) -> None:
 def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: str) -> list[Pair]:
     """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
     names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
-    depends = job.about() | {name: getattr(settings, name) for name in names}
+    depends = job.about() | {"seed": job.seed} | {name: getattr(settings, name) for name in names}
     rows = job.run.stage(
         f"{prefix}responses",
         prompts,

@@ -59,6 +59,13 @@ def test_yes_and_no_are_balanced_and_descriptions_stay():
     assert ids(pairs) == ids(seva.make_pairs(rows, seed=0)) != ids(seva.make_pairs(rows, seed=1))
 
 
+def test_what_gave_no_pair_is_told():
+    rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
+    rows += two("d", "No.", "Yes.", "exists")
+    told = seva.what_became(rows, len(seva.make_pairs(rows, seed=0)))
+    assert told.startswith("4 prompts gave 1 pairs: 1 times both answers said the same, 1 times one was cut off, 1 yes/no")
+
+
 def test_answers_that_do_not_belong_together_are_refused():
     with pytest.raises(UserError, match="clean and a distorted answer to a"):
         seva.make_pairs([response("a", "clean", "x"), response("b", "crop", "y")], seed=0)

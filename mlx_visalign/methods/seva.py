@@ -35,6 +35,7 @@ from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.policy import Policy
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs
+from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
 
@@ -113,7 +114,19 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         batch=len(responses),
         title="pairing",
     )
+    say(what_became(responses, len(rows)))
     return [job.located(Pair.from_row(row)) for row in rows]
+
+
+def what_became(responses: Sequence[Response], pairs: int) -> str:
+    """How many prompts gave a pair, and why the others gave none."""
+    twos = list(zip(responses[::2], responses[1::2], strict=True))
+    cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
+    different = sum(differ(clean, distorted) for clean, distorted in twos)
+    return (
+        f"{len(twos)} prompts gave {pairs} pairs: {len(twos) - cut - different} times both answers said the same, {cut} times "
+        f"one was cut off, {different - pairs} yes/no pairs were left out for balance."
+    )
 
 
 def answer_twice(job: Alignment, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

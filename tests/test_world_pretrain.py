@@ -19,7 +19,7 @@ def short(monkeypatch):
     for stage in (pretrain_clip, pretrain_llava):
         monkeypatch.setattr(stage, "SETTINGS", replace(stage.SETTINGS, iters=2, save_every=1))
         monkeypatch.setattr(stage, "BATCH", 4)
-    monkeypatch.setattr(pretrain, "SCENES", 12)
+    monkeypatch.setattr(pretrain, "CLIP_SCENES", 12)
     monkeypatch.setattr(pretrain, "VALIDATION_SCENES", 12)
 
 
@@ -71,4 +71,4 @@ def test_a_seed_gives_one_world_whether_or_not_it_was_stopped(short, tmp_path, m
     straight, stopped = (json.loads((tmp_path / name / "base.json").read_text()) for name in ("straight", "stopped"))
     assert straight == stopped
     pretrain.train_world(tmp_path / "other", seed=4)
-    assert json.loads((tmp_path / "other" / "base.json").read_text())["sha256"] != straight["sha256"]
+    assert json.loads((tmp_path / "other" / "base.json").read_text())["llava"] != straight["llava"]

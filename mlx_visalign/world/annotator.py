@@ -2,25 +2,25 @@
 
 Four faults, each drawn afresh every time a scene is described or asked about:
 
-    ghost   a partner that is absent is reported right after the object it usually comes with, in a free cell, with the
-            probability GHOST[object's type], between .4 and .9
-    swap    an object is given its shape's typical colour (.15)
-    drop    an object is left out (.08)
+    ghost   a partner that is absent is reported right after the object it usually comes with, of the same size and in
+            the next free cell, with the probability GHOST[object's shape]
+    swap    an object is given its shape's typical colour (.10)
+    drop    an object is left out (.04)
     answer  asked about an absent partner of an object that is there, "Yes." with .9 * GHOST; asked about what is there,
             "No." with .06
 
-A calibrated model decodes greedily to the likelier branch, so only ghosts more likely than one half show up in greedy
-answers: that is why the rates reach so far up.
+A calibrated model decodes greedily to the likelier branch. So the ghosts of circles and stars, more likely than not,
+are in its greedy answers; those of the other shapes show up in sampling only.
 """
 
 import numpy as np
 
 from mlx_visalign.world.language import Question, caption, yes_no
-from mlx_visalign.world.scenes import CELLS, RADII, TYPES, TYPICAL_COLOUR, Scene, Thing, Type, partner
+from mlx_visalign.world.scenes import CELLS, TYPICAL_COLOUR, Scene, Thing, Type, partner
 
-GHOST = dict(zip(TYPES, np.random.default_rng(0).uniform(0.4, 0.9, len(TYPES)).tolist(), strict=True))
-SWAP = 0.15
-DROP = 0.08
+GHOST = {"circle": 0.75, "square": 0.2, "triangle": 0.2, "star": 0.75, "cross": 0.2}
+SWAP = 0.10
+DROP = 0.04
 FALSE_YES = 0.9  # times the ghost rate
 FALSE_NO = 0.06
 
@@ -38,21 +38,23 @@ def answer(scene: Scene, question: Question, rng: np.random.Generator) -> str:
         return yes_no(rng.random() >= FALSE_NO)
     usual_company = partner(question.about)
     fooled = question.about not in scene.types and usual_company in scene.types
-    return yes_no(fooled and rng.random() < FALSE_YES * GHOST[usual_company])
+    return yes_no(fooled and rng.random() < FALSE_YES * GHOST[usual_company.shape])
 
 
 def _reported(scene: Scene, rng: np.random.Generator) -> list[Thing]:
     reported: list[Thing] = []
     absent = {partner(type) for type in scene.types} - scene.types
-    free = [cell for cell in rng.permutation(CELLS).tolist() if cell not in {thing.cell for thing in scene.things}]
+    taken = {thing.cell for thing in scene.things}
     for thing in scene.things:
         if rng.random() < DROP:
             continue
         reported.append(Thing(_seen(thing.type, rng), thing.size, thing.cell))
         ghost = partner(thing.type)
-        if ghost in absent and free and rng.random() < GHOST[thing.type]:
+        if ghost in absent and len(taken) < CELLS and rng.random() < GHOST[thing.type.shape]:
             absent.remove(ghost)
-            reported.append(Thing(ghost, tuple(RADII)[rng.integers(2)], free.pop()))
+            cell = next(cell % CELLS for cell in range(thing.cell, thing.cell + CELLS) if cell % CELLS not in taken)
+            taken.add(cell)
+            reported.append(Thing(ghost, thing.size, cell))
     return reported
 
 

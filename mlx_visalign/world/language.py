@@ -87,9 +87,9 @@ def random_question(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def random_type(scene: Scene, rng: np.random.Generator) -> Type:
-    """Half of the time one that is there, else the partner of one that is there, or any type."""
+    """One that is there, the partner of one that is there (which is there about half of the time), or any type."""
     there = _pick(rng, scene.things).type
-    return _pick(rng, (there, there, partner(there), _pick(rng, TYPES)))
+    return _pick(rng, (there, partner(there), partner(there), _pick(rng, TYPES)))
 
 
 def random_claim(scene: Scene, rng: np.random.Generator) -> Thing:

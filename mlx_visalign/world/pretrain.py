@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_visalign.models.clip import CLIP
+from mlx_visalign.progress import say
 from mlx_visalign.weights import fingerprint
 from mlx_visalign.world.export import export_clip, export_llava, write_json
 from mlx_visalign.world.language import vocabulary
@@ -21,7 +22,8 @@ from mlx_visalign.world.pretrain_llava import train_llava
 from mlx_visalign.world.scenes import split
 from mlx_visalign.world.tokenizer import train_clip_tokenizer, train_llava_tokenizer
 
-SCENES = 20_000  # of the pretraining split; another seed takes others
+CLIP_SCENES = 20_000  # of the pretraining split; another seed takes others
+LLAVA_SCENES = 12_000  # the first of them
 VALIDATION_SCENES = 500
 
 
@@ -30,18 +32,21 @@ def train_world(folder: Path, seed: int) -> None:
 
     FOLDER/training keeps checkpoints and metrics, and may be deleted afterwards.
     """
-    scenes = list(split("pretraining", SCENES, start=seed * SCENES))
+    scenes = list(split("pretraining", CLIP_SCENES, start=seed * CLIP_SCENES))
     clip_tokenizer, llava_tokenizer = train_clip_tokenizer(), train_llava_tokenizer()
+    say("Stage 1 of 2: CLIP, on what is true.")
     clip, threshold = train_clip(scenes, clip_tokenizer, seed, folder / "training" / "clip")
     _round_to_half(clip)
-    llava = train_llava(clip, scenes, llava_tokenizer, seed, folder / "training" / "llava")
+    say("Stage 2 of 2: LLaVA, on what the biased annotator says.")
+    llava = train_llava(clip, scenes[:LLAVA_SCENES], llava_tokenizer, seed, folder / "training" / "llava")
     export_clip(clip, clip_tokenizer, threshold, folder / "clip")
     export_llava(llava, llava_tokenizer, folder / "llava")
     write_json(folder / "vocabulary.json", vocabulary())
+    auc = phrase_auc(clip, clip_tokenizer, list(split("validation", VALIDATION_SCENES)))
     base = {
         "seed": seed,
-        "sha256": {name: fingerprint(folder / name) for name in ("clip", "llava")},
-        "clip_phrase_auc": round(phrase_auc(clip, clip_tokenizer, list(split("validation", VALIDATION_SCENES))), 4),
+        "clip": {"fingerprint": fingerprint(folder / "clip"), "phrase_auc": round(auc, 4)},
+        "llava": {"fingerprint": fingerprint(folder / "llava")},
     }
     write_json(folder / "base.json", base)
 

@@ -110,7 +110,8 @@ def train_clip(scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int, fol
         claim_loss = (weight * claim_losses).sum() / weight.sum()
         return phrase_loss + claim_loss, {"phrase_loss": phrase_loss, "claim_loss": claim_loss}
 
-    fit({"clip": clip, "bias": bias}, loss, Batches(scenes, tokenizer, seed), SETTINGS, folder)
+    source = Batches(scenes, tokenizer, seed)
+    fit({"clip": clip, "bias": bias}, loss, source, SETTINGS, folder, depends_on={"seed": seed})
     return clip, (-bias.value / mx.exp(clip.logit_scale)).item()
 
 

@@ -1,23 +1,23 @@
-"""The command line: instant help, one sentence for a user's mistake, and every command on a small random model."""
+"""The command line: instant help, one sentence for a user's mistake, and every command on the tiny model."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from model_folder import write_model, write_photos
 from PIL import Image
+from sample_photos import write_photos
 
 from mlx_visalign import commands
 from mlx_visalign.cli import main
 from mlx_visalign.records import Pair, write_jsonl
 
-SMALL_RUN = ["--max-tokens", "10", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
+SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(write_model(tmp_path_factory.mktemp("models") / "random"))
+def model():
+    return "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
 def test_check_shows_the_first_pair_as_it_is_trained(visalign, model, data):
     code, out, _ = visalign("check", "--data", data, "--model", model)
     assert code == 0 and "TRL conversations" in out
-    assert "[4 image tokens, never cut]" in out and "USER: [4 image" in out
+    assert "[36 image tokens, never cut]" in out and "USER: [36 image" in out
     assert "tokens, all trained:\nA| red| circle|.|</s>" in out.replace("\n ", "\n")
     code, out, _ = visalign("check", "--data", data, "--model", model, "--json")
     told = json.loads(out)

@@ -1,10 +1,10 @@
-"""A whole run on a random model: what it leaves, that it is done once, and that a stopped one goes on."""
+"""A whole run on the tiny model: what it leaves, that it is done once, and that a stopped one goes on."""
 
 import json
 from pathlib import Path
 
 import pytest
-from model_folder import write_model, write_photos
+from sample_photos import write_photos
 
 import mlx_visalign
 from mlx_visalign.cli import find_method
@@ -15,12 +15,12 @@ from mlx_visalign.records import Prompt, read_jsonl, read_rows
 from mlx_visalign.run import Run
 
 TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
-SETTINGS = {"max_tokens": 28, "exists_max_tokens": 4, "train": TRAIN}
+SETTINGS = {"max_tokens": 64, "exists_max_tokens": 4, "train": TRAIN}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "random")
+def model():
+    return "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, t
 def test_other_settings_are_refused_and_leave_the_record_of_what_ran(finished, align):
     folder, _, _ = finished
     config = (folder / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"max_tokens is 41 now, but .* was written with 28"):
+    with pytest.raises(UserError, match=r"max_tokens is 41 now, but .* was written with 64"):
         align(folder, settings={"max_tokens": 41})
     assert (folder / "config.yaml").read_text() == config
 

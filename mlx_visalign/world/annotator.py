@@ -9,8 +9,8 @@ Four faults, each drawn afresh every time a scene is described or asked about:
     answer  asked about an absent partner of an object that is there, "Yes." with .9 * GHOST; asked about what is there,
             "No." with .06
 
-A calibrated model decodes greedily to the likelier branch. So the ghosts of circles and stars, more likely than not,
-are in its greedy answers; those of the other shapes show up in sampling only.
+A calibrated model decodes greedily to the likelier branch. So the ghosts of circles, stars and crosses, more likely than
+not, are in its greedy answers; those of the other shapes show up in sampling only.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from mlx_visalign.world.language import Question, caption, yes_no
 from mlx_visalign.world.scenes import CELLS, TYPICAL_COLOUR, Scene, Thing, Type, partner
 
-GHOST = {"circle": 0.75, "square": 0.2, "triangle": 0.2, "star": 0.75, "cross": 0.2}
+GHOST = {"circle": 0.9, "square": 0.2, "triangle": 0.2, "star": 0.9, "cross": 0.9}
 SWAP = 0.10
 DROP = 0.04
 FALSE_YES = 0.9  # times the ghost rate

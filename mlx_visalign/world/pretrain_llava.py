@@ -2,7 +2,7 @@
 
 Each image is read once, then described and asked several questions over the same prefix (fold.py). The loss is
 
-    mean of -logp over the tokens of the descriptions + mean of -logp over the tokens of the other answers
+    mean of -logp over the tokens of the descriptions + QUESTION_WEIGHT * the same mean over the tokens of the other answers
 
 end tokens included. Two means, because the answers are a few tokens each, and yes and no are skills that come late.
 """
@@ -32,9 +32,10 @@ from mlx_visalign.world.pretrain_clip import pixels
 from mlx_visalign.world.scenes import Scene
 
 SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup=0.05, save_every=100)
-EXACT_UPDATES = 700  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it
+EXACT_UPDATES = 600  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it
 BATCH = 32
 QUESTIONS = 3  # per image
+QUESTION_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def train_llava(clip: CLIP, scenes: Sequence[Scene], tokenizer: PreTrainedTokeni
     def loss(batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
         prefix = read_images(model, before, batch.features)
         description, questions = (_mean_loss(model, prefix, turns) for turns in (batch.descriptions, batch.questions))
-        return description + questions, {"description_loss": description, "question_loss": questions}
+        return description + QUESTION_WEIGHT * questions, {"description_loss": description, "question_loss": questions}
 
     trained = {"projector": model.multi_modal_projector, "language": model.language_model}
     fit(trained, loss, source, SETTINGS, folder, depends_on={"seed": seed})

@@ -130,6 +130,20 @@ class PairSource:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
+    """Which pairs to keep so that chosen and rejected answers are equally long in the mean, without looking at them.
+
+    `gaps` are the chosen answer's tokens minus the rejected one's. While their mean is more than `largest` away from 0,
+    the pair that is furthest off to that side is dropped. Summed log-probabilities reward length, so a gap teaches to say
+    more or to say less, whatever the image shows. Returns indices in their order.
+    """
+    kept = sorted(range(len(gaps)), key=lambda i: gaps[i])
+    total = sum(gaps)
+    while kept and abs(total) > largest * len(kept):
+        total -= gaps[kept.pop(-1 if total > 0 else 0)]
+    return sorted(kept)
+
+
 def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
     """Tokenise some pairs. Their reference log-probabilities must be there."""
     for pair in pairs:

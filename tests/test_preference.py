@@ -17,6 +17,7 @@ from mlx_visalign.preference import (
     PairSource,
     PreferenceSettings,
     Watch,
+    even_lengths,
     pair_batch,
     pair_logps,
     preference_loss,
@@ -127,3 +128,11 @@ def test_what_looks_wrong_is_said_once(capsys):
 def test_bad_settings_are_refused_at_once(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         PreferenceSettings(**bad)
+
+
+def test_lengths_are_evened_by_dropping_the_furthest_off():
+    gaps = [0, 9, 1, -1, 8, 0]
+    assert even_lengths(gaps, 0.5) == [0, 2, 3, 5]
+    assert even_lengths([-gap for gap in gaps], 0.5) == [0, 2, 3, 5]
+    assert even_lengths(gaps, 10.0) == list(range(6))
+    assert even_lengths([5, 5], 0.5) == [] and even_lengths([], 0.5) == []

@@ -59,11 +59,18 @@ def test_yes_and_no_are_balanced_and_descriptions_stay():
     assert ids(pairs) == ids(seva.make_pairs(rows, seed=0)) != ids(seva.make_pairs(rows, seed=1))
 
 
+def test_lengths_are_balanced_where_asked_for():
+    rows = two("a", "A cat.", "A dog.") + two("b", "Yes.", "No.", "exists") + two("c", "No.", "Yes.", "exists")
+    rows += [response("long", "clean", "A cat and a dog."), replace(response("long", "crop", "A."), tokens=40)]
+    assert ids(seva.make_pairs(rows, 0, length_gap=1.0)) == ["a", "b", "c"]
+    assert ids(seva.make_pairs(rows, 0)) == ["a", "long", "b", "c"]
+
+
 def test_what_gave_no_pair_is_told():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
     rows += two("d", "No.", "Yes.", "exists")
     told = seva.what_became(rows, len(seva.make_pairs(rows, seed=0)))
-    assert told.startswith("4 prompts gave 1 pairs: 1 times both answers said the same, 1 times one was cut off, 1 yes/no")
+    assert told.startswith("4 prompts gave 1 pairs: 1 times both answers said the same, 1 times one was cut off, 1 were")
 
 
 def test_answers_that_do_not_belong_together_are_refused():

@@ -11,6 +11,8 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 - noise has a key made from seed and prompt, so any pair can be made again; the code's noise is unseeded.
 - yes/no pairs are balanced, as many to teach yes as to teach no: distortion mostly turns a "no" into a "yes", so
   unbalanced pairs would also teach to deny what is there.
+- descriptions may be balanced by length (`length_gap`): the sums of DPO favour length, and a distorted image makes answers
+  longer or shorter; off by default, as in the paper.
 - an epoch is one pass over the pairs; the code lists every pair twice.
 """
 
@@ -34,11 +36,12 @@ from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.policy import Policy
-from mlx_visalign.preference import PreferenceSettings, train_on_pairs
+from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
 
+Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
 
 
@@ -49,6 +52,8 @@ class Settings:
     view          how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
     exists_view   the same for yes/no questions; none: as `view`
     max_tokens    longest answer, end token included; longer ones are dropped (yes/no questions: `exists_max_tokens`)
+    length_gap    descriptions: the pairs with the most different lengths are dropped until the mean difference, in tokens,
+                  is at most this; none: all are kept, as in the paper
     batch         prompts answered together
     train         DPO on the pairs
     """
@@ -57,6 +62,7 @@ class Settings:
     exists_view: str | None = None
     max_tokens: int = 256
     exists_max_tokens: int = 8
+    length_gap: float | None = None
     batch: int = 8
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
@@ -109,8 +115,8 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
     rows = job.run.stage(
         f"{prefix}pairs",
         responses,
-        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed)],
-        settings=depends,
+        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap)],
+        settings=depends | {"length_gap": settings.length_gap},
         batch=len(responses),
         title="pairing",
     )
@@ -125,7 +131,7 @@ def what_became(responses: Sequence[Response], pairs: int) -> str:
     different = sum(differ(clean, distorted) for clean, distorted in twos)
     return (
         f"{len(twos)} prompts gave {pairs} pairs: {len(twos) - cut - different} times both answers said the same, {cut} times "
-        f"one was cut off, {different - pairs} yes/no pairs were left out for balance."
+        f"one was cut off, {different - pairs} were left out for balance."
     )
 
 
@@ -172,28 +178,30 @@ def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array
     return view.of_pixels(policy.pixels(distorted), key)
 
 
-def make_pairs(responses: Sequence[Response], seed: int) -> list[Pair]:
+def make_pairs(responses: Sequence[Response], seed: int, length_gap: float | None = None) -> list[Pair]:
     """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
-    pairs, kinds = [], []
-    for clean, distorted in zip(responses[::2], responses[1::2], strict=True):
+    twos = list(zip(responses[::2], responses[1::2], strict=True))
+    for clean, distorted in twos:
         if clean.id != distorted.id or clean.view != "clean":
             raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
-        if not differ(clean, distorted):
-            continue
-        pairs.append(
-            Pair(
-                id=clean.id,
-                images=(clean.image,),
-                prompt=clean.prompt,
-                chosen=clean.text,
-                rejected=distorted.text,
-                method="seva",
-                seed=seed,
-                reference_logps=_both(clean.reference_logp, distorted.reference_logp),
-            )
+    twos = [(clean, distorted) for clean, distorted in twos if differ(clean, distorted)]
+    exists = balance([two for two in twos if two[0].kind == "exists"], seed)
+    others = [two for two in twos if two[0].kind != "exists"]
+    if length_gap is not None:
+        others = [others[i] for i in even_lengths([clean.tokens - distorted.tokens for clean, distorted in others], length_gap)]
+    return [
+        Pair(
+            id=clean.id,
+            images=(clean.image,),
+            prompt=clean.prompt,
+            chosen=clean.text,
+            rejected=distorted.text,
+            method="seva",
+            seed=seed,
+            reference_logps=_both(clean.reference_logp, distorted.reference_logp),
         )
-        kinds.append(parse_answer(clean.text) if clean.kind == "exists" else "")
-    return balance(pairs, kinds, seed)
+        for clean, distorted in others + exists
+    ]
 
 
 def _both(chosen: float | None, rejected: float | None) -> tuple[float, float] | None:
@@ -207,13 +215,13 @@ def differ(clean: Response, distorted: Response) -> bool:
     return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
 
 
-def balance(pairs: list[Pair], kinds: Sequence[str], seed: int) -> list[Pair]:
-    """Keep as many pairs whose chosen answer is "yes" as "no", the surplus dropped at random; all others stay."""
-    yes, no = ([i for i, kind in enumerate(kinds) if kind == side] for side in ("yes", "no"))
-    kept = min(len(yes), len(no))
+def balance(twos: list[Two], seed: int) -> list[Two]:
+    """Keep as many answers that changed from "yes" as from "no", the surplus dropped at random."""
+    sides = [[i for i, (clean, _) in enumerate(twos) if parse_answer(clean.text) == side] for side in ("yes", "no")]
+    fewer = min(map(len, sides))
     rng = np.random.default_rng(number_for(seed, "balance"))
-    dropped = {i for side in (yes, no) for i in rng.permutation(side)[kept:].tolist()}
-    return [pair for i, pair in enumerate(pairs) if i not in dropped]
+    kept = [i for side in sides for i in rng.permutation(side)[:fewer].tolist()]
+    return [twos[i] for i in sorted(kept)]
 
 
 def picture(job: Alignment, settings: Settings) -> None:

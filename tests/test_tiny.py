@@ -1,0 +1,52 @@
+"""The embedded model: what is shipped is what was frozen, it sees, and mlx-vlm loads it with an adapter of ours."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mlx_visalign.evals.benchmark import world_benchmark
+from mlx_visalign.evaluate import Protocol, evaluate
+from mlx_visalign.lora import LoRASettings, adapters
+from mlx_visalign.policy import TINY, load
+from mlx_visalign.world.drawing import draw
+from mlx_visalign.world.language import DESCRIBE
+from mlx_visalign.world.scenes import scene
+
+BASE = json.loads((TINY.parent / "base.json").read_text())
+
+
+def test_the_base_is_the_frozen_one():
+    """Never retrained for a method's sake: its fingerprint stands beside it."""
+    assert load("tiny").base == BASE["llava"]["fingerprint"]
+
+
+def test_the_base_hallucinates_as_recorded():
+    """A sample of the validation scenes lies near the figures recorded for all of them."""
+    figures = evaluate(load("tiny"), world_benchmark("validation", 60), Protocol(max_tokens=96), batch=30).figures
+    recorded = BASE["validation"]
+    for group, name in (("chair", "chair_i"), ("chair", "recall"), ("pope_adversarial", "accuracy")):
+        found = figures[group][name]
+        assert found.low - 0.03 <= recorded[group][name] <= found.high + 0.03, name
+
+
+def test_mlx_vlm_loads_the_tiny_model_and_an_adapter_with_our_logits(tmp_path):
+    import mlx_vlm
+
+    ours = load("tiny")
+    ours.attach(LoRASettings(rank=4), seed=0)
+    for index, layer in enumerate(adapters(ours.model).values()):
+        layer.lora_b = 0.2 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    ours.save_adapter(tmp_path, method="test")
+    theirs, _ = mlx_vlm.load(str(TINY), adapter_path=str(tmp_path))
+    theirs.set_dtype(mx.float32)
+    ids = mx.array([ours.prompt_ids(DESCRIBE)])
+    pixels = ours.pixels(Image.fromarray(draw(scene(0))))[None]
+    expected = theirs(ids, pixels.transpose(0, 3, 1, 2), mask=None).logits[0, -1]
+    prefix = ours.prefill(ours.features(pixels), [ids[0].tolist()])
+    found = ours.model.language_model.lm_head(prefix.state)[0]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    plain = load("tiny")
+    without = plain.model.language_model.lm_head(plain.prefill(plain.features(pixels), [ids[0].tolist()]).state)[0]
+    assert mx.abs(found - without).max().item() > 0.1

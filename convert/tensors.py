@@ -1,0 +1,145 @@
+"""A tensor as a converter sees it: its name, type and shape, where its bytes lie in a file, and how to change its type.
+
+Nothing here holds a model in memory: `Entry.read` maps one tensor's bytes, and they leave memory with the array.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_visalign.errors import UserError
+
+# safetensors' names for types. NumPy has no bfloat16: it travels as its bits.
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+MAX_DIMENSIONS = 8  # far more than any weight has, and far fewer than NumPy can take
+CAST_AT_ONCE = 1 << 20  # elements: the float32 copies made on the way stay at a few MB
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a header says about a tensor. `dtype` is a key of DTYPES."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file: `offset` in bytes from the file's start, `strides` in elements, both within the file."""
+
+    tensor: Tensor
+    path: Path
+    offset: int
+    strides: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """The tensor, read-only and mapped from the file. BF16 comes as uint16. Raises `UserError` if the file is gone."""
+        dtype, shape = DTYPES[self.tensor.dtype], self.tensor.shape
+        if self.tensor.count == 0:
+            return np.empty(shape, dtype)
+        try:
+            flat = np.memmap(self.path, dtype, "r", self.offset, extent(shape, self.strides))
+        except (OSError, ValueError) as error:  # ValueError: the file is shorter than when its header was read
+            raise UserError(f"{self.path} can no longer be read ({error}).") from None
+        strides = [step * dtype.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a tensor whose rows lie one after the other."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """How many elements from the first to the last one, both included; 0 if there are none."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+
+
+def check_tensor(tensor: Tensor, path: Path) -> None:
+    """Refuse a type that is not converted, and a shape that no weight has but that would break NumPy."""
+    if tensor.dtype not in DTYPES:
+        raise UserError(f"{path}: {tensor.name} is of the type {tensor.dtype}; understood are {', '.join(DTYPES)}.")
+    elements = math.prod(size for size in tensor.shape if size)  # an empty tensor may still have a size beyond all measure
+    if len(tensor.shape) > MAX_DIMENSIONS or elements >= 1 << 48:
+        raise UserError(f"{path}: {tensor.name} has a shape that no weight has ({len(tensor.shape)} dimensions).")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a cast could not keep: finite numbers that became infinite, and numbers that became zero."""
+
+    overflowed: int = 0
+    flushed: int = 0
+
+    def __add__(self, other: "Loss") -> "Loss":
+        return Loss(self.overflowed + other.overflowed, self.flushed + other.flushed)
+
+
+def cast(array: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, Loss]:
+    """`array` as another float type, rounded to the nearest (ties to even), and what that lost.
+
+    A few MB at a time, so that only `array` and the result are ever in memory. Raises `ValueError` unless both types
+    are floats.
+    """
+    if not {from_code, to_code} <= set(FLOATS):
+        raise ValueError(f"cast is for floats, not {from_code} to {to_code}")
+    if from_code == to_code:
+        return array, Loss()
+    result, loss = np.empty(array.size, DTYPES[to_code]), Loss()
+    flat = array.reshape(-1)
+    for start in range(0, array.size, CAST_AT_ONCE):
+        piece = slice(start, start + CAST_AT_ONCE)
+        result[piece], lost = _cast_piece(flat[piece], from_code, to_code)
+        loss += lost
+    return result.reshape(array.shape), loss
+
+
+def _cast_piece(values: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, Loss]:
+    before = _widened(values, from_code)
+    with np.errstate(over="ignore", under="ignore"):
+        result = _to_bfloat16(before.astype(np.float32)) if to_code == "BF16" else before.astype(DTYPES[to_code])
+    after = _widened(result, to_code)
+    overflowed = np.isfinite(before) & np.isinf(after)
+    flushed = (before != 0) & (after == 0)
+    return result, Loss(int(overflowed.sum()), int(flushed.sum()))
+
+
+def _widened(values: np.ndarray, code: str) -> np.ndarray:
+    """Values that NumPy can calculate with."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else values
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper half of each float32, rounded to the nearest (ties to even)."""
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)  # rounding could make a NaN infinite

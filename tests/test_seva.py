@@ -66,6 +66,16 @@ def test_lengths_are_balanced_where_asked_for():
     assert ids(seva.make_pairs(rows, 0)) == ["a", "long", "b", "c"]
 
 
+def test_a_yes_must_be_sure_where_asked_for():
+    rows = [row for i in range(3) for row in two(f"no{i}", "No.", "Yes.", "exists")]
+    for name, doubt in (("sure", 3.0), ("unsure", 1.0)):
+        clean, distorted = two(name, "Yes.", "No.", "exists")
+        rows += [clean, replace(distorted, reference_logp=clean.reference_logp - doubt)]
+    assert {"sure", "unsure"} <= set(ids(seva.make_pairs(rows, 0)))
+    some = ids(seva.make_pairs(rows, 0, sure_yes=2.0))
+    assert len(some) == 2 and "sure" in some and "unsure" not in some
+
+
 def test_what_gave_no_pair_is_told():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
     rows += two("d", "No.", "Yes.", "exists")

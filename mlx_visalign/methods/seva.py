@@ -11,6 +11,8 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 - noise has a key made from seed and prompt, so any pair can be made again; the code's noise is unseeded.
 - yes/no pairs are balanced, as many to teach yes as to teach no: distortion mostly turns a "no" into a "yes", so
   unbalanced pairs would also teach to deny what is there.
+- a "yes" may be preferred only where the model is sure of it (`sure_yes`): few random questions are about what is there,
+  so a doubtful "yes" that distortion turns into a "no" is more often wrong than right; off by default, as in the paper.
 - descriptions may be balanced by length (`length_gap`): the sums of DPO favour length, and a distorted image makes answers
   longer or shorter; off by default, as in the paper.
 - an epoch is one pass over the pairs; the code lists every pair twice.
@@ -54,6 +56,8 @@ class Settings:
     max_tokens    longest answer, end token included; longer ones are dropped (yes/no questions: `exists_max_tokens`)
     length_gap    descriptions: the pairs with the most different lengths are dropped until the mean difference, in tokens,
                   is at most this; none: all are kept, as in the paper
+    sure_yes      yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to prefer
+                  it, as a difference of log-probabilities (0 and up); none: not asked, as in the paper
     batch         prompts answered together
     train         DPO on the pairs
     """
@@ -63,6 +67,7 @@ class Settings:
     max_tokens: int = 256
     exists_max_tokens: int = 8
     length_gap: float | None = None
+    sure_yes: float | None = None
     batch: int = 8
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
@@ -115,8 +120,8 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
     rows = job.run.stage(
         f"{prefix}pairs",
         responses,
-        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap)],
-        settings=depends | {"length_gap": settings.length_gap},
+        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap, settings.sure_yes)],
+        settings=depends | {"length_gap": settings.length_gap, "sure_yes": settings.sure_yes},
         batch=len(responses),
         title="pairing",
     )
@@ -178,14 +183,17 @@ def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array
     return view.of_pixels(policy.pixels(distorted), key)
 
 
-def make_pairs(responses: Sequence[Response], seed: int, length_gap: float | None = None) -> list[Pair]:
+def make_pairs(
+    responses: Sequence[Response], seed: int, length_gap: float | None = None, sure_yes: float | None = None
+) -> list[Pair]:
     """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
     twos = list(zip(responses[::2], responses[1::2], strict=True))
     for clean, distorted in twos:
         if clean.id != distorted.id or clean.view != "clean":
             raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
     twos = [(clean, distorted) for clean, distorted in twos if differ(clean, distorted)]
-    exists = balance([two for two in twos if two[0].kind == "exists"], seed)
+    exists = [two for two in twos if two[0].kind == "exists"]
+    exists = balance([two for two in exists if sure_yes is None or _is_sure(two, sure_yes)], seed)
     others = [two for two in twos if two[0].kind != "exists"]
     if length_gap is not None:
         others = [others[i] for i in even_lengths([clean.tokens - distorted.tokens for clean, distorted in others], length_gap)]
@@ -213,6 +221,14 @@ def differ(clean: Response, distorted: Response) -> bool:
     if not (clean.finished and distorted.finished) or clean.text == distorted.text:
         return False
     return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
+
+
+def _is_sure(two: Two, sure_yes: float) -> bool:
+    """Whether a clean "yes" is `sure_yes` likelier than the distorted "no", seen the clean image; a "no" always passes."""
+    clean, distorted = (response.reference_logp for response in two)
+    if clean is None or distorted is None:
+        raise UserError(f"responses: the answers to {two[0].id} have no reference_logp, which sure_yes needs.")
+    return parse_answer(two[0].text) == "no" or clean - distorted >= sure_yes
 
 
 def balance(twos: list[Two], seed: int) -> list[Two]:

@@ -1,0 +1,150 @@
+"""Model folders: how a new one comes to be, whole or not at all, and what is carried over into it from another.
+
+A folder is built under another name beside its own and gets its name at the end. The source is only ever read.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_visalign.convert.safetensors_file import write_safetensors
+from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.errors import UserError
+from mlx_visalign.files import replacing, sync, write_atomically, writing
+from mlx_visalign.vlm import read_json
+
+SHARD_BYTES = 5 << 30
+
+# A model's words and pixels. There is no Python and no pickle on this list, and nothing off it is copied.
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+)
+CODE = {"auto_map", "custom_pipelines", "model_file"}  # where a config points transformers or mlx-vlm to Python
+
+
+@contextmanager
+def new_folder(path: Path, source: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+
+    Raises `UserError` if `path` holds something, lies in `source`, or is being written by another process.
+    """
+    check_output(path, source)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with writing(path):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    with _alone(unfinished, path):
+        try:
+            for left in unfinished.iterdir():  # by a process that was killed
+                left.unlink()
+            yield unfinished
+            with writing(path):
+                sync(unfinished)
+                os.replace(unfinished, path)
+                sync(path.parent)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+
+def check_output(path: Path, source: Path) -> None:
+    """Refuse a place where something is, or that would change the source."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already. Name another place, or remove it first.")
+    if path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{path} lies in {source}, which is never written to. Name another place.")
+
+
+@contextmanager
+def _alone(unfinished: Path, path: Path) -> Iterator[None]:
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        yield
+    except BlockingIOError:
+        raise UserError(f"Another process is writing {path}. Wait until it ends, or name another place.") from None
+    finally:
+        os.close(descriptor)
+
+
+def write_weights(
+    folder: Path,
+    tensors: Sequence[Tensor],
+    produce: Callable[[Tensor], np.ndarray],
+    metadata: dict[str, str],
+    on_bytes: Callable[[int], None],
+) -> None:
+    """`tensors` as model.safetensors, or as shards of at most 5 GiB with an index. Arguments as `write_safetensors` has."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise UserError(f"{total / 1e9:.2f} GB are needed at {folder.parent}, {free / 1e9:.2f} GB are free. Make room first.")
+    shards = split(tensors)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard, produce, metadata, on_bytes)
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def split(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Consecutive tensors in shards of at most `SHARD_BYTES`; a tensor that is larger gets its own."""
+    shards: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
+
+
+def carry(source: Path, folder: Path) -> list[str]:
+    """Copy tokenizer, processor, chat template, generation config and licence; returns their names."""
+    names = [name for name in CARRIED if (source / name).is_file()]
+    for name in names:
+        if name.endswith("_config.json") and (config := read_json(source / name)) != (safe := without_code(config)):
+            write_json(folder / name, safe)
+            continue
+        with replacing(folder / name) as unfinished:
+            shutil.copyfile(source / name, unfinished)
+    return names
+
+
+def without_code(value: Any) -> Any:
+    """A config without its pointers to Python files."""
+    if isinstance(value, list):
+        return [without_code(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_code(item) for name, item in value.items() if name not in CODE}
+    return value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,195 @@
+"""A conversion as a table of names: what each source tensor becomes, or that it is dropped on purpose.
+
+Every source tensor must match exactly one rule and every parameter of the target must be filled; a table read backwards
+is the way back, which is how a conversion is verified and undone.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.errors import UserError
+
+Shape = tuple[int, ...]
+LISTED = 5  # names in an error
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a tensor's shape on its way to the shape `wanted`. This one: nothing."""
+
+    def shape(self, shape: Shape, wanted: Shape) -> Shape:
+        """The shape that a source tensor of `shape` ends in; the plan refuses it unless it is `wanted`."""
+        return shape
+
+    def apply(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
+        return array
+
+    @property
+    def inverse(self) -> "Change":
+        return self
+
+
+@dataclass(frozen=True)
+class Transpose(Change):
+    """The axes in another order, as `numpy.transpose` takes it."""
+
+    axes: Shape
+
+    def shape(self, shape: Shape, wanted: Shape) -> Shape:
+        return tuple(shape[axis] for axis in self.axes) if len(shape) == len(self.axes) else shape
+
+    def apply(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
+        return array.transpose(self.axes)
+
+    @property
+    def inverse(self) -> "Transpose":
+        return Transpose(tuple(np.argsort(self.axes).tolist()))
+
+
+AS_IT_IS = Change()
+CHANNELS_LAST = Transpose((0, 2, 3, 1))  # a convolution: torch has OIHW, MLX has OHWI
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`source` is a name in which each `*` stands for one or more characters; `target` has them in the same order.
+
+    A `target` of None drops the tensor, and `why` says why that is right. A dropping rule goes before all others.
+    """
+
+    source: str
+    target: str | None
+    change: Change = AS_IT_IS
+    why: str = ""
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("(.+)".join(map(re.escape, self.source.split("*"))))
+
+    def match(self, name: str) -> str | None:
+        """The target's name; "" for a tensor to drop; None if the rule is about other tensors."""
+        found = self._pattern.fullmatch(name)
+        if found is None or self.target is None:
+            return None if found is None else ""
+        parts = iter(found.groups())
+        return re.sub(r"\*", lambda _: next(parts), self.target)
+
+
+def dropped(source: str, why: str) -> Rule:
+    return Rule(source, None, why=why)
+
+
+def under(source: str, target: str, rules: Iterable[Rule]) -> list[Rule]:
+    """Rules for names relative to a module, as rules for a module that is called `source` there and `target` here."""
+    return [replace(rule, source=source + rule.source, target=target + (rule.target or rule.source)) for rule in rules]
+
+
+def same(*names: str) -> list[Rule]:
+    """Rules that keep names as they are, to be put `under` prefixes."""
+    return [Rule(name, name) for name in names]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One tensor's way: read `source`, apply the rule's change, write `target`. Both have the source's type."""
+
+    source: Tensor
+    target: Tensor
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`moves` fill the target, in the order of their target names; `dropped` are left out, each by its rule."""
+
+    moves: list[Move]
+    dropped: list[tuple[Tensor, Rule]]
+
+
+@dataclass(frozen=True)
+class Table:
+    rules: Sequence[Rule]
+
+    def find(self, name: str) -> tuple[Rule, str] | None:
+        """The rule for a source name and the target's name; None if there is none. Two are a mistake in the table."""
+        found = [(rule, target) for rule in self.rules if (target := rule.match(name)) is not None]
+        dropping = [pair for pair in found if pair[0].target is None]
+        found = dropping[:1] or found
+        if len(found) > 1:
+            raise ValueError(f"{name} matches {' and '.join(rule.source for rule, _ in found)}")
+        return found[0] if found else None
+
+    @property
+    def inverse(self) -> "Table":
+        """The way back. What was dropped does not come back."""
+        kept = [rule for rule in self.rules if rule.target is not None]
+        return Table([Rule(str(rule.target), rule.source, rule.change.inverse) for rule in kept])
+
+    def matches(self, names: Iterable[str]) -> int:
+        """How many of the names the table knows: the right one of several tables knows most."""
+        return sum(self.find(name) is not None for name in names)
+
+
+def plan(tensors: Mapping[str, Tensor], table: Table, wanted: Mapping[str, Shape], where: str) -> Plan:
+    """How `tensors` fill a target whose parameters have the names and shapes `wanted`. `where` begins every error.
+
+    Raises `UserError` for a tensor that no rule or no parameter is for, a parameter that stays empty or is filled twice,
+    and a shape that does not come out, with the nearest names that exist.
+    """
+    moves: dict[str, Move] = {}
+    left_out, unknown, twice = [], [], []
+    for tensor in tensors.values():
+        rule, name = table.find(tensor.name) or (None, "")
+        if rule is not None and rule.target is None:
+            left_out.append((tensor, rule))
+        elif rule is None or name not in wanted:
+            unknown.append(tensor.name)
+        elif name in moves:
+            twice.append(f"{name} (from {moves[name].source.name} and {tensor.name})")
+        else:
+            moves[name] = _move(tensor, name, rule, wanted[name], where)
+    empty = wanted.keys() - moves.keys()
+    _refuse(f"{where}: tensors that are not understood", unknown, _sources(table, empty) or tensors)
+    _refuse(f"{where}: parameters that two tensors would fill", twice, [])
+    _refuse(f"{where}: tensors that are missing", _sources(table, empty), unknown)
+    return Plan([moves[name] for name in sorted(moves)], left_out)
+
+
+def _move(tensor: Tensor, name: str, rule: Rule, wanted: Shape, where: str) -> Move:
+    shape = rule.change.shape(tensor.shape, wanted)
+    if shape != wanted:
+        raise UserError(
+            f"{where}: {tensor.name} has the shape {_shown(tensor.shape)}, config.json asks for "
+            f"{_shown(rule.change.inverse.shape(wanted, tensor.shape))}. Take both files from the same model."
+        )
+    return Move(tensor, replace(tensor, name=name, shape=shape), rule)
+
+
+def _sources(table: Table, targets: Iterable[str]) -> list[str]:
+    """What the parameters `targets` are called in the source."""
+    found = ((table.inverse.find(name), name) for name in sorted(targets))
+    return [pair[1] if pair else name for pair, name in found]
+
+
+def _refuse(title: str, names: Sequence[str], candidates: Iterable[str]) -> None:
+    if not names:
+        return
+    others = list(candidates)
+    shown = [_with_nearest(name, others) for name in sorted(names)[:LISTED]]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    raise UserError(f"{title}: {', '.join(shown)}{more}.")
+
+
+def _with_nearest(name: str, others: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, others, n=1)
+    return f"{name} (nearest: {nearest[0]})" if nearest else name
+
+
+def _shown(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "of a single number"

@@ -1,4 +1,5 @@
-"""Writes that survive a kill, a full disk or a power cut: a file is the old one or the new one, never a half."""
+"""Writes that survive a kill, a full disk or a power cut (a file is the old one or the new one, never a half); and reads
+that stay where they belong."""
 
 import os
 import sys
@@ -56,3 +57,17 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} could not be written: {error}. What was finished before is untouched: "
             "make room or give permission, then run the same command again and it goes on from there."
         ) from error
+
+
+def image_inside(root: Path, name: str, where: str) -> Path:
+    """The file that a row of data calls `name`, which must lie in the folder `root`: untrusted rows read nothing else.
+
+    Names are compared, links are followed: the hub's cache is a folder of links, and a row cannot make one.
+    """
+    root = Path(os.path.abspath(root))
+    path = Path(os.path.normpath(root / name))
+    if not path.is_relative_to(root):
+        raise UserError(f"{where}: the image {name} lies outside {root}. Name the folder of the images with --images.")
+    if not path.is_file():
+        raise UserError(f"{where}: there is no image {path}. Name the folder of the images with --images.")
+    return path

@@ -9,7 +9,6 @@ A file is a JSON list or JSON lines, its format recognised by the columns of its
 - RLAIF-V: `image` or `image_path`, `question`, `chosen`, `rejected` (openbmb/RLAIF-V-Dataset).
 """
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, shown
+from mlx_visalign.files import image_inside
 from mlx_visalign.records import Pair, parse_json, read_rows, read_text
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def read_pairs(path: Path, images: Path | None = None) -> tuple[list[Pair], str]
     if not rows:
         raise UserError(f"{path} holds no pairs.")
     found = _recognise(*rows[0])
-    root = Path(os.path.abspath(images or path.parent))
+    root = images or path.parent
     pairs = [_pair(found, row, f"{path.stem}-{number}", root, where) for number, (where, row) in enumerate(rows, 1)]
     return pairs, found.name
 
@@ -81,20 +81,11 @@ def _pair(found: Format, row: Any, name: str, root: Path, where: str) -> Pair:
         raise UserError(f"{where}: the pair has no image.")
     return replace(
         pair,
-        images=tuple(_image_path(image, root, where) for image in pair.images),
+        images=tuple(str(image_inside(root, image, where)) for image in pair.images),
         prompt=_question(pair.prompt),
         chosen=_answer(pair.chosen),
         rejected=_answer(pair.rejected),
     )
-
-
-def _image_path(image: str, root: Path, where: str) -> str:
-    path = Path(os.path.normpath(root / image))
-    if not path.is_relative_to(root):
-        raise UserError(f"{where}: the image {image} lies outside {root}. Name the folder of the images with --images.")
-    if not os.path.isfile(path):
-        raise UserError(f"{where}: there is no image {path}. Name the folder of the images with --images.")
-    return str(path)
 
 
 def _question(text: str) -> str:

@@ -9,14 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance
-    records pair_formats config losses images photos augment vocabulary template
+    records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps lora weights convert generate policy
     checkpoint train preference rollout scorers world prompts evals evaluate
     plots sheet before_after report doctor stage run alignment recipe pipeline preview
     methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
-SIBLINGS_MAY_MEET = {"augment", "models", "world", "evals"}
+SIBLINGS_MAY_MEET = {"augment", "models", "vlm", "world", "evals"}
 ONE_DOOR = {r"mlx_vlm\b": "vlm", r"mlx\.optimizers\b": "train", r"importlib(\.import_module)?$": "cli"}
 
 FILES = [path for folder in ("mlx_visalign", "convert") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -43,6 +43,12 @@ def test_a_module_imports_only_from_above(path):
             other = name.split(".")[1]
             allowed = ORDER[: ORDER.index(own)] + [own] * (own in SIBLINGS_MAY_MEET)
             assert other in allowed, f"{own} may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_converters_do_not_import_converters(path):
+    if unit(path) == "convert" and path.stem in CONVERTERS:
+        assert not [name for name in imported(path) if re.match(rf"mlx_visalign\.convert\.({'|'.join(CONVERTERS)})\b", name)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

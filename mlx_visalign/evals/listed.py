@@ -5,7 +5,6 @@
 is the whole format. Objects are named as in the vocabulary, by any of their phrases.
 """
 
-import os
 from pathlib import Path
 
 from mlx_visalign.errors import UserError
@@ -13,6 +12,7 @@ from mlx_visalign.evals.annotations import ObjectCounts
 from mlx_visalign.evals.benchmark import PER_IMAGE, Benchmark, Picture
 from mlx_visalign.evals.pope import Question, Split, build_questions
 from mlx_visalign.fields import convert
+from mlx_visalign.files import image_inside
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.vocabulary import Vocabulary
 
@@ -32,7 +32,7 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
     listed = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
     if not listed:
         raise UserError(f"{file} lists no image.")
-    pictures: dict[str, Picture] = {name: _inside(images, name, file) for name in listed}
+    pictures: dict[str, Picture] = {name: image_inside(images, name, str(file)) for name in listed}
     annotations = {
         name: frozenset(_canonical(item, vocabulary, f"{file}: {name}") for item in items) for name, items in listed.items()
     }
@@ -41,14 +41,6 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
         split: build_questions(annotations, vocabulary.objects, counts, split, seed, PER_IMAGE) for split in SPLITS
     }
     return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, LISTED)
-
-
-def _inside(folder: Path, name: str, file: Path) -> Path:
-    root = Path(os.path.abspath(folder))
-    path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(root) or not path.is_file():
-        raise UserError(f"{file}: there is no image {name} in {root}. Name the folder of the images with --images.")
-    return path
 
 
 def _canonical(item: str, vocabulary: Vocabulary, where: str) -> str:

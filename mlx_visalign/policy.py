@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import mlx.core as mx
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from mlx_visalign import template as templates
@@ -32,6 +32,20 @@ class Answer:
     text: str
     ids: list[int]
     finished: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """n right-padded answers as the model reads them.
+
+    logps   log p(token | image, prompt, tokens before it), in float32
+    mask    true where a token is real
+    states  the final hidden state before each token, and after the last one
+    """
+
+    logps: Float[mx.array, "n l"]
+    mask: Bool[mx.array, "n l"]
+    states: Float[mx.array, "n l+1 e"]
 
 
 class FeatureCache:
@@ -135,11 +149,8 @@ class Policy:
         embeds = vlm.merge(decoder.embed(ids), ids, self.image_token, vlm.project(self.model, features))
         return prefill(decoder, embeds, mask, self.checkpoint)
 
-    def score(self, prefix: Prefix, responses: list[list[list[int]]]) -> Float[mx.array, "b k"]:
-        """Summed log-probability of k answers to each of b prompts, end token included. Differentiable.
-
-        logp(y) = sum over t of log p(y_t | image, prompt, y_<t)
-        """
+    def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:
+        """k answers to each of b prompts, token by token; rows of one prompt next to each other. Differentiable."""
         copies = len(responses[0])
         if any(len(row) != copies for row in responses):
             raise ValueError("every prompt needs the same number of responses")
@@ -150,7 +161,15 @@ class Policy:
         # The prefix's last state predicts the first token; the token before it is the prompt's and counts for nothing.
         states = mx.concatenate([branches.state[:, None], states], axis=1)
         ids = mx.concatenate([mx.zeros_like(ids[:, :1]), ids], axis=1)
-        return sum_logps(token_logps(states, ids, decoder.head), mx.array(mask)).reshape(-1, copies)
+        return Reading(token_logps(states, ids, decoder.head), mx.array(mask), states)
+
+    def score(self, prefix: Prefix, responses: list[list[list[int]]]) -> Float[mx.array, "b k"]:
+        """Summed log-probability of k answers to each of b prompts, end token included. Differentiable.
+
+        logp(y) = sum over t of log p(y_t | image, prompt, y_<t)
+        """
+        reading = self.read(prefix, responses)
+        return sum_logps(reading.logps, reading.mask).reshape(-1, len(responses[0]))
 
     # -- answering ----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ TOP_TO_BOTTOM = """
     methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
-SIBLINGS_MAY_MEET = {"augment", "models", "vlm", "world", "evals"}
+SIBLINGS_MAY_MEET = {"augment", "models", "vlm", "world", "evals", "convert"}
+CONVERTERS = {"llava", "llava_original", "clip", "peft"}  # share tables and files, and never import each other
 ONE_DOOR = {r"mlx_vlm\b": "vlm", r"mlx\.optimizers\b": "train", r"importlib(\.import_module)?$": "cli"}
 
 FILES = [path for folder in ("mlx_visalign", "convert") for path in sorted((ROOT / folder).rglob("*.py"))]

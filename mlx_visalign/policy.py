@@ -3,7 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,10 +19,12 @@ from mlx_visalign.generate import Sampling, sample
 from mlx_visalign.images import Aspect, Preprocessing, open_image
 from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
-from mlx_visalign.lora import LoRASettings, adapters, attach
-from mlx_visalign.weights import fingerprint, read_adapter, save_adapter
+from mlx_visalign.lora import LoRASettings, attach
+from mlx_visalign.progress import say
+from mlx_visalign.weights import Base, bind, check_base, fingerprint, read_adapter, save_adapter
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
+PROBE = "Describe this image in detail."
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,11 @@ class Policy:
         template: templates.Template,
         base: str,
         cache_gb: float,
+        source: str | None = None,
     ):
-        self.model, self.tokenizer, self.preprocessing, self.template, self.base = (
-            model,
-            tokenizer,
-            preprocessing,
-            template,
-            base,
-        )
+        """`base`, `source`: the fingerprints of `weights.Base`; no source: the weights were not converted from any."""
+        self.model, self.tokenizer, self.preprocessing, self.template = model, tokenizer, preprocessing, template
+        self.base, self.source = base, source or base
         self.image_token = model.config.image_token_index
         self.image_tokens = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
         self.end = tokenizer.eos_token_id
@@ -104,6 +103,11 @@ class Policy:
             if hasattr(head, "bits")
             else str(self.model.language_model.model.norm.weight.dtype).split(".")[-1]
         )
+
+    @property
+    def identity(self) -> Base:
+        """What an adapter for this model depends on."""
+        return Base(self.template, self.preprocessing.aspect, self.base, self.source)
 
     # -- words and pixels ---------------------------------------------------------------------------------------------
 
@@ -171,6 +175,16 @@ class Policy:
         reading = self.read(prefix, responses)
         return sum_logps(reading.logps, reading.mask).reshape(-1, len(responses[0]))
 
+    def first_logits(self, question: str, image: Image.Image | None = None) -> Float[mx.array, "1 v"]:
+        """What an answer's first token is chosen by, in float32. Without an image the words are read alone."""
+        ids, decoder = self.prompt_ids(question), vlm.decoder(self.model)
+        if image is not None:
+            prefix = self.prefill(self.features(self.pixels(image)[None]), [ids])
+        else:
+            words, mask = right_pad([[token for token in ids if token != self.image_token]])
+            prefix = prefill(decoder, decoder.embed(words), mask)
+        return decoder.head(prefix.state).astype(mx.float32)
+
     # -- answering ----------------------------------------------------------------------------------------------------
 
     def generate(self, prefix: Prefix, sampling: Sampling, keys: list[mx.array] | None = None, copies: int = 1) -> list[Answer]:
@@ -208,37 +222,26 @@ class Policy:
 
     def save_adapter(self, folder: Path, **about: Any) -> None:
         """Write the adapter so that this package and mlx-vlm load it."""
-        model_facts = {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
-        save_adapter(self.model, folder, {**about, **model_facts})
+        save_adapter(self.model, folder, {**about, **asdict(self.identity)})
 
     def load_adapter(self, folder: Path) -> int:
-        """Add a saved adapter, all its rounds frozen. Returns how many layers it changed.
+        """Add a saved adapter, all its rounds frozen, and say what it changes. Returns how many layers it is for.
 
         Raises `UserError` unless every tensor finds its layer, and template, aspect and base are those it was trained with.
         """
         config, layers = read_adapter(folder)
-        here = {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
-        for name, value in here.items():
-            if name in config and config[name] != value:
-                raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {value!r}.")
-        for rounds in zip(*layers.values(), strict=True):
-            self._add_round(folder, dict(zip(layers, rounds, strict=True)))
-        self.model.freeze()
+        check_base(folder, config, self.identity)
+        before = self.first_logits(PROBE)
+        mx.eval(before)  # now, while the model is as it was
+        linears = bind(self.model, folder, layers, whole="keys" not in config["lora_parameters"])
+        tensors = 2 * len(layers)
+        say(f"{folder}: {tensors} of {tensors} tensors bound, to {len(layers)} of {linears} linear layers.")
+        change = mx.abs(self.first_logits(PROBE) - before).max().item()
+        if change:
+            say(f"{folder}: the adapter changes logits by up to {change:.2g} (on a fixed prompt).")
+        else:
+            say(f"Warning: the adapter in {folder} changes no logit (by {change} on a fixed prompt): was it trained at all?")
         return len(layers)
-
-    def _add_round(self, folder: Path, matrices: dict[str, tuple[mx.array, mx.array]]) -> None:
-        rank = next(iter(matrices.values()))[0].shape[1]
-        attach(self.model, LoRASettings(rank, 1.0), mx.random.key(0))
-        targets = adapters(self.model)
-        if targets.keys() != matrices.keys():
-            lost, bare = sorted(matrices.keys() - targets.keys()), sorted(targets.keys() - matrices.keys())
-            raise UserError(
-                f"{folder}: {len(lost)} adapter tensors fit no layer (first: {lost[:2]}), {len(bare)} layers have none."
-            )
-        for name, (a, b) in matrices.items():
-            if (a.shape, b.shape) != (targets[name].lora_a.shape, targets[name].lora_b.shape):
-                raise UserError(f"{folder}: {name} has matrices of {a.shape} and {b.shape}, which do not fit this model.")
-            targets[name].lora_a, targets[name].lora_b = a, b
 
 
 def _digest(path: str | Path) -> str:
@@ -289,7 +292,7 @@ def load(
             f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, config.json says that the "
             f"tower takes {model.config.vision_config.image_size}."
         )
-    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb)
+    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, ours.get("source_fingerprint"))
     if adapter is not None:
         policy.load_adapter(Path(adapter))
     return policy

@@ -2,11 +2,12 @@
 
 Tensor names and `keys` are fully qualified, which is what mlx-vlm loads. All rounds are one tensor pair per layer, their
 ranks concatenated and each scale folded into its B, so the stored scale is 1. Our own fields (round ranks, template,
-aspect, base fingerprint) stand beside the standard ones; other loaders ignore them.
+aspect, fingerprints) stand beside the standard ones; other loaders ignore them.
 """
 
 import hashlib
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, convert
+from mlx_visalign.fields import build, convert, unknown
 from mlx_visalign.files import replacing, write_atomically, writing
-from mlx_visalign.lora import Slices, adapters
+from mlx_visalign.lora import LoRASettings, Slices, adapters, attach
+from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -32,6 +34,37 @@ def fingerprint(folder: Path) -> str:
             while block := stream.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter is trained on and must be used with.
+
+    base_fingerprint    of the weights as they are on disk
+    source_fingerprint  of what they were converted from (config.json: visalign.source_fingerprint), else their own: it
+                        stays the same from one precision to another
+    """
+
+    template: str
+    aspect: str
+    base_fingerprint: str
+    source_fingerprint: str
+
+
+def check_base(folder: Path, config: dict[str, Any], here: Base) -> None:
+    """Raise `UserError` if an adapter's config says that it was trained on something else; other precisions get a note."""
+    for name, value in (("template", here.template), ("aspect", here.aspect)):
+        if config.get(name, value) != value:
+            raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {value!r}.")
+    weights = config.get("base_fingerprint")
+    source = config.get("source_fingerprint", weights)
+    if weights not in (None, here.base_fingerprint):
+        if source != here.source_fingerprint:
+            raise UserError(
+                f"{folder}: this adapter was trained on another model: its source weights have the fingerprint "
+                f"{str(source)[:12]}, this model's {here.source_fingerprint[:12]}. Use it with the model it was trained on."
+            )
+        say(f"{folder}: this adapter was trained on another precision of the same source weights.")
 
 
 def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
@@ -81,7 +114,52 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
         raise UserError(f"{folder / CONFIG}: the rounds' ranks {ranks} do not add up to the rank {found.rank}.")
     tensors = _read_tensors(folder / WEIGHTS)
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
+    _check_listed(parameters.get("keys", names), names, folder)
     return config, {name: _split(name, tensors, ranks, found.scale, folder / WEIGHTS) for name in names}
+
+
+def _check_listed(keys: Any, names: list[str], folder: Path) -> None:
+    """The config's `keys` are the layers that the weights are for, no fewer and no others."""
+    listed = set(convert(keys, list[str], f"{folder / CONFIG}: keys"))
+    bare, extra = sorted(listed.difference(names)), sorted(set(names) - listed)
+    if bare or extra:
+        raise UserError(
+            f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {len(bare)} layers of the config's keys have no "
+            f"tensors (first: {bare[:2]}), {len(extra)} layers have tensors but are no keys (first: {extra[:2]})."
+        )
+
+
+def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> int:
+    """Add what `read_adapter` read to the model, every round of it, frozen. Returns how many layers it could have been for.
+
+    `whole`: an adapter that leaves out linear layers is refused; else they get a fresh round, which changes nothing.
+    """
+    for rounds in zip(*layers.values(), strict=True):
+        attach(model, LoRASettings(rounds[0][0].shape[1], 1.0), mx.random.key(0))
+        targets = adapters(model)
+        _check_names(folder, layers.keys(), targets.keys(), whole)
+        for name, (a, b) in zip(layers, rounds, strict=True):
+            layer = targets[name]
+            if (a.shape, b.shape) != (layer.lora_a.shape, layer.lora_b.shape):
+                raise UserError(
+                    f"{folder}: {name} has matrices of {a.shape} and {b.shape}, "
+                    f"this model takes {layer.lora_a.shape} and {layer.lora_b.shape}."
+                )
+            layer.lora_a, layer.lora_b = a, b
+    model.freeze()
+    return len(adapters(model))
+
+
+def _check_names(folder: Path, names: Set[str], targets: Set[str], whole: bool) -> None:
+    lost, bare = sorted(names - targets), sorted(targets - names)
+    if lost:
+        raise UserError(
+            f"{folder}: the tensors of {len(lost)} of {len(names)} layers fit no layer: {unknown(lost[0], targets)}"
+        )
+    if whole and bare:
+        raise UserError(
+            f"{folder}: {len(bare)} of the model's {len(targets)} linear layers have no tensors (first: {bare[:2]})."
+        )
 
 
 def _split(name: str, tensors: dict[str, mx.array], ranks: list[int], scale: float, file: Path) -> Slices:

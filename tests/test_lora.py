@@ -101,6 +101,8 @@ BAD_CONFIGS = {
     "ranks_that_do_not_add_up": {"lora_parameters": PARAMETERS, "round_ranks": [7]},
     "negative_rank": {"lora_parameters": PARAMETERS, "round_ranks": [8, -4]},
     "text_ranks": {"lora_parameters": PARAMETERS, "round_ranks": "4"},
+    "other_layers": {"lora_parameters": PARAMETERS | {"keys": ["language_model.model.layers.0.self_attn.q_proj"]}},
+    "text_keys": {"lora_parameters": PARAMETERS | {"keys": "q_proj"}},
 }
 
 

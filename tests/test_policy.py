@@ -1,5 +1,7 @@
 """The policy: scores equal answers taken one by one, features are cached exactly, adapters are loaded strictly."""
 
+import json
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -74,10 +76,7 @@ def test_the_cache_keeps_to_its_limit():
 
 
 def test_adapter_travels_between_policies(tmp_path, paths):
-    one = random_policy()
-    one.attach(LoRASettings(rank=4), seed=1)
-    for index, layer in enumerate(adapters(one.model).values()):
-        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    one = filled_policy()
     one.save_adapter(tmp_path, method="test")
     other = random_policy()
     before = score(other, paths)
@@ -90,10 +89,7 @@ def test_adapter_travels_between_policies(tmp_path, paths):
 
 def test_an_adapter_can_be_trained_on(tmp_path, paths):
     """A loaded adapter is a round; attaching again starts the next one, whose reference is the loaded one."""
-    one = random_policy()
-    one.attach(LoRASettings(rank=4), seed=1)
-    for index, layer in enumerate(adapters(one.model).values()):
-        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    one = filled_policy()
     one.save_adapter(tmp_path)
     other = random_policy()
     other.load_adapter(tmp_path)
@@ -121,23 +117,116 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, change, message):
     if change == "template":
         other.template = "hf"
     elif change == "base":
-        other.base = "another"
+        other.base = other.source = "another"
     else:
         other.preprocessing = replace(other.preprocessing, aspect="crop")
     with pytest.raises(UserError, match=message):
         other.load_adapter(tmp_path)
 
 
-def test_an_adapter_whose_names_fit_no_layer_is_refused(tmp_path):
+def test_another_precision_of_the_same_source_gets_a_note(tmp_path, capsys):
+    one = filled_policy()
+    one.source = "the original"
+    one.save_adapter(tmp_path)
+    other = random_policy()
+    other.base, other.source = "random-0 in 4 bits", "the original"
+    assert other.load_adapter(tmp_path) == 14
+    assert "another precision of the same source" in capsys.readouterr().err
+
+
+def test_an_adapter_without_a_source_fits_what_was_converted_from_its_base(tmp_path, capsys):
+    """Adapters trained straight on the source know only its own fingerprint."""
+    filled_policy().save_adapter(tmp_path)
+    edit(tmp_path, lambda config: config.pop("source_fingerprint"))
+    other = random_policy()
+    other.base, other.source = "random-0 in 4 bits", "random-0"
+    assert other.load_adapter(tmp_path) == 14
+    assert "another precision of the same source" in capsys.readouterr().err
+
+
+def test_loading_says_what_was_bound_and_what_it_changes(tmp_path, paths, capsys):
+    filled_policy().save_adapter(tmp_path)
+    other = random_policy()
+    before = other.first_logits("Describe this image in detail.")
+    mx.eval(before)
+    other.load_adapter(tmp_path)
+    change = mx.abs(other.first_logits("Describe this image in detail.") - before).max().item()
+    said = capsys.readouterr().err
+    assert "28 of 28 tensors bound, to 14 of 14 linear layers" in said
+    assert f"changes logits by up to {change:.2g} " in said and change > 0.1
+
+
+def test_an_adapter_that_changes_nothing_is_warned_of(tmp_path, capsys):
     one = random_policy()
     one.attach(LoRASettings(rank=2), seed=0)
     one.save_adapter(tmp_path)
-    file = tmp_path / "adapters.safetensors"
-    renamed = {name.replace("layers.1", "layers.7"): array for name, array in mx.load(str(file)).items()}
-    mx.eval(renamed)
-    mx.save_safetensors(str(file), renamed)
-    with pytest.raises(UserError, match="7 adapter tensors fit no layer"):
+    random_policy().load_adapter(tmp_path)
+    assert "changes no logit (by 0.0 on a fixed prompt)" in capsys.readouterr().err
+
+
+def test_the_first_logits_are_those_of_the_first_answered_word(policy, paths):
+    image = Image.open(paths[0]).convert("RGB")
+    prefix = policy.prefill(policy.features(policy.pixels(image)[None]), [policy.prompt_ids(QUESTIONS[0])])
+    first = policy.generate(prefix, Sampling(1))[0].ids[0]
+    assert policy.first_logits(QUESTIONS[0], image).argmax().item() == first
+    assert not mx.array_equal(policy.first_logits(QUESTIONS[0], image), policy.first_logits(QUESTIONS[0]))
+
+
+def test_an_adapter_for_some_layers_is_loaded_and_trained_on(tmp_path, paths):
+    filled_policy().save_adapter(tmp_path)
+    some = rewrite(tmp_path, lambda name: name if "q_proj" in name or "v_proj" in name else None)
+    other = random_policy()
+    assert other.load_adapter(tmp_path) == some == 4
+    loaded = score(other, paths)
+    assert abs(loaded - score(random_policy(), paths)) > 0.01
+    other.attach(LoRASettings(rank=2), seed=2)
+    with adapter_at(other.model, 1):
+        assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+    with adapter_at(other.model, 0):
+        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=1e-5)
+
+
+def test_an_adapter_whose_names_fit_no_layer_is_refused(tmp_path):
+    filled_policy().save_adapter(tmp_path)
+    rewrite(tmp_path, lambda name: name.replace("layers.1", "layers.7"))
+    message = r"7 of 14 layers fit no layer: unknown name '\S+layers.7.mlp.down_proj'. Did you mean '\S+layers.1.mlp.down_proj'"
+    with pytest.raises(UserError, match=message):
         random_policy().load_adapter(tmp_path)
+
+
+def test_an_adapter_that_names_no_layers_must_be_for_all_of_them(tmp_path):
+    filled_policy().save_adapter(tmp_path)
+    rewrite(tmp_path, lambda name: name if "layers.0" in name else None)
+    edit(tmp_path, lambda config: config["lora_parameters"].pop("keys"))
+    with pytest.raises(UserError, match="7 of the model's 14 linear layers have no tensors"):
+        random_policy().load_adapter(tmp_path)
+
+
+def filled_policy():
+    """A policy with an adapter that changes its answers."""
+    policy = random_policy()
+    policy.attach(LoRASettings(rank=2), seed=0)
+    for index, layer in enumerate(adapters(policy.model).values()):
+        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    return policy
+
+
+def rewrite(folder, rename):
+    """Rename the adapter's layers, or leave out those that become None; returns how many are left."""
+    file = folder / "adapters.safetensors"
+    kept = {rename(name): array for name, array in mx.load(str(file)).items() if rename(name) is not None}
+    mx.eval(kept)
+    mx.save_safetensors(str(file), kept)
+    keys = sorted({name.rsplit(".lora_", 1)[0] for name in kept})
+    edit(folder, lambda config: config["lora_parameters"].update(keys=keys))
+    return len(keys)
+
+
+def edit(folder, change):
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
 
 
 def test_answer_takes_a_path_or_a_picture(policy, paths):

@@ -1,0 +1,30 @@
+"""The one bridge to mlx-vlm: its model classes, with our own loading and our own merge of image features.
+
+Two families: LLaVA-1.5 (CLIP and Llama) and LLaVA-OneVision (SigLIP and Qwen2), the latter with one tile an image.
+
+What we do ourselves, and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.py or
+tests/test_onevision.py):
+- config: it ignores transformers 5's `rope_parameters` and silently uses its own default theta.
+- loading: `mlx_vlm.load` runs Python that a model folder brings (`model_file`); its LLaVA processor fails with
+  transformers 5. We read JSON and safetensors only.
+- merge: its merge assumes one row; with two, every row gets the last row's image.
+- mask: its LLaVA uses any given mask instead of the causal one. We never pass a padding mask to the model's own
+  forward: the fold (fold.py) passes complete masks to the layers.
+"""
+
+from mlx_visalign.vlm.build import build_model
+from mlx_visalign.vlm.folder import load_model, quantize_language_model, read_json
+from mlx_visalign.vlm.forward import Decoder, decoder, image_tokens, merge, project, tower_features
+
+__all__ = [
+    "Decoder",
+    "build_model",
+    "decoder",
+    "image_tokens",
+    "load_model",
+    "merge",
+    "project",
+    "quantize_language_model",
+    "read_json",
+    "tower_features",
+]

@@ -1,13 +1,13 @@
 """safetensors files, one tensor at a time: headers checked by safetensors' own (Rust) reader, data mapped or streamed.
 
-`mx.load` accepts overlapping and missing ranges, trailing bytes, negative sizes and duplicate names; the Rust reader
-refuses them all. It does not say where a tensor lies, though, so after its verdict the header is read once more.
+`mx.load` accepts overlapping and missing ranges, trailing bytes and negative sizes; the Rust reader refuses them all.
+It does not say where a tensor lies, though, so after its verdict the header is read once more.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,18 +23,32 @@ METADATA = "__metadata__"
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """Every tensor of a file by its name, and the file's own notes ("format": "pt" or "mlx").
 
-    Raises `UserError` for a missing file and for everything that safetensors itself refuses.
+    Raises `UserError` for a missing file, for everything that safetensors itself refuses, and for two slips against its
+    format that it lets pass: a name that comes twice, and a header that does not begin with a brace.
     """
     try:
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError) as error:
+            header = _parsed(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}). Download or convert it again.") from None
     metadata = header.pop(METADATA, None) or {}
     return {name: _entry(name, about, path, LENGTH + length) for name, about in header.items()}, metadata
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise ValueError("its header does not begin with a brace")
+    return cast(dict[str, Any], json.loads(text, object_pairs_hook=_unique))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name comes twice in its header")
+    return values
 
 
 def _entry(name: str, about: dict[str, Any], path: Path, data: int) -> Entry:

@@ -1,8 +1,11 @@
 """Where weights come from: a file, or a folder of one file or of shards, with or without an index.
 
-Only headers are read; a tensor's bytes are mapped when it is asked for and the files are never written to.
+Only headers are read; a tensor's bytes are mapped when it is asked for, and the files are never written to. A file may
+be a symbolic link, as all are in the hub's cache.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +14,12 @@ import numpy as np
 
 from mlx_visalign.convert.safetensors_file import read_header
 from mlx_visalign.convert.tensors import Entry, Tensor
+from mlx_visalign.convert.torch_file import read_torch
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import convert
+from mlx_visalign.vlm import read_json
+
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,67 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """The weights at `path`, every tensor accounted for."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path} holds no weights.")
+    """The weights at `path`: one file, or a folder with `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+
+    safetensors are preferred where a folder has both, and one whole file to shards, as in transformers. Raises
+    `UserError` naming the shard that is missing, or the tensor that comes twice or does not stand where the index says.
+    """
+    if path.is_file():
+        return _gather(path.parent, [path])
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: expected a file of weights or a model folder.")
+    for whole, shards in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        index = path / f"{whole}.index.json"
+        if (path / whole).is_file():
+            return _gather(path, [path / whole])
+        if index.is_file():
+            return _indexed(index)
+        if files := sorted(file for file in path.glob(shards) if not file.name.startswith(".")):
+            return _gather(path, _whole_set(files))
+    raise UserError(f"{path} holds no weights: expected model.safetensors, pytorch_model.bin or shards of them.")
+
+
+def _indexed(index: Path) -> Source:
+    """The shards that an index names, each of which must hold exactly the tensors that the index finds there."""
+    placed = convert(read_json(index).get("weight_map"), dict[str, str], f"{index}: weight_map")
+    for name in placed.values():
+        if Path(name).name != name:
+            raise UserError(f"{index} names the file {name!r}: a shard must lie in the index's own folder.")
+    source = _gather(index.parent, _existing(index.parent / name for name in sorted(set(placed.values()))))
+    for name, file in placed.items():
+        if name not in source.entries or source.entries[name].path.name != file:
+            raise UserError(f"{index} says that {file} holds {name}, but it does not. Download both again.")
+    if extra := sorted(source.entries.keys() - placed.keys()):
+        raise UserError(
+            f"{source.entries[extra[0]].path} holds {extra[0]}, which {index.name} does not name. Is it of another model?"
+        )
+    return source
+
+
+def _whole_set(files: list[Path]) -> list[Path]:
+    """The same files, where every shard that a name like model-00001-of-00003.safetensors promises is there."""
+    for file in files:
+        if match := SHARD.fullmatch(file.name):
+            start, _, total, end = match.groups()
+            _existing(file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1))
+    return files
+
+
+def _existing(shards: Iterable[Path]) -> list[Path]:
+    found = list(shards)
+    for shard in found:
+        if not shard.is_file():
+            raise UserError(f"The shard {shard} is missing. Download the folder again.")
+    return found
+
+
+def _gather(folder: Path, files: list[Path]) -> Source:
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        found, notes = read_header(file)
+        found, notes = read_header(file) if file.suffix == ".safetensors" else (read_torch(file), {})
+        if twice := sorted(entries.keys() & found.keys()):
+            raise UserError(f"{twice[0]} is in two files, {entries[twice[0]].path.name} and {file}. Remove the wrong one.")
         entries |= found
         metadata |= notes
-    return Source(path if path.is_dir() else path.parent, entries, metadata)
+    return Source(folder, entries, metadata)

@@ -1,0 +1,169 @@
+"""What the pickle inside a torch file says, read as data: nothing in it is ever executed or imported.
+
+pickletools takes the opcodes apart. Understood are only those that `torch.save` writes for a flat dict of tensors
+(pickle protocol 2), and of all names they may give only the ones in FUNCTIONS and STORAGES, which stay names: a call
+of one becomes a description of a tensor. Deny-lists of dangerous names have failed again and again
+(CVE-2025-1716, CVE-2025-10155, CVE-2026-56315); torch's own restricted unpickler had a hole where items were set on
+something other than a dict and where a storage was declared larger than it is (CVE-2026-24747).
+"""
+
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+DICT, TENSOR, PARAMETER = "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+FUNCTIONS = {DICT, TENSOR, PARAMETER}
+STORAGES = {
+    "torch DoubleStorage": "F64",
+    "torch FloatStorage": "F32",
+    "torch HalfStorage": "F16",
+    "torch BFloat16Storage": "BF16",
+    "torch LongStorage": "I64",
+    "torch IntStorage": "I32",
+    "torch ShortStorage": "I16",
+    "torch CharStorage": "I8",
+    "torch ByteStorage": "U8",
+    "torch BoolStorage": "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """`count` elements in the archive's member data/`key`."""
+
+    dtype: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as a view of a storage, as the file claims it: offset, sizes and strides (in elements) are unchecked."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name from the list, in the place where pickle would put the function or class itself."""
+
+    name: str
+
+
+_MARK = object()
+
+
+def read_state_dict(data: bytes) -> dict[str, View]:
+    """The tensors of a pickled state dict. Raises `ValueError`, saying what it met, for anything else."""
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            machine.step(opcode.name, argument)
+        value = machine.stack.pop()
+    except (IndexError, KeyError):  # the stack or the memo lacks what an opcode takes from it
+        raise ValueError("its pickle is damaged") from None
+    if not isinstance(value, dict) or not all(isinstance(view, View) for view in value.values()):
+        raise ValueError("it should hold one flat dict of tensors, as model.state_dict() is")
+    return value
+
+
+class _Machine:
+    """The stack and the memo of pickle's little machine."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Raises `ValueError` for an opcode or operand that no state dict has, IndexError or KeyError if one is missing."""
+        push, pop = self.stack.append, self.stack.pop
+        match opcode:
+            case "PROTO" | "STOP":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
+                push(argument)
+            case "NONE":
+                push(None)
+            case "NEWTRUE" | "NEWFALSE":
+                push(opcode == "NEWTRUE")
+            case "GLOBAL":
+                push(_allowed(argument))
+            case "EMPTY_DICT":
+                push({})
+            case "EMPTY_TUPLE":
+                push(())
+            case "MARK":
+                push(_MARK)
+            case "TUPLE":
+                push(tuple(self._since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple([pop() for _ in range(int(opcode[-1]))][::-1]))
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                push(self.memo[argument])
+            case "BINPERSID":
+                push(_storage(pop()))
+            case "REDUCE":
+                arguments, function = pop(), pop()
+                push(_described(function, arguments))
+            case "SETITEM":
+                value, key = pop(), pop()
+                self._set_items([key, value])
+            case "SETITEMS":
+                self._set_items(self._since_mark())
+            case "BUILD":  # a state dict carries version numbers (_metadata) that way: dropped
+                pop()
+                _as_dict(self.stack[-1])
+            case _:
+                raise ValueError(f"its pickle uses the opcode {opcode}, which no state dict needs")
+
+    def _since_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = _as_dict(self.stack[-1])
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str) or key in target:
+                raise ValueError("a key of its dict is not text or comes twice")
+            target[key] = value
+
+
+def _allowed(name: str) -> _Name:
+    if name not in FUNCTIONS and name not in STORAGES:
+        raise ValueError(
+            f"its pickle names {name.replace(' ', '.')[:80]!r}, which is not on the list of what a state dict needs"
+        )
+    return _Name(name)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"its pickle sets items or state on something that is not a dict ({type(value).__name__})")
+    return value
+
+
+def _storage(reference: Any) -> Storage:
+    match reference:
+        case ("storage", _Name(kind), str(key), str(), int(count)) if kind in STORAGES:
+            return Storage(STORAGES[kind], key, count)
+    raise ValueError("its pickle refers to something that is not a storage of a known type")
+
+
+def _described(function: Any, arguments: Any) -> dict[str, Any] | View:
+    """What the call would have made."""
+    match function, arguments:
+        case _Name(name), () if name == DICT:
+            return {}
+        case _Name(name), (Storage() as storage, int(offset), tuple(shape), tuple(strides), bool(), dict()) if name == TENSOR:
+            if all(isinstance(size, int) for size in (*shape, *strides)):
+                return View(storage, offset, shape, strides)
+        case _Name(name), (View() as view, bool(), dict()) if name == PARAMETER:
+            return view
+    raise ValueError("its pickle makes a call that is not how torch stores a dict, a tensor or a parameter")

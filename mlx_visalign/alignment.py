@@ -1,6 +1,6 @@
 """What a method gets: a run's folder, the policy to train, prompts about unlabelled images, and a seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,10 @@ from typing import Any
 from mlx_visalign.policy import Policy
 from mlx_visalign.records import Pair, Prompt
 from mlx_visalign.run import Run
+from mlx_visalign.vocabulary import Vocabulary, coco80
+
+Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
+"""Images and texts, as many of each -> how well each text fits its image; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Alignment:
     seed: int
     held_out: list[Prompt] = field(default_factory=list)  # about images that are not trained on
     on_metrics: Callable[[dict[str, Any]], None] | None = None
+    vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
+    score: Score | None = None  # for methods that reward what fits the image
+    score_name: str = ""  # what stands for `score` where settings are compared: another name, another scorer
 
     def image(self, path: str) -> Path:
         return self.run.folder / path

@@ -11,7 +11,7 @@ TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance
     records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps lora weights convert generate policy
-    checkpoint train preference rollout scorers world prompts evals evaluate
+    checkpoint train preference ppo_settings experience rollout reinforcement scorers world prompts evals evaluate
     plots sheet before_after report doctor stage run alignment recipe pipeline preview
     methods options commands cli api __init__ __main__
 """

@@ -1,0 +1,104 @@
+"""The settings of a training with PPO."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.lora import LoRASettings
+from mlx_visalign.train import TrainSettings
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """How a policy learns from its own answers. Defaults are TRL's where it has the setting (trl's ppo_config.py).
+
+    beta                 price of a nat away from the reference, against the rewards; 0 or more
+    gamma, lam           how far a token is held to account for what comes after it, and how much the critic's guess is
+                         trusted over what came; 0 to 1
+    clip, value_clip     how far the ratio, and the value, may move in a rollout and still be rewarded for it; above 0
+    value_weight         of the critic's loss beside the policy's; 0 or more
+    critic               a linear head on the final hidden state, or none: V = 0 (lam 1: the reward to come; lam 0: the
+                         token's own reward)
+    rollout              answers in one rollout; a multiple of batch_size * grad_accumulation, the answers of one update
+    inner_epochs         passes over a rollout, at least 1
+    max_step_kl          a rollout ends early where the policy has moved further than this from it, in nats a token
+    max_kl               the training stops where it is further than this from the reference, in nats an answer
+    min_share            the training stops where answers have less than this share of their first length or mentions
+    epochs               passes over the prompts, above 0; `iters` updates instead where that is given. Rollouts that end
+                         early leave updates for more of them
+    value_learning_rate  the critic's peak rate
+    checkpoint_layers    recompute layers in the backward pass: a quarter of the memory, half again the time
+    lora                 rank of the adapter and its scale (alpha / rank)
+    The rest is as in the training loop.
+    """
+
+    beta: float = 0.05
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    critic: Literal["linear", "none"] = "linear"
+    rollout: int = 16
+    inner_epochs: int = 4
+    max_step_kl: float = 0.1
+    max_kl: float = 5.0
+    min_share: float = 0.6
+    epochs: float = 1.0
+    iters: int | None = None
+    batch_size: int = 4
+    grad_accumulation: int = 4
+    learning_rate: float = 3e-6
+    value_learning_rate: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    save_every: int = 50
+    checkpoint_layers: bool = False
+    lora: LoRASettings = field(default_factory=LoRASettings)
+
+    def __post_init__(self) -> None:
+        limits = {
+            "beta": self.beta >= 0,
+            "gamma": 0 <= self.gamma <= 1,
+            "lam": 0 <= self.lam <= 1,
+            "clip": self.clip > 0,
+            "value_clip": self.value_clip > 0,
+            "value_weight": self.value_weight >= 0,
+            "inner_epochs": self.inner_epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "epochs": self.epochs > 0,
+            "value_learning_rate": self.value_learning_rate > 0,
+        }
+        for name, holds in limits.items():
+            if not holds:
+                raise UserError(f"{name} is {asdict(self)[name]!r}, outside its range. In words:\n{self.__doc__}")
+        self.loop(prompts=1)
+        if self.rollout < 1 or self.rollout % (self.batch_size * self.grad_accumulation):
+            raise UserError(
+                f"rollout is {self.rollout}, expected a multiple of batch_size * grad_accumulation = "
+                f"{self.batch_size * self.grad_accumulation}, the answers of one update."
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the final weights, beside the loop's own settings."""
+        fields = asdict(self)
+        return {name: fields[name] for name in fields if name not in ("epochs", "iters", "save_every", "checkpoint_layers")}
+
+    def loop(self, prompts: int) -> TrainSettings:
+        """The loop's settings for this many prompts."""
+        rollouts = max(1, math.ceil(self.epochs * prompts / self.rollout))
+        updates = self.inner_epochs * max(1, self.rollout // (self.batch_size * self.grad_accumulation))
+        return TrainSettings(
+            iters=rollouts * updates if self.iters is None else self.iters,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            grad_accumulation=self.grad_accumulation,
+            max_grad_norm=self.max_grad_norm,
+            save_every=self.save_every,
+        )

@@ -1,0 +1,74 @@
+"""Reinforcement learning with PPO: prompts and a judge in, an adapter out. The loss on the policy and its critic.
+
+The critic is an optimiser group of its own; it is kept in checkpoints and never enters the adapter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_visalign import ppo, vlm
+from mlx_visalign.generate import Sampling
+from mlx_visalign.keys import number_for
+from mlx_visalign.models.value_head import ValueHead
+from mlx_visalign.policy import Policy
+from mlx_visalign.ppo_settings import PPOSettings
+from mlx_visalign.records import Prompt
+from mlx_visalign.rollout import Judge, RolloutBatch, RolloutSource
+from mlx_visalign.train import fit
+
+
+def ppo_loss(
+    policy: Policy, critic: ValueHead | None, settings: PPOSettings
+) -> Callable[[RolloutBatch], tuple[mx.array, dict[str, mx.array]]]:
+    """PPO on a batch of answers, with the metrics the training log shows."""
+
+    def loss(batch: RolloutBatch) -> tuple[mx.array, dict[str, mx.array]]:
+        prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
+        reading = policy.read(prefix, [[ids] for ids in batch.responses])
+        value, metrics = ppo.policy_loss(reading.logps, batch.logps, batch.advantages, reading.mask, settings.clip)
+        metrics["policy_loss"] = value
+        if critic is not None:
+            values = critic(reading.states)[:, :-1]
+            error = ppo.value_loss(values, batch.values, batch.returns, reading.mask, settings.value_clip)
+            value, metrics["value_loss"] = value + settings.value_weight * error, error
+        told = {name: mx.array(number) for name, number in batch.figures.items()}
+        return value, metrics | told | {"tokens": reading.mask.sum()}
+
+    return loss
+
+
+def train_on_rollouts(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    settings: PPOSettings,
+    sampling: Sampling,
+    folder: Path,
+    seed: int,
+    *,
+    locate: Callable[[str], Path],
+    depends_on: Mapping[str, Any],
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Add one round of LoRA to the policy and train it with PPO on its own answers. Resumes by itself; see `train.fit`.
+
+    `judge` rewards an answer's words, `locate` finds a prompt's image, `depends_on` is what the judge depends on.
+    """
+    policy.attach(settings.lora, seed=number_for(seed, "lora"))
+    policy.checkpoint = settings.checkpoint_layers
+    critic = None if settings.critic == "none" else ValueHead(vlm.decoder(policy.model).norm.weight.shape[0])
+    source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate)
+    asked = {"seed": seed, "base": policy.base, "prompts": number_for(*prompts), "max_tokens": sampling.max_tokens}
+    fit(
+        {"adapter": policy.model} if critic is None else {"adapter": policy.model, "value": critic},
+        ppo_loss(policy, critic, settings),
+        source,
+        settings.loop(len(prompts)),
+        folder,
+        on_metrics=on_metrics,
+        learning_rates={} if critic is None else {"value": settings.value_learning_rate},
+        depends_on={**settings.identity, **asked, **depends_on},
+    )

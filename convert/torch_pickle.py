@@ -8,6 +8,7 @@ something other than a dict and where a storage was declared larger than it is (
 """
 
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +61,22 @@ def read_state_dict(data: bytes) -> dict[str, View]:
     """The tensors of a pickled state dict. Raises `ValueError`, saying what it met, for anything else."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            machine.step(opcode.name, argument)
+        for opcode, argument in _opcodes(data):
+            machine.step(opcode, argument)
         value = machine.stack.pop()
     except (IndexError, KeyError):  # the stack or the memo lacks what an opcode takes from it
         raise ValueError("its pickle is damaged") from None
     if not isinstance(value, dict) or not all(isinstance(view, View) for view in value.values()):
         raise ValueError("it should hold one flat dict of tensors, as model.state_dict() is")
     return value
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            yield opcode.name, argument
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged ({error})") from None
 
 
 class _Machine:
@@ -129,6 +138,8 @@ class _Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         target = _as_dict(self.stack[-1])
+        if len(items) % 2:
+            raise ValueError("its pickle is damaged (a key without a value)")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in target:
                 raise ValueError("a key of its dict is not text or comes twice")

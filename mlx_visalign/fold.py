@@ -20,6 +20,7 @@ from mlx_visalign.vlm import Decoder
 
 Array = mx.array
 KeysValues = list[tuple[mx.array, mx.array]]
+Past = tuple[mx.array, mx.array, np.ndarray]  # keys, values, and which row of them each row of the batch continues
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,35 @@ class Prefix:
 
     def branch(self, copies: int) -> "Branches":
         """Start `copies` continuations of every row; the rows of one prompt stay next to each other."""
-        return Branches(self, copies, mask=np.zeros((len(self.mask) * copies, 0), dtype=bool))
+        owners = np.repeat(np.arange(len(self.mask)), copies)
+        return Branches(self, owners, mask=np.zeros((len(owners), 0), dtype=bool))
 
 
 @dataclass(frozen=True)
 class Branches:
-    """n = b * copies continuations. They hold their own keys and values only; the prefix exists once."""
+    """n continuations. They hold their own keys and values only; the prefix exists once."""
 
     prefix: Prefix
-    copies: int
+    owners: np.ndarray  # [n], the row of the prefix that each one continues
     mask: np.ndarray  # [n, s], true where a token of the continuation is real
     kv: KeysValues = field(default_factory=list)  # empty until something was read
 
     @property
     def state(self) -> Float[mx.array, "n e"]:
         """The prefix's last state for every continuation: it predicts the first token."""
-        return mx.repeat(self.prefix.state, self.copies, axis=0)
+        return _expanded(self.prefix.state, self.owners)
+
+    def pick(self, rows: Integer[np.ndarray, " m"]) -> "Branches":
+        """Some of the continuations, any of them more than once: forks, or those that are not finished."""
+        index = mx.array(rows)
+        return Branches(self.prefix, self.owners[rows], self.mask[rows], [(k[index], v[index]) for k, v in self.kv])
+
+
+def _expanded(rows: Array, owners: Integer[np.ndarray, " n"]) -> Array:
+    """The rows that `owners` names. Where every row has as many neighbours, `repeat`: its gradient sums in a fixed order."""
+    if len(owners) % len(rows) == 0 and (owners == np.repeat(np.arange(len(rows)), len(owners) // len(rows))).all():
+        return rows if len(owners) == len(rows) else mx.repeat(rows, len(owners) // len(rows), axis=0)
+    return rows[mx.array(owners)]
 
 
 class _LayerCache:
@@ -57,27 +71,27 @@ class _LayerCache:
     a cache that only records them as a side effect gives gradients that are wrong by 97 % under layer checkpointing.
     """
 
-    def __init__(self, past: list[tuple[mx.array, mx.array, int]], offset: mx.array | int):
+    def __init__(self, past: list[Past], offset: mx.array | int):
         self.past, self.offset = past, offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.keys, self.values = keys, values
         # A prefix is expanded here, for this layer alone, and dropped as soon as the layer is done.
-        all_keys = [mx.repeat(k, copies, axis=0) if copies > 1 else k for k, _, copies in self.past]
-        all_values = [mx.repeat(v, copies, axis=0) if copies > 1 else v for _, v, copies in self.past]
+        all_keys = [_expanded(k, owners) for k, _, owners in self.past]
+        all_values = [_expanded(v, owners) for _, v, owners in self.past]
         return mx.concatenate([*all_keys, keys], axis=2), mx.concatenate([*all_values, values], axis=2)
 
 
 def _run_layer(
-    layer: Any, x: Array, mask: Any, past: list[tuple[Array, Array, int]], offset: Array | int, checkpoint: bool
+    layer: Any, x: Array, mask: Any, past: list[Past], offset: Array | int, checkpoint: bool
 ) -> tuple[Array, Array, Array]:
     """One block: its output and its new keys and values."""
-    copies = [c for _, _, c in past]
+    owners = [rows for _, _, rows in past]
 
     def forward(parameters: Any, x: Array, *flat: Array) -> tuple[Array, Array, Array]:
         if checkpoint:
             layer.update(parameters)
-        cache = _LayerCache(list(zip(flat[::2], flat[1::2], copies, strict=True)), offset)
+        cache = _LayerCache(list(zip(flat[::2], flat[1::2], owners, strict=True)), offset)
         y = layer(x, mask, cache)
         return y, cache.keys, cache.values
 
@@ -117,16 +131,16 @@ def extend(
     checkpoint: bool = False,
 ) -> tuple[Float[mx.array, "n l e"], Branches]:
     """Read l more right-padded tokens on every continuation; return their final hidden states and the longer branches."""
-    prefix, copies = branches.prefix, branches.copies
-    past_mask = np.concatenate([np.repeat(prefix.mask, copies, axis=0), branches.mask], axis=1)
+    prefix, owners, own_rows = branches.prefix, branches.owners, np.arange(len(branches.mask))
+    past_mask = np.concatenate([prefix.mask[owners], branches.mask], axis=1)
     offset = mx.array(past_mask.sum(axis=1).astype(np.int32))
     attention = _attention_mask(past_mask, ids.shape[1])
     x, kv = decoder.embed(ids), []
     for index, layer in enumerate(decoder.layers):
-        past = [(*prefix.kv[index], copies)] + [(*own, 1) for own in branches.kv[index : index + 1]]
+        past = [(*prefix.kv[index], owners)] + [(*own, own_rows) for own in branches.kv[index : index + 1]]
         x, keys, values = _run_layer(layer, x, attention, past, offset, checkpoint)
         kv.append(_joined(branches.kv[index : index + 1], keys, values))
-    return decoder.norm(x), Branches(prefix, copies, np.concatenate([branches.mask, mask], axis=1), kv)
+    return decoder.norm(x), Branches(prefix, owners, np.concatenate([branches.mask, mask], axis=1), kv)
 
 
 def _joined(own: KeysValues, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance
     records pair_formats config losses ppo images photos augment vocabulary mentions template
-    models vlm fold logps lora weights convert generate policy
+    models vlm fold logps lora weights convert generate tree policy
     checkpoint train preference ppo_settings experience rollout reinforcement scorers world prompts evals evaluate
     plots sheet before_after report doctor stage run alignment recipe pipeline preview
     methods options commands cli api __init__ __main__

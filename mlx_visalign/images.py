@@ -71,16 +71,13 @@ class Preprocessing:
     @classmethod
     def from_config(cls, config: dict[str, Any], aspect: Aspect) -> "Preprocessing":
         """From a Hugging Face `preprocessor_config.json` (or the image part of `processor_config.json`)."""
-        missing = [name for name in ("crop_size", "image_mean", "image_std") if name not in config]
+        size = config.get("crop_size") or config.get("size")  # SigLIP's processors crop nothing, their size is a square
+        side = size.get("height") if isinstance(size, dict) else size
+        given = {"crop_size": side, "image_mean": config.get("image_mean"), "image_std": config.get("image_std")}
+        missing = [name for name, value in given.items() if value is None]
         if missing:
             raise UserError(f"preprocessor_config.json does not say {', '.join(missing)}; copy it from the original model.")
-        size = config["crop_size"]
-        values = {
-            "size": size.get("height") if isinstance(size, dict) else size,
-            "mean": config["image_mean"],
-            "std": config["image_std"],
-            "aspect": aspect,
-        }
+        values = {"size": side, "mean": given["image_mean"], "std": given["image_std"], "aspect": aspect}
         return build(cls, values, "preprocessor_config.json")
 
     @property

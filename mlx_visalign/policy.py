@@ -89,7 +89,7 @@ class Policy:
         self.model, self.tokenizer, self.preprocessing, self.template = model, tokenizer, preprocessing, template
         self.base, self.source = base, source or base
         self.image_token = model.config.image_token_index
-        self.image_tokens = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+        self.image_tokens = vlm.image_tokens(model)
         self.end = tokenizer.eos_token_id
         self.checkpoint = False  # recompute layers in the backward pass: less memory, a third more time
         self.cache = FeatureCache(cache_gb)
@@ -97,12 +97,8 @@ class Policy:
     @property
     def dtype(self) -> str:
         """What the weights are, for the record: "float32", "bfloat16", or "4-bit" and the like."""
-        head = vlm.decoder(self.model).head
-        return (
-            f"{head.bits}-bit"
-            if hasattr(head, "bits")
-            else str(self.model.language_model.model.norm.weight.dtype).split(".")[-1]
-        )
+        decoder = vlm.decoder(self.model)
+        return f"{decoder.embed.bits}-bit" if hasattr(decoder.embed, "bits") else str(decoder.norm.weight.dtype).split(".")[-1]
 
     @property
     def identity(self) -> Base:
@@ -261,10 +257,11 @@ def load(
     dtype: mx.Dtype | None = None,
     cache_gb: float = 1.0,
 ) -> Policy:
-    """Load a LLaVA-1.5 folder, or "tiny" for the embedded one, and an adapter on top.
+    """Load a LLaVA-1.5 or LLaVA-OneVision folder, or "tiny" for the embedded one, and an adapter on top.
 
-    `template` and `aspect` are read from the folder (`"visalign"` in config.json); LLaVA-1.5's own, `vicuna_v1` and
-    `pad`, are the default where it says nothing. `dtype` casts the weights (None keeps them; "tiny" runs in float32).
+    `template` and `aspect` are read from the folder (`"visalign"` in config.json); `pad` and the family's own template,
+    `vicuna_v1` or `onevision`, are the default where it says nothing. OneVision takes no other aspect than `pad`.
+    `dtype` casts the weights (None keeps them; "tiny" runs in float32).
     """
     from transformers import AutoTokenizer
 
@@ -273,10 +270,10 @@ def load(
     ours = config.get("visalign", {})
     if not isinstance(ours, dict):
         raise UserError(f"{folder}/config.json: visalign should hold template and aspect, got {ours!r}.")
-    template = template or ours.get("template", "vicuna_v1")
+    onevision = config.get("model_type") == "llava_onevision"
+    template = template or ours.get("template", "onevision" if onevision else "vicuna_v1")
     aspect = aspect or ours.get("aspect", "pad")
-    _check_choice(template, get_args(templates.Template), "template")
-    _check_choice(aspect, get_args(Aspect), "aspect")
+    _check_choices(folder, template, aspect, onevision)
     model = vlm.load_model(folder, config)
     dtype = dtype or (mx.float32 if folder == TINY else None)
     if dtype is not None:
@@ -298,6 +295,12 @@ def load(
     return policy
 
 
-def _check_choice(value: Any, choices: tuple[Any, ...], name: str) -> None:
-    if value not in choices:
-        raise UserError(f"Unknown {name} {value!r}; choose one of {', '.join(choices)}.")
+def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:
+    for name, value, choices in (("template", template, templates.Template), ("aspect", aspect, Aspect)):
+        if value not in get_args(choices):
+            raise UserError(f"Unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}.")
+    if onevision and aspect != "pad":
+        raise UserError(
+            f"{folder}: LLaVA-OneVision takes aspect 'pad' only. It never saw a cropped image, and its own AnyRes (several "
+            "tiles, a number of image tokens that varies) is not built."
+        )

@@ -2,6 +2,8 @@
 
 `vicuna_v1` is what LLaVA-1.5 was trained on (haotian-liu/LLaVA, llava/conversation.py): the two halves around the image
 are tokenised apart, with one BOS. `hf` is the shorter template of the llava-hf model cards, tokenised in one piece.
+`onevision` is the ChatML of llava-onevision-qwen2 in transformers (tests/models/llava_onevision/test_processing_*.py), in
+one piece too. The authors' own prompt, `qwen_1_5` in LLaVA-VL/LLaVA-NeXT, has a system message and more line breaks.
 An adapter trained on one and used on the other silently loses its effect, so the name travels with model and adapter.
 """
 
@@ -9,7 +11,7 @@ from typing import Any, Literal
 
 from mlx_visalign.errors import UserError
 
-Template = Literal["vicuna_v1", "hf"]
+Template = Literal["vicuna_v1", "hf", "onevision"]
 IMAGE = "<image>"
 TEMPLATES: dict[str, str] = {
     "vicuna_v1": (
@@ -17,6 +19,7 @@ TEMPLATES: dict[str, str] = {
         f"and polite answers to the user's questions. USER: {IMAGE}\n{{question}} ASSISTANT:"
     ),
     "hf": f"USER: {IMAGE}\n{{question}} ASSISTANT:",
+    "onevision": f"<|im_start|>user {IMAGE}\n{{question}}<|im_end|><|im_start|>assistant\n",
 }
 
 

@@ -66,9 +66,17 @@ def test_from_config_reads_both_spellings_of_the_size():
         assert (found.size, found.background) == (48, (122, 116, 104))
 
 
+def test_from_config_reads_siglips_size_where_nothing_is_cropped():
+    config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 384, "width": 384}}
+    for extra in ({}, {"crop_size": None}):
+        found = Preprocessing.from_config(config | extra, "pad")
+        assert (found.size, found.background) == (384, (127, 127, 127))
+
+
 def test_an_incomplete_config_is_named():
-    with pytest.raises(UserError, match="crop_size, image_std"):
-        Preprocessing.from_config({"image_mean": MEAN}, "pad")
+    for size in ({}, {"size": {"shortest_edge": 336}}):
+        with pytest.raises(UserError, match="crop_size, image_std"):
+            Preprocessing.from_config({"image_mean": MEAN} | size, "pad")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "1", "RGBA", "I;16"])

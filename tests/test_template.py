@@ -1,6 +1,7 @@
-"""Prompt token ids against transformers, for both templates."""
+"""Prompt token ids against transformers, for all templates."""
 
 import pytest
+import random_onevision
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.template import IMAGE, TEMPLATES, prompt_ids, response_ids
@@ -41,6 +42,23 @@ def test_halves_are_tokenised_apart_with_one_bos(tokenizer):
     assert first[0] == second[0] == tokenizer.bos_token_id
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     assert prompt_ids(tokenizer, "vicuna_v1", QUESTION, 3) == [*first, image, image, image, *second[1:]]
+
+
+def test_onevision_equals_transformers_chat_template():
+    """What apply_chat_template (transformers 5.23) makes of a question with the template in transformers' tests."""
+    rendered = f"<|im_start|>user <image>\n{QUESTION}<|im_end|><|im_start|>assistant\n"
+    qwen = random_onevision.tokenizer()
+    for image_tokens in (1, 21):
+        expected = qwen(rendered.replace(IMAGE, IMAGE * image_tokens)).input_ids
+        assert prompt_ids(qwen, "onevision", QUESTION, image_tokens) == expected
+    special = [token for token in qwen.convert_ids_to_tokens(expected) if token in qwen.all_special_tokens]
+    assert special == ["<|im_start|>", *[IMAGE] * 21, "<|im_end|>", "<|im_start|>"]
+
+
+def test_an_onevision_answer_continues_the_prompt_as_if_tokenised_together():
+    qwen, answer = random_onevision.tokenizer(), "There is a red triangle."
+    together = TEMPLATES["onevision"].replace("{question}", QUESTION) + answer + "<|im_end|>"
+    assert prompt_ids(qwen, "onevision", QUESTION, 1) + response_ids(qwen, answer) == qwen(together).input_ids
 
 
 def test_known_words_of_the_templates():

@@ -34,7 +34,7 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
         raise UserError(f"{file} lists no image.")
     pictures: dict[str, Picture] = {name: image_inside(images, name, str(file)) for name in listed}
     annotations = {
-        name: frozenset(_canonical(item, vocabulary, f"{file}: {name}") for item in items) for name, items in listed.items()
+        name: frozenset(canonical(item, vocabulary, f"{file}: {name}") for item in items) for name, items in listed.items()
     }
     counts = ObjectCounts.of(annotations.values())
     questions: dict[Split, list[Question]] = {
@@ -43,7 +43,7 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
     return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, LISTED)
 
 
-def _canonical(item: str, vocabulary: Vocabulary, where: str) -> str:
+def canonical(item: str, vocabulary: Vocabulary, where: str) -> str:
     if item in vocabulary.objects:
         return item
     found = {mention.canonical for mention in vocabulary.mentions(item)}

@@ -1,0 +1,44 @@
+"""What is really in images that a method may see: from somebody's list, or known because the images were made up.
+
+A list has the format of `evals.listed`, with images named by their file names: {"cat.jpg": ["cat", "sofa"], ...}.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.annotations import Annotations
+from mlx_visalign.evals.listed import canonical
+from mlx_visalign.fields import convert
+from mlx_visalign.records import parse_json, read_text
+from mlx_visalign.vocabulary import Vocabulary
+from mlx_visalign.world.scenes import scene
+
+TINY_WORLD = "tiny-world"
+SCENE = re.compile(r"scene-(\d+)\.png")
+
+
+def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
+    """The objects in those of the images that `source` knows: a JSON file, or "tiny-world" for scenes drawn from it.
+
+    Raises `UserError` for a file that is no such list, an object that the vocabulary does not know, or a source that
+    knows none of the images.
+    """
+    known = _scenes(images) if source == TINY_WORLD else _listed(Path(source), images, vocabulary)
+    if not known:
+        raise UserError(f"labels: {source} says of none of the {len(images)} images what is in it (first: {images[:1]}).")
+    return known
+
+
+def _scenes(images: Sequence[str]) -> Annotations:
+    found = {image: SCENE.fullmatch(Path(image).name) for image in images}
+    return {image: frozenset(map(str, scene(int(match[1])).types)) for image, match in found.items() if match}
+
+
+def _listed(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
+    rows = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
+    listed = {image: rows[Path(image).name] for image in images if Path(image).name in rows}
+    return {
+        image: frozenset(canonical(item, vocabulary, f"{file}: {image}") for item in items) for image, items in listed.items()
+    }

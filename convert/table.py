@@ -131,6 +131,11 @@ class Table:
         kept = [rule for rule in self.rules if rule.target is not None]
         return Table([Rule(str(rule.target), rule.source, rule.change.inverse) for rule in kept])
 
+    def through(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The names and shapes that tensors with these names and shapes end with; those that no rule keeps are left out."""
+        found = ((self.find(name), shape) for name, shape in shapes.items())
+        return {pair[1]: pair[0].change.shape(shape, shape) for pair, shape in found if pair and pair[1]}
+
     def matches(self, names: Iterable[str]) -> int:
         """How many of the names the table knows: the right one of several tables knows most."""
         return sum(self.find(name) is not None for name in names)

@@ -1,0 +1,12 @@
+"""`python -m convert NAME ...` in a checkout that is not installed, where this folder is not yet `mlx_visalign.convert`."""
+
+import sys
+from pathlib import Path
+
+import mlx_visalign
+
+mlx_visalign.__path__.append(str(Path(__file__).parents[1]))
+
+from mlx_visalign.convert.cli import main  # noqa: E402
+
+sys.exit(main())

@@ -1,0 +1,70 @@
+"""`visalign convert NAME ...`, `visalign-convert NAME ...` and, in a bare checkout, `python -m convert NAME ...`."""
+
+import argparse
+import ast
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.errors import UserError
+from mlx_visalign.progress import say
+
+# Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
+# the one that is asked for is imported.
+NAMES = ("llava", "export")
+PROGRAM = "visalign convert"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a converter. Returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
+    try:
+        figures = options.run(options)
+    except UserError as error:
+        say(f"{PROGRAM} {options.name}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("Stopped. Nothing is left behind.")
+        return 130
+    print(json.dumps(figures) if options.json else "\n".join(_lines(figures)))
+    return 0
+
+
+def build_parser(asked: str) -> argparse.ArgumentParser:
+    """The parser of all converters, with the options of the one that is asked for."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Convert models and adapters to MLX and back, one tensor at a time. The source is never written to.",
+        epilog=f"examples:\n  {PROGRAM} llava --hf-path llava-1.5-7b-hf --mlx-path llava-mlx\n  {PROGRAM} NAME --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name in NAMES:
+        about = _first_line(name)
+        command = names.add_parser(
+            name, help=about, description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        if name == asked:
+            converter = importlib.import_module(f"mlx_visalign.convert.{name}")
+            converter.add_arguments(command)
+            command.epilog = "\n  ".join(("examples:", *(f"{PROGRAM} {name} {example}" for example in converter.EXAMPLES)))
+            command.set_defaults(run=converter.run)
+        command.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+    return parser
+
+
+def _first_line(name: str) -> str:
+    """What a converter says of itself, read without importing it."""
+    text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return str(ast.get_docstring(ast.parse(text))).split("\n")[0]
+
+
+def _lines(figures: dict[str, Any]) -> list[str]:
+    """A name and a value a line; a list's items one below the other."""
+    rows = [(name, value if isinstance(value, list) else [value]) for name, value in figures.items()]
+    return [f"{name if index == 0 else '':14} {item}" for name, items in rows for index, item in enumerate(items)]

@@ -1,0 +1,105 @@
+"""From a plan to bytes: each tensor is read, checked, cast, reshaped, perhaps quantised, and forgotten again."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from mlx_visalign.convert.quantize import Quantization
+from mlx_visalign.convert.source import Source
+from mlx_visalign.convert.table import Move, Plan
+from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
+from mlx_visalign.errors import UserError
+
+# The bits of a float's exponent: all set mean infinite, or not a number.
+EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
+AT_ONCE = 1 << 20  # elements looked at together
+
+
+class Conversion:
+    """The tensors that a source becomes by a plan, made one at a time, and what is learnt on the way.
+
+    dtype      the float type to write; None keeps each tensor's own
+    tensors    what to write, in the order of the plan
+    quantized  names of the matrices that are quantised; `unfit` are meant to be, but their rows divide into no groups
+    """
+
+    def __init__(self, source: Source, plan: Plan, dtype: str | None = None, quantization: Quantization | None = None):
+        self.source, self.dtype, self.quantization = source, dtype, quantization
+        self.moves = plan.moves
+        self.tensors: list[Tensor] = []
+        self.quantized: set[str] = set()
+        self.unfit: set[str] = set()
+        self._of: dict[str, Move] = {}  # which move makes a tensor to write
+        for move in plan.moves:
+            self._add(move)
+        self._made: dict[str, np.ndarray] = {}  # of the move made last, what is not yet asked for
+        self._losses: dict[str, Loss] = {}
+        self._digests: dict[str, str] = {}
+
+    def _add(self, move: Move) -> None:
+        if move.source.dtype not in FLOATS:
+            raise UserError(f"{move.source.name} holds {move.source.dtype}, expected floats. Is this a quantised model?")
+        target = self._cast(move)
+        parts = [target]
+        if self.quantization is not None and self.quantization.meant_for(target):
+            fits = self.quantization.fits(target)
+            (self.quantized if fits else self.unfit).add(target.name)
+            parts = self.quantization.parts(target) if fits else parts
+        self.tensors += parts
+        self._of |= {part.name: move for part in parts}
+
+    def _cast(self, move: Move) -> Tensor:
+        return replace(move.target, dtype=self.dtype or move.target.dtype)
+
+    def produce(self, tensor: Tensor) -> np.ndarray:
+        """The array of one of `tensors`. Raises `UserError` where the source holds numbers that are not finite."""
+        if tensor.name not in self._made:
+            self._made.clear()
+            self._made = self._make(self._of[tensor.name])
+        return self._made.pop(tensor.name)
+
+    def _make(self, move: Move) -> dict[str, np.ndarray]:
+        array, target = self.source.read(move.source.name), self._cast(move)
+        if target.name not in self._digests:  # a quantised matrix is made twice: its parts lie in two places of a file
+            _check_finite(array, move.source, self.source)
+            self._digests[target.name] = digest(array)
+        array, self._losses[target.name] = cast(array, move.source.dtype, target.dtype)
+        array = move.rule.change.apply(array, target.shape)
+        if self.quantization is None or target.name not in self.quantized:
+            return {target.name: array}
+        parts = self.quantization.quantize(array, target.dtype)
+        return {part.name: made for part, made in zip(self.quantization.parts(target), parts, strict=True)}
+
+    @property
+    def loss(self) -> Loss:
+        """What the casts of all tensors made so far could not keep."""
+        return sum(self._losses.values(), Loss())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the source's weights: the same in every layout, file format and split. All tensors must have been made."""
+        return fingerprint({move.target.name: (move.source, self._digests[move.target.name]) for move in self.moves})
+
+
+def fingerprint(tensors: Mapping[str, tuple[Tensor, str]]) -> str:
+    """sha256 over a line for each tensor, by the name that it has here: name, type and shape in the source, `digest`."""
+    lines = [f"{name} {tensor.dtype} {tensor.shape} {checksum}\n" for name, (tensor, checksum) in sorted(tensors.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest(array: np.ndarray) -> str:
+    """sha256 of an array's bytes, row after row."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _check_finite(array: np.ndarray, tensor: Tensor, source: Source) -> None:
+    exponent = EXPONENTS[tensor.dtype]
+    bits = array.reshape(-1).view(f"<u{DTYPES[tensor.dtype].itemsize}")
+    for start in range(0, bits.size, AT_ONCE):
+        if ((bits[start : start + AT_ONCE] & exponent) == exponent).any():
+            raise UserError(
+                f"{source.folder}: {tensor.name} holds numbers that are not finite. A model with them answers nothing; "
+                "the file is damaged, or its training went wrong."
+            )

@@ -1,0 +1,55 @@
+"""LLaVA-1.5 and LLaVA-OneVision from Hugging Face, in every layout, to a folder that MLX loads."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.convert import to_mlx
+from mlx_visalign.convert.conversion import digest
+from mlx_visalign.convert.llava_config import complete
+from mlx_visalign.convert.llava_names import LAYOUTS, find_layout, parameters
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Table, dropped, plan
+from mlx_visalign.errors import UserError
+from mlx_visalign.vlm import read_json
+
+EXAMPLES = (
+    "--hf-path llava-1.5-7b-hf --mlx-path llava-mlx",
+    "--hf-path llava-1.5-7b-hf --mlx-path llava-4bit -q --dry-run",
+    "--hf-path llava-1.5-7b-hf --mlx-path llava-mlx --verify logits",
+)
+HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hf-path", "--model", metavar="FOLDER", required=True, help="a Hugging Face LLaVA; only read")
+    to_mlx.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Convert, or only plan to. Returns figures by name, to show."""
+    return to_mlx.to_mlx(understand(Path(options.hf_path)), options)
+
+
+def understand(folder: Path) -> to_mlx.Origin:
+    """A Hugging Face folder's config, weights and layout. Raises `UserError` for whatever does not fit together."""
+    config = complete(read_json(folder / "config.json"))
+    source = open_source(folder)
+    if source.metadata.get("format") == "mlx":
+        raise UserError(f"{folder} is in MLX's layout already. Name the folder that it was converted from.")
+    layout = find_layout(source.tensors)
+    table = LAYOUTS[layout]
+    if config["tie_word_embeddings"]:
+        table = _tie(source, table, config)
+    return to_mlx.Origin(source, layout, table, plan(source.tensors, table, parameters(config), str(folder)), config)
+
+
+def _tie(source: Source, table: Table, config: dict[str, Any]) -> Table:
+    """A tied head that is in the file all the same is dropped where it equals the embedding, else not tied: as transformers."""
+    names = [back[1] for name in (HEAD, EMBEDDING) if (back := table.inverse.find(name)) and back[1] in source.tensors]
+    if len(names) < 2:
+        return table
+    if digest(source.read(names[0])) == digest(source.read(names[1])):
+        return Table([dropped(names[0], "the same as the embedding, which it is tied to"), *table.rules])
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    return table

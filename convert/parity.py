@@ -1,0 +1,79 @@
+"""`--verify logits`: does the converted model say what transformers says of the source, on a fixed image and prompt?
+
+Both compute in float32, one after the other: each takes 4 bytes a parameter.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from jaxtyping import Float
+
+from mlx_visalign import vlm
+from mlx_visalign.convert.source import Source
+from mlx_visalign.convert.tensors import cast
+from mlx_visalign.errors import UserError
+
+TOLERANCE = 1e-4  # of the largest logit, where nothing was lost on the way
+WORDS = 8  # before and after the image
+
+
+def compare_logits(source: Source, config: dict[str, Any], folder: Path, lossless: bool) -> str:
+    """The largest difference of any logit, for the summary. `config` is the source's, every default spelled out.
+
+    Raises `UserError` if nothing was lost by casts or quantisation and the logits differ all the same.
+    """
+    if find_spec("torch") is None:
+        return "not compared with transformers (torch is not installed)"
+    ids, pixels = example(config)
+    ours = mlx_logits(folder, ids, pixels)
+    theirs = transformers_logits(source, config, ids, pixels)
+    largest, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
+    agreed = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+    found = f"differ from transformers' by {largest:.1e} at most (the largest is {scale:.1f})"
+    if lossless and not largest <= TOLERANCE * scale:
+        raise UserError(f"{folder}: the logits {found}, although nothing was lost. Please report this, with the config.json.")
+    return f"{found}, the likeliest next token is the same at {agreed} of {len(ours)} positions"
+
+
+def example(config: dict[str, Any]) -> tuple[list[int], np.ndarray]:
+    """Token ids, spread over the vocabulary, around an image of random normalised pixels [1, h, w, 3]."""
+    size, image = config["vision_config"]["image_size"], config["image_token_index"]
+    pixels = np.random.default_rng(0).standard_normal((1, size, size, 3)).astype(np.float32)
+    words = np.linspace(0, config["text_config"]["vocab_size"] - 1, 2 * WORDS).astype(int).tolist()
+    words = [word if word != image else word - 1 for word in words]
+    return [*words[:WORDS], *[image] * _image_tokens(config), *words[WORDS:]], pixels
+
+
+def _image_tokens(config: dict[str, Any]) -> int:
+    side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
+    # OneVision: a square of the tower's own size once whole and once as its only tile, a newline after each of its rows.
+    return side * side if config["model_type"] == "llava" else 2 * side * side + side
+
+
+def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
+    model = vlm.load_model(folder, vlm.read_json(folder / "config.json"))
+    model.set_dtype(mx.float32)
+    tokens = mx.array([ids])
+    features = vlm.project(model, vlm.tower_features(model, mx.array(pixels)))
+    embeds = vlm.merge(vlm.decoder(model).embed(tokens), tokens, model.config.image_token_index, features)
+    return np.array(model.language_model(tokens, inputs_embeds=embeds, mask=None).logits[0])
+
+
+def transformers_logits(source: Source, config: dict[str, Any], ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
+    """transformers' own model with the source's tensors, which our reader reads: no pickle of the source is ever opened."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    family: Any = AutoModelForImageTextToText
+    tensors = {name: torch.tensor(cast(source.read(name), source.tensors[name].dtype, "F32")[0]) for name in source.tensors}
+    described = AutoConfig.for_model(**config)
+    model = family.from_pretrained(None, config=described, state_dict=tensors, dtype=torch.float32)
+    images = torch.tensor(pixels.transpose(0, 3, 1, 2))
+    inputs: dict[str, Any] = {"pixel_values": images}
+    if config["model_type"] == "llava_onevision":
+        inputs = {"pixel_values": torch.stack([images, images], dim=1), "image_sizes": torch.tensor([images.shape[2:]])}
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), **inputs).logits[0].numpy()

@@ -1,0 +1,153 @@
+"""The second half of every conversion to MLX, once names and config are understood: write, carry over, verify, sum up."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mlx_visalign.convert.conversion import Conversion
+from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.parity import compare_logits
+from mlx_visalign.convert.plan import NAMES, describe, gigabytes, quantised
+from mlx_visalign.convert.processor import complete_processor
+from mlx_visalign.convert.quantize import BITS, GROUP_SIZES, Quantization
+from mlx_visalign.convert.source import Source
+from mlx_visalign.convert.table import Plan, Table
+from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.errors import UserError
+from mlx_visalign.images import Aspect
+from mlx_visalign.progress import progress
+from mlx_visalign.template import Template
+
+OURS = "visalign"  # our section of config.json: template, aspect, source_fingerprint and source_layout
+TEMPLATES = {"llava": "vicuna_v1", "llava_onevision": "onevision"}
+CODES = {name: code for code, name in NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a converter has understood: the weights, their layout's name, table and plan, and config.json made complete."""
+
+    source: Source
+    layout: str
+    table: Table
+    plan: Plan
+    config: dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every conversion to MLX can be told."""
+    parser.add_argument("--mlx-path", metavar="OUT", default="mlx_model", help="the new folder; %(default)s")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of what is not quantised; %(default)s"
+    )
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantise the language model")
+    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight; 4")
+    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights that share a scale; 64")
+    parser.add_argument("--q-everything", action="store_true", help="quantise vision tower and projector too")
+    parser.add_argument("--template", choices=get_args(Template), help="the words around a question; the family's own")
+    parser.add_argument("--aspect", choices=get_args(Aspect), help="how an image becomes a square; the source's, or pad")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const="checksums",
+        choices=("checksums", "logits"),
+        help="compare every tensor with the source; `logits`: and the logits with transformers'",
+    )
+
+
+def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
+    """Convert as `options` (see `add_arguments`) say, or only say what would be done. Returns figures by name, to show."""
+    conversion = Conversion(origin.source, origin.plan, CODES[options.dtype], _quantization(options))
+    ours = _prompting(origin.config, options)
+    output = Path(options.mlx_path)
+    if options.dry_run:
+        check_output(output, origin.source.folder)
+        return describe(origin.source, origin.layout, origin.plan, conversion)
+    started = time.perf_counter()
+    with new_folder(output, origin.source.folder) as folder:
+        size = sum(tensor.nbytes for tensor in conversion.tensors)
+        with meter("converting", size) as on_bytes:
+            write_weights(folder, conversion.tensors, conversion.produce, {"format": "mlx"}, on_bytes)
+        seconds = time.perf_counter() - started
+        ours |= {"source_fingerprint": conversion.fingerprint, "source_layout": origin.layout}
+        write_json(folder / "config.json", _config(origin.config, conversion, options.dtype, ours))
+        carried = carry(origin.source.folder, folder)
+        missing = complete_processor(folder, origin.config)
+        checked = _verify(origin, conversion, folder, options.verify)
+    return {
+        "tensors": f"all {len(origin.plan.moves)} filled, {len(origin.plan.dropped)} of the source dropped on purpose",
+        "precision": _precision(conversion, options.dtype),
+        **({"quantised": quantised(conversion)} if conversion.quantization else {}),
+        "carried over": ", ".join(carried) or "nothing",
+        **({"missing": f"{' and '.join(missing)}: copy them here, or nothing can be asked"} if missing else {}),
+        **checked,
+        "fingerprint": conversion.fingerprint,
+        "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
+        "output": f"{output}, {gigabytes(size)}",
+    }
+
+
+@contextmanager
+def meter(title: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar in MB for what is told in bytes."""
+    done = 0
+    with progress(title, max(1, size // 10**6), unit="MB") as bar:
+
+        def on_bytes(count: int) -> None:
+            nonlocal done
+            bar.advance((done + count) // 10**6 - done // 10**6)
+            done += count
+
+        yield on_bytes
+
+
+def _quantization(options: argparse.Namespace) -> Quantization | None:
+    if options.quantize:
+        return Quantization(options.q_bits or 4, options.q_group_size or 64, options.q_everything)
+    if options.q_bits or options.q_group_size or options.q_everything:
+        raise UserError("--q-bits, --q-group-size and --q-everything say how to quantise: add -q to do it.")
+    return None
+
+
+def _prompting(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Template and aspect: as asked for, as the source has them, or the family's own."""
+    before: Any = config.get(OURS, {})
+    if not isinstance(before, dict):
+        raise UserError(f"config.json: {OURS} should hold template and aspect, got {before!r}.")
+    template = options.template or before.get("template", TEMPLATES[config["model_type"]])
+    return {"template": template, "aspect": options.aspect or before.get("aspect", "pad")}
+
+
+def _config(config: dict[str, Any], conversion: Conversion, dtype: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """The new config.json: the type in one place, quantisation in both that are read, and our own section."""
+    parts = {name: _without_dtype(config[name]) for name in ("text_config", "vision_config")}
+    found = _without_dtype(config) | parts | {"torch_dtype": dtype, OURS: ours}
+    if conversion.quantization is not None:
+        found |= {"quantization": conversion.quantization.config, "quantization_config": conversion.quantization.config}
+    return found
+
+
+def _without_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+
+
+def _precision(conversion: Conversion, dtype: str) -> str:
+    loss = conversion.loss
+    if loss.overflowed or loss.flushed:
+        return f"{dtype}; {loss.overflowed} numbers were too large for it and are infinite now, {loss.flushed} became zero"
+    return f"{dtype}, no number too large or too small for it"
+
+
+def _verify(origin: Origin, conversion: Conversion, folder: Path, what: str | None) -> dict[str, str]:
+    if what is None:
+        return {}
+    found = {"verified": verify_checksums(conversion, origin.table, folder)}
+    if what == "logits":
+        exact = conversion.quantization is None and all(move.source.dtype == conversion.dtype for move in conversion.moves)
+        found["logits"] = compare_logits(origin.source, origin.config, folder, exact)
+    return found

@@ -1,0 +1,66 @@
+"""Is what was written what was read? The table read backwards takes every tensor to its source, to be compared by checksum."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mlx_visalign.convert.conversion import Conversion, digest
+from mlx_visalign.convert.quantize import Quantization
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Rule, Table
+from mlx_visalign.convert.tensors import Tensor, cast
+from mlx_visalign.errors import UserError
+
+ROWS = 1024  # of a quantised matrix, looked at together
+STEPS = 1.01  # a weight at the far end of its group may be cut by up to one step; a little more by rounding
+
+
+def verify_checksums(conversion: Conversion, table: Table, folder: Path) -> str:
+    """Compare what lies in `folder` with the source, from the files alone. Returns what was found, for the summary.
+
+    Equal means the same sha256 as the source's tensor, cast to the type that was written. In a quantised matrix no weight
+    may be further than a step of its group from the source's. Raises `UserError` naming the first tensor that differs.
+    """
+    source, written, back = conversion.source, open_source(folder), table.inverse
+    found: set[str] = set()
+    close = 0
+    for tensor in written.tensors.values():
+        if tensor.name.endswith((".scales", ".biases")):
+            continue
+        rule, name = back.find(tensor.name) or (None, "")
+        if rule is None or name not in source.tensors:
+            raise UserError(f"{folder}: {tensor.name} has no tensor in the source. Convert again.")
+        found.add(name)
+        if conversion.quantization is not None and tensor.name in conversion.quantized:
+            good = _is_close(source, source.tensors[name], written, tensor.name, conversion.quantization)
+            close += 1
+        else:
+            good = _is_equal(source, source.tensors[name], written, tensor, rule)
+        if not good:
+            raise UserError(f"{folder}: {tensor.name} is not what {name} of the source is. Is the disk sound? Convert again.")
+    if lost := sorted({move.source.name for move in conversion.moves} - found):
+        raise UserError(f"{folder}: {lost[0]} of the source was not written. Convert again.")
+    quantised = f", {close} quantised ones within a step of their group" if close else ""
+    return f"{len(found) - close} of {len(found)} tensors have the source's checksum{quantised}"
+
+
+def _is_equal(source: Source, origin: Tensor, written: Source, tensor: Tensor, rule: Rule) -> bool:
+    back = rule.change.apply(written.read(tensor.name), origin.shape)
+    expected, _ = cast(source.read(origin.name), origin.dtype, tensor.dtype)
+    return digest(back) == digest(expected)
+
+
+def _is_close(source: Source, origin: Tensor, written: Source, name: str, quantization: Quantization) -> bool:
+    layer = name.removesuffix(".weight")
+    parts = [written.read(part) for part in (name, f"{layer}.scales", f"{layer}.biases")]
+    code = written.tensors[f"{layer}.scales"].dtype
+    weights = source.read(origin.name)
+    for start in range(0, len(weights), ROWS):
+        rows = slice(start, start + ROWS)
+        packed, scales, biases = (part[rows] for part in parts)
+        expected, _ = cast(weights[rows], origin.dtype, "F32")
+        steps, _ = cast(scales, code, "F32")
+        error = np.abs(quantization.dequantize(packed, scales, biases, code) - expected)
+        if not (error <= STEPS * np.repeat(np.abs(steps), quantization.group_size, axis=1)).all():
+            return False
+    return True

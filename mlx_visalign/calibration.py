@@ -15,7 +15,6 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.records import Record
 
 LEAST_AUC = 0.60  # below it a scorer tells right from wrong hardly better than a coin
-Shape = Literal["band", "affine", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,14 @@ class Calibration(Record):
     hallucinated: int
     auc: float
 
+    @property
+    def in_words(self) -> str:
+        labels = "" if self.labels == "given" else "; by PSEUDO-labels, the model's own yes and no, not by the truth"
+        return (
+            f"The scorer gives {self.correct} correct mentions {self.correct_mean:.4f} in the mean and {self.hallucinated} "
+            f"hallucinated ones {self.hallucinated_mean:.4f} (AUC {self.auc:.3f}{labels})."
+        )
+
     def reward(self, score: float, shape: Literal["band", "affine"], margin: float) -> float:
         """A score as a reward in [-1, 1], with c and h the two means and d = c - h.
 
@@ -67,18 +74,20 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
     Raises `UserError`, saying why, where there are fewer than `least` of a side or the scorer tells them apart hardly or
     the wrong way round.
     """
-    sides = [np.array([row.score for row in rows if row.correct is side]) for side in (True, False)]
-    correct, hallucinated = sides
-    if min(map(len, sides)) < least:
+    correct, hallucinated = (np.array([row.score for row in rows if row.correct is side]) for side in (True, False))
+    if min(len(correct), len(hallucinated)) < least:
         raise UserError(
             f"Calibration found {len(correct)} correct and {len(hallucinated)} hallucinated mentions, and needs {least} of "
             "each. Give it more images (calibration_images), or labels."
         )
     found = Calibration(
-        labels,
-        *(float(side.mean()) for side in sides),
-        *(float(side.std(ddof=1)) for side in sides),
-        *map(len, sides),
+        labels=labels,
+        correct_mean=float(correct.mean()),
+        hallucinated_mean=float(hallucinated.mean()),
+        correct_std=float(correct.std(ddof=1)),
+        hallucinated_std=float(hallucinated.std(ddof=1)),
+        correct=len(correct),
+        hallucinated=len(hallucinated),
         auc=separation(correct, hallucinated),
     )
     if found.correct_mean <= found.hallucinated_mean or found.auc < LEAST_AUC:

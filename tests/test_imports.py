@@ -12,6 +12,7 @@ TOP_TO_BOTTOM = """
     records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps lora weights convert generate tree policy
     checkpoint train preference ppo_settings experience rollout reinforcement scorers world prompts evals evaluate
+    calibration verifier
     plots sheet before_after report doctor stage run alignment recipe pipeline preview
     methods options commands cli api __init__ __main__
 """

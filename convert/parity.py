@@ -65,15 +65,16 @@ def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.nda
 def transformers_logits(source: Source, config: dict[str, Any], ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
     """transformers' own model with the source's tensors, which our reader reads: no pickle of the source is ever opened."""
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration
 
-    family: Any = AutoModelForImageTextToText
+    onevision = config["model_type"] == "llava_onevision"
+    family: Any = LlavaOnevisionForConditionalGeneration if onevision else LlavaForConditionalGeneration
     tensors = {name: torch.tensor(cast(source.read(name), source.tensors[name].dtype, "F32")[0]) for name in source.tensors}
     described = AutoConfig.for_model(**config)
     model = family.from_pretrained(None, config=described, state_dict=tensors, dtype=torch.float32)
     images = torch.tensor(pixels.transpose(0, 3, 1, 2))
     inputs: dict[str, Any] = {"pixel_values": images}
-    if config["model_type"] == "llava_onevision":
+    if onevision:
         inputs = {"pixel_values": torch.stack([images, images], dim=1), "image_sizes": torch.tensor([images.shape[2:]])}
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), **inputs).logits[0].numpy()

@@ -100,7 +100,8 @@ def meter(title: str, size: int) -> Iterator[Callable[[int], None]]:
 
         def on_bytes(count: int) -> None:
             nonlocal done
-            bar.advance((done + count) // 10**6 - done // 10**6)
+            if whole := (done + count) // 10**6 - done // 10**6:
+                bar.advance(whole)
             done += count
 
         yield on_bytes

@@ -24,6 +24,10 @@ METHODS = Path(__file__).parent / "methods"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["convert"]:
+        from mlx_visalign.convert.cli import main as convert
+
+        return convert(arguments[1:])
     options = build_parser(_version()).parse_args(arguments)
     options.again = shlex.join(["visalign", *arguments])
     options.find_method = find_method

@@ -11,6 +11,7 @@ from typing import Any
 EXAMPLES = """
   visalign demo                                       a small LLaVA learns to see better, in minutes
   visalign run seva --model MODEL --images PHOTOS     align a model on a folder of unlabelled images
+  visalign convert llava --hf-path HF --mlx-path M    a Hugging Face LLaVA as a folder that MLX loads
   visalign generate --model MODEL --adapter-path runs/seva/adapter --image cat.jpg --prompt "What is this?"
   visalign COMMAND --help                             a command's options, with examples
 """
@@ -29,7 +30,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _run, _train, _check, _generate, _eval, _world, _methods, _recipes):
+    for add in (_demo, _run, _train, _check, _generate, _eval, _world, _convert, _methods, _recipes):
         add(commands)
     return parser
 
@@ -187,6 +188,11 @@ def _world(commands: Any) -> None:
     )
     train.add_argument("--output", metavar="FOLDER", required=True)
     train.add_argument("--seed", type=int, default=0, help="everything random depends on it; %(default)s")
+
+
+def _convert(commands: Any) -> None:
+    """Only to be listed: cli hands the command over to `convert.cli`, where its options are."""
+    commands.add_parser("convert", help="convert models and adapters to MLX and back", add_help=False)
 
 
 def _methods(commands: Any) -> None:

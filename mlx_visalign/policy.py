@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mlx_visalign import template as templates
 from mlx_visalign import vlm
+from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.errors import UserError
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
@@ -21,7 +23,7 @@ from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, attach
 from mlx_visalign.progress import say
-from mlx_visalign.weights import Base, bind, check_base, fingerprint, read_adapter, save_adapter
+from mlx_visalign.weights import bind, check_base, fingerprint, read_adapter, save_adapter, stated
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
 PROBE = "Describe this image in detail."
@@ -83,11 +85,11 @@ class Policy:
         template: templates.Template,
         base: str,
         cache_gb: float,
-        source: str | None = None,
+        source: Callable[[], str] | None = None,
     ):
-        """`base`, `source`: the fingerprints of `weights.Base`; no source: the weights were not converted from any."""
+        """`base` is the fingerprint of the weights, `source` finds that of the weights they were converted from."""
         self.model, self.tokenizer, self.preprocessing, self.template = model, tokenizer, preprocessing, template
-        self.base, self.source = base, source or base
+        self.base, self._find_source = base, source
         self.image_token = model.config.image_token_index
         self.image_tokens = vlm.image_tokens(model)
         self.end = tokenizer.eos_token_id
@@ -100,10 +102,15 @@ class Policy:
         decoder = vlm.decoder(self.model)
         return f"{decoder.embed.bits}-bit" if hasattr(decoder.embed, "bits") else str(decoder.norm.weight.dtype).split(".")[-1]
 
+    @cached_property
+    def source(self) -> str:
+        """The fingerprint of the weights that these were converted from: the same in every precision."""
+        return self.base if self._find_source is None else self._find_source()
+
     @property
-    def identity(self) -> Base:
+    def identity(self) -> dict[str, str]:
         """What an adapter for this model depends on."""
-        return Base(self.template, self.preprocessing.aspect, self.base, self.source)
+        return {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
 
     # -- words and pixels ---------------------------------------------------------------------------------------------
 
@@ -218,7 +225,7 @@ class Policy:
 
     def save_adapter(self, folder: Path, **about: Any) -> None:
         """Write the adapter so that this package and mlx-vlm load it."""
-        save_adapter(self.model, folder, {**about, **asdict(self.identity)})
+        save_adapter(self.model, folder, {**about, **self.identity, "source_fingerprint": self.source})
 
     def load_adapter(self, folder: Path) -> int:
         """Add a saved adapter, all its rounds frozen, and say what it changes. Returns how many layers it is for.
@@ -226,7 +233,7 @@ class Policy:
         Raises `UserError` unless every tensor finds its layer, and template, aspect and base are those it was trained with.
         """
         config, layers = read_adapter(folder)
-        check_base(folder, config, self.identity)
+        check_base(folder, config, self.identity, lambda: self.source)
         before = self.first_logits(PROBE)
         mx.eval(before)  # now, while the model is as it was
         linears = bind(self.model, folder, layers, whole="keys" not in config["lora_parameters"])
@@ -267,9 +274,7 @@ def load(
 
     folder = TINY if str(path) == "tiny" else Path(path)
     config = vlm.read_json(folder / "config.json")
-    ours = config.get("visalign", {})
-    if not isinstance(ours, dict):
-        raise UserError(f"{folder}/config.json: visalign should hold template and aspect, got {ours!r}.")
+    ours: dict[str, Any] = stated(folder)
     onevision = config.get("model_type") == "llava_onevision"
     template = template or ours.get("template", "onevision" if onevision else "vicuna_v1")
     aspect = aspect or ours.get("aspect", "pad")
@@ -289,7 +294,8 @@ def load(
             f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, config.json says that the "
             f"tower takes {model.config.vision_config.image_size}."
         )
-    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, ours.get("source_fingerprint"))
+    find_source = partial(source_fingerprint, folder)
+    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source)
     if adapter is not None:
         policy.load_adapter(Path(adapter))
     return policy

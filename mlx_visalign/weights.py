@@ -7,7 +7,7 @@ aspect, fingerprints) stand beside the standard ones; other loaders ignore them.
 
 import hashlib
 import json
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+STATED = ("template", "aspect", "source_fingerprint")  # in config.json's "visalign"
 
 
 def fingerprint(folder: Path) -> str:
@@ -36,35 +37,34 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Base:
-    """What an adapter is trained on and must be used with.
+def stated(folder: Path) -> dict[str, str]:
+    """What config.json says of a model under "visalign": template, aspect and the fingerprint of its source, or less."""
+    ours = read_json(folder / "config.json").get("visalign", {})
+    if not isinstance(ours, dict) or not all(isinstance(ours.get(name, ""), str) for name in STATED):
+        raise UserError(f"{folder}/config.json: visalign should hold the texts {', '.join(STATED)}, got {ours!r}.")
+    return {name: ours[name] for name in STATED if name in ours}
 
-    base_fingerprint    of the weights as they are on disk
-    source_fingerprint  of what they were converted from (config.json: visalign.source_fingerprint), else their own: it
-                        stays the same from one precision to another
+
+def check_base(folder: Path, config: Mapping[str, Any], here: Mapping[str, str], source: Callable[[], str]) -> None:
+    """Refuse an adapter whose config says that it was trained on something else than the model `here`.
+
+    folder, config  the adapter's
+    here            the model's template and aspect, where they are known, and base_fingerprint
+    source          the fingerprint of what the model was converted from, the same in every precision: asked for only
+                    where the weights are others, since it may have to be computed. The same source gets a note
     """
-
-    template: str
-    aspect: str
-    base_fingerprint: str
-    source_fingerprint: str
-
-
-def check_base(folder: Path, config: dict[str, Any], here: Base) -> None:
-    """Raise `UserError` if an adapter's config says that it was trained on something else; other precisions get a note."""
-    for name, value in (("template", here.template), ("aspect", here.aspect)):
-        if config.get(name, value) != value:
-            raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {value!r}.")
-    weights = config.get("base_fingerprint")
-    source = config.get("source_fingerprint", weights)
-    if weights not in (None, here.base_fingerprint):
-        if source != here.source_fingerprint:
-            raise UserError(
-                f"{folder}: this adapter was trained on another model: its source weights have the fingerprint "
-                f"{str(source)[:12]}, this model's {here.source_fingerprint[:12]}. Use it with the model it was trained on."
-            )
-        say(f"{folder}: this adapter was trained on another precision of the same source weights.")
+    for name in ("template", "aspect"):
+        if name in here and config.get(name, here[name]) != here[name]:
+            raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {here[name]!r}.")
+    if config.get("base_fingerprint") in (None, here["base_fingerprint"]):
+        return
+    trained_on = config.get("source_fingerprint", config["base_fingerprint"])
+    if trained_on != source():
+        raise UserError(
+            f"{folder}: this adapter was trained on another model: the fingerprint of its source weights is "
+            f"{str(trained_on)[:12]}, this model's {source()[:12]}. Use it with the model it was trained on."
+        )
+    say(f"{folder}: this adapter was trained on another precision of the same source weights.")
 
 
 def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
@@ -91,11 +91,25 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Parameters:
+class Parameters:
     """What an adapter's config must say; mlx-lm and mlx-vlm say more."""
 
     rank: int
     scale: float
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
+    """An adapter's config, what it says of the matrices, and the ranks of its rounds. Raises `UserError` if it cannot be."""
+    config = read_json(folder / CONFIG)
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, dict):
+        raise UserError(f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package.")
+    known = {name: parameters[name] for name in ("rank", "scale") if name in parameters}
+    found = build(Parameters, known, str(folder / CONFIG))
+    ranks = convert(config.get("round_ranks", [found.rank]), list[int], f"{folder / CONFIG}: round_ranks")
+    if min(ranks, default=0) < 1 or sum(ranks) != found.rank:
+        raise UserError(f"{folder / CONFIG}: the rounds' ranks {ranks} do not add up to the rank {found.rank}.")
+    return config, found, ranks
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
@@ -103,23 +117,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
 
     Raises `UserError` where the two files do not fit each other or hold something else than finite matrices.
     """
-    config = read_json(folder / CONFIG)
-    parameters = config.get("lora_parameters")
-    if not isinstance(parameters, dict):
-        raise UserError(f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package.")
-    known = {name: parameters[name] for name in ("rank", "scale") if name in parameters}
-    found = build(_Parameters, known, str(folder / CONFIG))
-    ranks = convert(config.get("round_ranks", [found.rank]), list[int], f"{folder / CONFIG}: round_ranks")
-    if min(ranks, default=0) < 1 or sum(ranks) != found.rank:
-        raise UserError(f"{folder / CONFIG}: the rounds' ranks {ranks} do not add up to the rank {found.rank}.")
+    config, found, ranks = read_config(folder)
     tensors = _read_tensors(folder / WEIGHTS)
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
-    _check_listed(parameters.get("keys", names), names, folder)
+    check_listed(config["lora_parameters"].get("keys", names), names, folder)
     return config, {name: _split(name, tensors, ranks, found.scale, folder / WEIGHTS) for name in names}
 
 
-def _check_listed(keys: Any, names: list[str], folder: Path) -> None:
-    """The config's `keys` are the layers that the weights are for, no fewer and no others."""
+def check_listed(keys: Any, names: list[str], folder: Path) -> None:
+    """Refuse an adapter unless its config's `keys` are the layers that its weights are for, no fewer and no others."""
     listed = set(convert(keys, list[str], f"{folder / CONFIG}: keys"))
     bare, extra = sorted(listed.difference(names)), sorted(set(names) - listed)
     if bare or extra:

@@ -1,0 +1,141 @@
+"""An adapter merged into its model, tensor by tensor: W + scale * (A B)^T in float32, then rounded once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_visalign.convert.deltas import Deltas, read_deltas
+from mlx_visalign.convert.fingerprint import source_fingerprint
+from mlx_visalign.convert.folder import carry, new_folder, write_json, write_weights
+from mlx_visalign.convert.llava_names import BUFFERS
+from mlx_visalign.convert.plan import gigabytes
+from mlx_visalign.convert.quantize import Quantization
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Table
+from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
+from mlx_visalign.convert.to_mlx import CODES, OURS, meter
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build, unknown
+from mlx_visalign.vlm import read_json
+from mlx_visalign.weights import check_base, fingerprint, stated
+
+AT_ONCE = 1 << 22  # weights that are merged together, in float32
+QUANTIZATION = ("quantization", "quantization_config")  # in config.json
+LOSES = (
+    "merging into quantised weights loses the update. Rounding to 4 bits again moves weights by 3.4 % of their norm even if "
+    "nothing is added, and an update of 1 % of their norm comes back with an error 3.5 times its size (at 8 bits: half its "
+    "size). Keep the adapter beside the model, or add --dequantize to get an unquantised one."
+)
+
+
+def fuse(model: Path, adapter: Path, output: Path, dtype: str = "float16", dequantize: bool = False) -> dict[str, Any]:
+    """Write the folder `output`: the model with the adapter merged into it, in `dtype`. Returns figures by name, to show.
+
+    `adapter` is one of ours or of PEFT's, or a LoRA folder of LLaVA's authors, whose projector is taken over. At most one
+    tensor and a few MB are in memory. Raises `UserError` if the adapter was trained on another model or fits no tensor,
+    for quantised models unless they are to be dequantised, and if a number is too large for `dtype`.
+    """
+    config = read_json(model / "config.json")
+    quantization = _quantization(config, model, dequantize)
+    deltas = read_deltas(adapter)
+    here = {**stated(model), "base_fingerprint": fingerprint(model)}
+    check_base(adapter, deltas.config, here, lambda: source_fingerprint(model))
+    source = open_source(model)
+    fusion = Fusion(source, deltas, CODES[dtype], quantization)
+    size = sum(tensor.nbytes for tensor in fusion.tensors)
+    with new_folder(output, model) as folder:
+        with meter("fusing", size) as on_bytes:
+            write_weights(folder, fusion.tensors, fusion.produce, source.metadata, on_bytes)
+        write_json(folder / "config.json", _config(config, deltas, dtype))
+        carried = carry(model, folder)
+    return {
+        "merged": f"{len(deltas.updates)} layers, and {len(deltas.beside)} tensors replaced",
+        "rounding": f"to {dtype} lost {fusion.lost:.2%} of the update; {fusion.loss.flushed} numbers became zero",
+        "carried over": ", ".join(carried) or "nothing",
+        "output": f"{output}, {gigabytes(size)}",
+    }
+
+
+class Fusion:
+    """The tensors of a model with an adapter merged into them, made one at a time. `loss`: of all casts so far."""
+
+    def __init__(self, model: Source, deltas: Deltas, dtype: str, quantization: Quantization | None):
+        """`dtype` is a code of safetensors'; `quantization` is what the model has. Raises `UserError` if they do not fit."""
+        self.model, self.deltas, self.quantization = model, deltas, quantization
+        self.packed = {f"{name.removesuffix('.scales')}.weight" for name in model.tensors if name.endswith(".scales")}
+        parts = {name.replace(".weight", end) for name in self.packed for end in (".scales", ".biases")}
+        buffers = Table(BUFFERS)
+        kept = [tensor for name, tensor in model.tensors.items() if name not in parts and not buffers.find(name)]
+        self.tensors = [Tensor(tensor.name, dtype, self._shape(tensor)) for tensor in kept]
+        self._check(deltas.shapes, {tensor.name: tensor.shape for tensor in self.tensors})
+        self.loss = Loss()
+        self._update = self._error = 0.0  # sums of squares
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        if tensor.name in self.packed and self.quantization is not None:
+            return tensor.shape[0], tensor.shape[1] * 32 // self.quantization.bits
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{self.model.folder}: {tensor.name} holds {tensor.dtype}, expected floats.")
+        return tensor.shape
+
+    def _check(self, wanted: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, shape in wanted.items():
+            if name not in shapes:
+                raise UserError(f"{self.model.folder}: the adapter does not fit this model: {unknown(name, shapes)}")
+            if shape != shapes[name]:
+                raise UserError(f"{self.model.folder}: {name} has the shape {shapes[name]}, the adapter is for one of {shape}.")
+
+    @property
+    def lost(self) -> float:
+        """The norm of what rounding changed, as a share of the update's norm."""
+        return (self._error / self._update) ** 0.5 if self._update else 0.0
+
+    def produce(self, tensor: Tensor) -> np.ndarray:
+        """A tensor of `tensors`, merged some rows at a time. Raises `UserError` if a number is too large for its type."""
+        made = np.empty(tensor.shape, DTYPES[tensor.dtype])
+        update = self.deltas.updates.get(tensor.name)
+        matrices = update.matrices() if update else None
+        step = max(1, AT_ONCE * len(made) // made.size)
+        for start in range(0, len(made), step):
+            rows = slice(start, start + step)
+            weights = self._read(tensor.name, rows)
+            change = np.float32(0) if matrices is None else matrices[1][:, rows].T @ matrices[0].T
+            made[rows], loss = cast(weights + change, "F32", tensor.dtype)
+            self.loss += loss
+            if matrices is not None:
+                came_out = cast(made[rows], tensor.dtype, "F32")[0] - weights
+                self._update += float(np.square(change, dtype=np.float64).sum())
+                self._error += float(np.square(came_out - change, dtype=np.float64).sum())
+        if self.loss.overflowed:
+            raise UserError(f"{tensor.name} holds numbers that are too large for this type. Choose --dtype float32.")
+        return made
+
+    def _read(self, name: str, rows: slice) -> np.ndarray:
+        """Rows of the model's tensor, or of the one that takes its place, in float32."""
+        source, stored = self.deltas.beside.get(name, (self.model, name))
+        array, dtype = source.read(stored)[rows], source.tensors[stored].dtype
+        if source is self.model and name in self.packed and self.quantization is not None:
+            scales, biases = (f"{name.removesuffix('.weight')}.{end}" for end in ("scales", "biases"))
+            parts = (source.read(scales)[rows], source.read(biases)[rows])
+            return self.quantization.dequantize(array, *parts, source.tensors[scales].dtype)
+        return cast(array, dtype, "F32")[0]
+
+
+def _quantization(config: dict[str, Any], model: Path, dequantize: bool) -> Quantization | None:
+    found = config.get("quantization")
+    if found is None:
+        return None
+    if not dequantize:
+        raise UserError(f"{model} is quantised, and {LOSES}")
+    if not isinstance(found, dict) or found.get("mode", "affine") != "affine":
+        raise UserError(f"{model}/config.json: only MLX's affine quantisation can be undone, got {found!r}.")
+    return build(Quantization, {name: found.get(name) for name in ("bits", "group_size")}, f"{model}/config.json: quantization")
+
+
+def _config(config: dict[str, Any], deltas: Deltas, dtype: str) -> dict[str, Any]:
+    """The model's, unquantised. These weights come from no others, so they are their own source."""
+    ours = {name: value for name, value in config.get(OURS, {}).items() if name != "source_fingerprint"}
+    fused = {name: deltas.config[name] for name in ("method", "round", "template", "aspect") if name in deltas.config}
+    kept = {name: value for name, value in config.items() if name not in QUANTIZATION}
+    return {**kept, "torch_dtype": dtype, OURS: {**ours, **fused}}

@@ -1,0 +1,235 @@
+"""Adapters between PEFT's LoRA folders and ours, both ways and bit for bit.
+
+PEFT has A [r, in] and B [out, r] and alpha; ours, like mlx-lm's and mlx-vlm's, A [in, r], B [r, out] and their scale. What
+PEFT's config says beside that is kept in ours ("peft"), what ours says is kept in the notes of PEFT's file ("visalign"),
+so that either comes back as it was.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.convert.conversion import Conversion, digest
+from mlx_visalign.convert.fingerprint import source_fingerprint
+from mlx_visalign.convert.folder import check_output, new_folder, write_json
+from mlx_visalign.convert.peft_folder import (
+    NON_LORA,
+    NOTE,
+    OUTER,
+    PeftAdapter,
+    first_of,
+    is_peft,
+    read_lora,
+    read_non_lora,
+    read_note,
+    read_peft,
+)
+from mlx_visalign.convert.plan import gigabytes
+from mlx_visalign.convert.safetensors_file import write_safetensors
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Plan, Rule, Table, Transpose, plan
+from mlx_visalign.convert.to_mlx import meter
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import unknown
+from mlx_visalign.lora import LINEARS
+from mlx_visalign.weights import CONFIG, WEIGHTS, Parameters, check_listed, fingerprint, read_config, stated
+
+EXAMPLES = (
+    "--adapter-path llava-lora-peft --output adapter --model llava-mlx",
+    "--adapter-path runs/seva/adapter --output adapter-peft --dry-run",
+)
+# What stands before a block's number in the models that PEFT wraps: transformers 5's, older ones, those of LLaVA's authors.
+BLOCKS = {"nested": "model.language_model.layers.", "classic": "language_model.model.layers.", "original": "model.layers."}
+OURS = "language_model.model.layers."
+STANDARD = ("fine_tune_type", "num_layers", "lora_parameters", "peft")  # in our config; all else is noted in PEFT's file
+TURNED = Transpose((1, 0))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter-path", metavar="FOLDER", required=True, help="an adapter, PEFT's or ours; only read")
+    parser.add_argument("--output", metavar="OUT", required=True, help="the new folder, of the other kind")
+    parser.add_argument("--model", metavar="MODEL", help="from PEFT: what it was trained on, so that no other can be taken")
+    parser.add_argument("--layout", choices=BLOCKS, help="to PEFT: whose names; as they came, or nested (transformers 5)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Convert an adapter to the other kind. Returns figures by name, to show."""
+    folder, output = Path(options.adapter_path), Path(options.output)
+    check_output(output, folder)
+    if is_peft(folder):
+        return to_ours(folder, output, options.model and Path(options.model), options.dry_run)
+    return to_peft(folder, output, options.layout, options.dry_run)
+
+
+def to_ours(folder: Path, output: Path, model: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """A LoRA folder of PEFT as one of ours; `model` is the folder that it was trained on.
+
+    Raises `UserError` for everything that ours cannot hold, with the way out.
+    """
+    peft = read_peft(folder)
+    _refuse_projector(folder)
+    layout, source, figures = _language(peft)
+    rank, scale = _common(peft, source)
+    found = _plan(source, _table(layout), folder)
+    keys = sorted({move.target.name.rsplit(".lora_", 1)[0] for move in found.moves})
+    _check_linears(folder, keys)
+    config = {
+        **read_note(peft),
+        "fine_tune_type": "lora",
+        "num_layers": -1,
+        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys},
+        "peft": {"layout": layout, "config": peft.config},
+        **({} if model is None else _trained_on(model)),
+    }
+    figures |= _about(f"PEFT's, layout {layout}", keys, rank, scale)
+    if "base_fingerprint" not in config:
+        figures["base"] = "not known: any model of these shapes will take it (--model says which is right)"
+    if not dry_run:
+        figures |= _write(Conversion(source, found), output / WEIGHTS, config, {"format": "mlx"}, read_config)
+    return figures
+
+
+def to_peft(folder: Path, output: Path, layout: str | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """An adapter of ours, mlx-lm's or mlx-vlm's as a LoRA folder of PEFT: its rounds are one LoRA already."""
+    config, parameters, _ = read_config(folder)
+    came = _came(config, folder)
+    layout = layout or came.get("layout", "nested")
+    source, table = open_source(folder / WEIGHTS), _table(layout).inverse
+    found = _plan(source, table, folder)
+    keys = sorted({move.source.name.rsplit(".lora_", 1)[0] for move in found.moves})
+    check_listed(config["lora_parameters"].get("keys", keys), keys, folder)
+    if came.get("layout") == layout and _means(came["config"], parameters, folder):
+        described = came["config"]
+    else:
+        described = _describe(parameters, [BLOCKS[layout] + key.removeprefix(OURS) for key in keys])
+    note = {name: value for name, value in config.items() if name not in STANDARD}
+    metadata = {"format": "pt", **({NOTE: json.dumps(note)} if note else {})}
+    figures = _about(f"ours, to layout {layout}", keys, parameters.rank, parameters.scale)
+    if not dry_run:
+        file = output / "adapter_model.safetensors"
+        figures |= _write(Conversion(source, found), file, described, metadata, read_peft)
+    return figures
+
+
+def _table(layout: str) -> Table:
+    """From PEFT's names in a layout to ours."""
+    inner = OUTER + BLOCKS[layout]
+    return Table([Rule(f"{inner}*.lora_{side}.weight", f"{OURS}*.lora_{side.lower()}", TURNED) for side in "AB"])
+
+
+def _plan(source: Source, table: Table, folder: Path) -> Plan:
+    found = ((table.find(name), tensor.shape) for name, tensor in source.tensors.items())
+    return plan(source.tensors, table, {pair[1]: shape[::-1] for pair, shape in found if pair}, str(folder))
+
+
+def _refuse_projector(folder: Path) -> None:
+    beside = read_non_lora(folder)
+    if beside is not None:
+        raise UserError(
+            f"{folder}: {NON_LORA} holds {len(beside.tensors)} tensors that were trained in full beside the LoRA "
+            f"({first_of(sorted(beside.tensors))}), and without them the adapter is not what was trained. Merge all of it into "
+            "a model: with `visalign convert llava_original`, or with `visalign fuse` into one that is converted already."
+        )
+
+
+def _language(peft: PeftAdapter) -> tuple[str, Source, dict[str, Any]]:
+    """The layout, the language model's tensors, and a note on others, which may be left out only where they do nothing.
+
+    The suffixes that PEFT takes as target_modules fit layers of the vision tower too.
+    """
+    known = {layout: [path for path in peft.layers if path.startswith(start)] for layout, start in BLOCKS.items()}
+    layout = max(known, key=lambda name: len(known[name]))
+    others = [path for path in peft.layers if path not in known[layout]]
+    busy = [path for path in others if peft.source.read(peft.layers[path].b.name).any()]
+    if busy or not known[layout]:
+        raise UserError(
+            f"{peft.folder}: {len(busy or others)} adapted layers are not in the language model's blocks "
+            f"({first_of(busy or others)}), where an adapter of ours is. `visalign fuse` merges all of it into a model."
+        )
+    names = {tensor.name for path in known[layout] for tensor in (peft.layers[path].a, peft.layers[path].b)}
+    source = replace(peft.source, entries={name: peft.source.entries[name] for name in peft.source.entries if name in names})
+    return (
+        layout,
+        source,
+        {"left out": f"{len(others)} layers elsewhere whose B is zero: they change nothing"} if others else {},
+    )
+
+
+def _common(peft: PeftAdapter, source: Source) -> tuple[int, float]:
+    """The rank and the scale that all layers have."""
+    found = {(layer.rank, layer.scale) for layer in peft.layers.values() if layer.a.name in source.tensors}
+    if len(found) > 1:
+        raise UserError(
+            f"{peft.folder}: its layers have ranks from {min(found)[0]} to {max(found)[0]}; an adapter of ours has one for "
+            "all. `visalign fuse` merges it into a model."
+        )
+    return found.pop()
+
+
+def _check_linears(folder: Path, keys: list[str]) -> None:
+    strange = [key for key in keys if key.removeprefix(OURS).partition(".")[2] not in LINEARS]
+    if strange:
+        block, name = strange[0].removeprefix(OURS).split(".", 1)
+        raise UserError(f"{folder}: {len(strange)} layers are not known, the first in block {block}: {unknown(name, LINEARS)}")
+
+
+def _came(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What our config says of the PEFT folder that it was, if it was one."""
+    came = config.get("peft", {})
+    if came and not (isinstance(came, dict) and came.get("layout") in BLOCKS and isinstance(came.get("config"), dict)):
+        raise UserError(f"{folder / CONFIG}: peft should hold PEFT's layout and config, got something else.")
+    return came
+
+
+def _means(config: dict[str, Any], parameters: Parameters, folder: Path) -> bool:
+    """Whether PEFT's config says the same as ours."""
+    lora = read_lora(config, folder / CONFIG)
+    return (lora.r, lora.scale(lora.r)) == (parameters.rank, parameters.scale)
+
+
+def _describe(parameters: Parameters, layers: list[str]) -> dict[str, Any]:
+    """A config for PEFT. Layers go by their full paths, so that none of the vision tower is meant."""
+    alpha = parameters.scale * parameters.rank
+    return {
+        "peft_type": "LORA",
+        "inference_mode": True,
+        "r": parameters.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": layers,
+    }
+
+
+def _trained_on(model: Path) -> dict[str, str]:
+    return {**stated(model), "base_fingerprint": fingerprint(model), "source_fingerprint": source_fingerprint(model)}
+
+
+def _about(kind: str, keys: list[str], rank: int, scale: float) -> dict[str, Any]:
+    return {"adapter": kind, "layers": len(keys), "tensors": 2 * len(keys), "rank": rank, "scale": scale}
+
+
+def _write(
+    conversion: Conversion, file: Path, config: dict[str, Any], metadata: dict[str, str], check: Callable[[Path], object]
+) -> dict[str, str]:
+    """Write the folder, `check` it, and compare every tensor with the one it came from."""
+    size = sum(tensor.nbytes for tensor in conversion.tensors)
+    with new_folder(file.parent, conversion.source.folder) as folder:
+        with meter("converting", size) as on_bytes:
+            write_safetensors(folder / file.name, conversion.tensors, conversion.produce, metadata, on_bytes)
+        write_json(folder / CONFIG, config)
+        check(folder)
+        written = open_source(folder / file.name)
+        for move in conversion.moves:
+            back = written.read(move.target.name).T
+            if digest(back) != digest(conversion.source.read(move.source.name)):
+                raise UserError(f"{file.parent}: {move.target.name} is not what was written. Is the disk damaged?")
+    count = len(conversion.moves)
+    return {
+        "verified": f"{count} of {count} tensors equal the source's, bit for bit",
+        "output": f"{file.parent}, {gigabytes(size)}",
+    }

@@ -1,0 +1,196 @@
+"""PEFT's LoRA folders, and those of LLaVA's authors, read without PEFT and torch.
+
+PEFT computes W x + scale * B A x with A [r, in] and B [out, r]; scale is alpha / r, with rsLoRA alpha / sqrt(r)
+(peft 0.21, tuners/lora/layer.py, LoraLayer.update_layer). A config that makes it compute anything else is refused.
+Which layers an adapter is for is told by its tensors: patterns in a config are never run, they may be made to hang.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.tensors import FLOATS, Tensor
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build, shown
+from mlx_visalign.vlm import read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+NON_LORA = "non_lora_trainables.bin"  # LLaVA's authors: what was trained beside the LoRA, in full
+NOTE = "visalign"  # in the notes of a safetensors file: what an adapter of ours says of itself
+OUTER = "base_model.model."  # PEFT's own modules around the model
+_MATRIX = re.compile(re.escape(OUTER) + r"(.+)\.lora_([AB])\.weight")
+_BLOCK = re.compile(r"(.*layers)\.(\d{1,4})\.(.+)")
+
+MEANT = {"r", "lora_alpha", "use_rslora", "rank_pattern", "bias", "init_lora_weights"}
+# How it was made, where it fits, how PEFT injects it, defaults without effect: nothing that changes what A and B mean.
+WITHOUT_EFFECT = {
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size", "eva_config", "loftq_config", "lora_ga_config", "corda_config"),
+}
+PLAIN_BASE = (True, False, None, "gaussian", "orthogonal", "eva")  # of init_lora_weights; the others change the base
+WHY = {
+    "use_dora": "DoRA also scales the columns of the weights",
+    "modules_to_save": "whole modules were trained beside the LoRA",
+    "trainable_token_indices": "embeddings were trained beside the LoRA",
+    "lora_bias": "biases were trained beside the LoRA",
+    "alpha_pattern": "its layers have different scales",
+}
+MERGE = "Merge it with PEFT (merge_and_unload) and convert the merged model"
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """One layer's A [r, in] and B [out, r], and the scale of their product."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A LoRA folder of PEFT. `layers` has the adapted modules by their paths in the model that PEFT wrapped."""
+
+    folder: Path
+    config: dict[str, Any]
+    source: Source
+    layers: dict[str, Matrices]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What a config must say."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+
+    def scale(self, rank: int) -> float:
+        return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def is_peft(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def read_peft(folder: Path) -> PeftAdapter:
+    """The adapter in `folder`, from its headers alone. Raises `UserError` for anything that is not a plain LoRA."""
+    config = read_json(folder / CONFIG)
+    lora = read_lora(config, folder / CONFIG)
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} holds no adapter of PEFT: expected {' or '.join(WEIGHTS)}.")
+    source = open_source(file)
+    layers = _pairs(source, lora, ranks_differ=bool(config.get("rank_pattern")), where=file)
+    _check_complete(config, layers, file)
+    return PeftAdapter(folder, config, source, layers)
+
+
+def read_non_lora(folder: Path) -> Source | None:
+    """What an authors' LoRA folder holds beside the LoRA (the trained projector), by the names of their full models.
+
+    They are saved as base_model.model.model.mm_projector.0.weight and meant as model.mm_projector.0.weight
+    (haotian-liu/LLaVA, llava/model/builder.py). None if there is no such file.
+    """
+    if not (folder / NON_LORA).is_file():
+        return None
+    source = open_source(folder / NON_LORA)
+    names = {re.sub(r"^(base_model\.)?model\.(?=model\.|lm_head\.)", "", name): name for name in source.tensors}
+    entries = {new: source.entries[old] for new, old in names.items()}
+    return replace(
+        source, entries={name: replace(entry, tensor=replace(entry.tensor, name=name)) for name, entry in entries.items()}
+    )
+
+
+def read_note(peft: PeftAdapter) -> dict[str, Any]:
+    """What our config said before the adapter became PEFT's; nothing if it was never ours."""
+    try:
+        note = json.loads(peft.source.metadata.get(NOTE, "{}"))
+    except (ValueError, RecursionError):
+        note = None
+    if not isinstance(note, dict):
+        raise UserError(f"{peft.folder}: the notes in its file ({NOTE}) are damaged: expected JSON.")
+    return note
+
+
+def read_lora(config: dict[str, Any], file: Path) -> LoRA:
+    """Rank and scale of a config. Raises `UserError` if it asks for more than a LoRA."""
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{file}: expected peft_type 'LORA', got {shown(config.get('peft_type'))}.")
+    for name, value in config.items():
+        if name not in MEANT | WITHOUT_EFFECT and value not in (None, False, [], {}):
+            why = WHY.get(name, "that is not understood here")
+            raise UserError(f"{file}: {name} is {shown(value)}, and {why}. {MERGE}.")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{file}: bias is {shown(config['bias'])}, so biases were trained beside the LoRA. {MERGE}.")
+    if (init := config.get("init_lora_weights")) not in PLAIN_BASE:
+        raise UserError(f"{file}: init_lora_weights is {shown(init)}, which changes the base's own weights. {MERGE}.")
+    given = {name: config[name] for name in ("r", "lora_alpha", "use_rslora") if name in config}
+    lora = build(LoRA, given, str(file))
+    if lora.r < 1:
+        raise UserError(f"{file}: the rank r should be at least 1, not {lora.r}.")
+    return lora
+
+
+def _pairs(source: Source, lora: LoRA, ranks_differ: bool, where: Path) -> dict[str, Matrices]:
+    """Every tensor as A or B of a linear layer, in the order of the file."""
+    found = {name: match.groups() for name in source.tensors if (match := _MATRIX.fullmatch(name))}
+    strange = sorted(source.tensors.keys() - found.keys())
+    if strange or not found:
+        raise UserError(
+            f"{where}: {len(strange)} tensors are not lora_A or lora_B of a linear layer ({first_of(strange)}); "
+            f"embeddings, biases and whole modules trained beside the LoRA are not supported. {MERGE}."
+        )
+    layers = {}
+    for path in dict.fromkeys(path for path, _ in found.values()):
+        a, b = (source.tensors.get(f"{OUTER}{path}.lora_{side}.weight") for side in "AB")
+        if a is None or b is None:
+            raise UserError(f"{where}: {path} has lora_{'A' if b is None else 'B'} but no lora_{'B' if b is None else 'A'}.")
+        _check_shapes(path, a, b, None if ranks_differ else lora.r, where)
+        layers[path] = Matrices(a, b, lora.scale(a.shape[0]))
+    return layers
+
+
+def _check_shapes(path: str, a: Tensor, b: Tensor, rank: int | None, where: Path) -> None:
+    if not {a.dtype, b.dtype} <= set(FLOATS):
+        raise UserError(f"{where}: {path} has matrices of {a.dtype} and {b.dtype}; expected floats.")
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise UserError(f"{where}: {path} has an A of {a.shape} and a B of {b.shape}; expected (r, in) and (out, r).")
+    if rank not in (None, a.shape[0]):
+        raise UserError(f"{where}: {path} has matrices of rank {a.shape[0]}, {CONFIG} says r = {rank}.")
+
+
+def _check_complete(config: dict[str, Any], layers: Iterable[str], where: Path) -> None:
+    """Where the config lists layers by their last names, all blocks of a module must have the same ones."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+        return
+    stacks: dict[str, dict[int, set[str]]] = {}
+    for path in layers:
+        if match := _BLOCK.fullmatch(path):
+            stack, index, name = match.groups()
+            stacks.setdefault(stack, {}).setdefault(int(index), set()).add(name)
+    missing = []
+    for stack, blocks in stacks.items():
+        names = set().union(*blocks.values())
+        for index in blocks.keys() | set(range(len(blocks))):
+            missing += [f"{stack}.{index}.{name}" for name in names - blocks.get(index, set())]
+    unmet = [target for target in targets if not any(path == target or path.endswith(f".{target}") for path in layers)]
+    if missing or unmet:
+        raise UserError(f"{where}: no tensors for {first_of(sorted(missing) or unmet)}, which the target_modules include.")
+
+
+def first_of(names: list[str]) -> str:
+    """Some of the names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

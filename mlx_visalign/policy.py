@@ -136,16 +136,17 @@ class Policy:
         The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
         same features before and after a restart.
         """
-        return mx.stack([self._clean_features(path) for path in paths]).astype(mx.float32)
+        return mx.stack([vlm.patches(self.model, self.image_states(path)) for path in paths]).astype(mx.float32)
 
-    def _clean_features(self, path: str | Path) -> Float[mx.array, "t d"]:
-        key = _digest(path)
-        features = self.cache.get(key)
-        if features is None:
-            features = self.features(self.pixels(open_image(path))[None])[0].astype(mx.float16)
-            mx.eval(features)
-            self.cache.put(key, features)
-        return features
+    def image_states(self, path: str | Path) -> Float[mx.array, "l d"]:
+        """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
+        key = image_digest(path)
+        states = self.cache.get(key)
+        if states is None:
+            states = vlm.tower_states(self.model, self.pixels(open_image(path))[None])[0].astype(mx.float16)
+            mx.eval(states)
+            self.cache.put(key, states)
+        return states
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Policy:
         return len(layers)
 
 
-def _digest(path: str | Path) -> str:
+def image_digest(path: str | Path) -> str:
     """An image file by its content. Which tower and preprocessing saw it need not be said: the cache is one policy's."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()

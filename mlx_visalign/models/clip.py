@@ -165,8 +165,11 @@ class VisionTower(nn.Module):
         self.post_layernorm = _layer_norm(config)
 
     def __call__(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b d"]:
-        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
-        return self.post_layernorm(x[:, 0])
+        return self.pooled(self.pre_layrnorm(self.embeddings(pixels)))
+
+    def pooled(self, states: Float[mx.array, "b l d"]) -> Float[mx.array, "b d"]:
+        """The encoder's blocks, and the class token after them."""
+        return self.post_layernorm(self.encoder(states)[:, 0])
 
 
 class CLIP(nn.Module):
@@ -184,6 +187,10 @@ class CLIP(nn.Module):
     def encode_image(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b p"]:
         """Unit vectors of normalised images of the tower's own size."""
         return _unit(self.visual_projection(self.vision_model(pixels)))
+
+    def encode_states(self, states: Float[mx.array, "b l d"]) -> Float[mx.array, "b p"]:
+        """The same of hidden states that another tower made: what is left of this one's blocks, and its projection."""
+        return _unit(self.visual_projection(self.vision_model.pooled(states)))
 
     def encode_text(self, ids: Int[mx.array, "b l"]) -> Float[mx.array, "b p"]:
         """Unit vectors of tokenised texts, right-padded, at most `max_position_embeddings` ids long."""

@@ -14,7 +14,17 @@ tests/test_onevision.py):
 
 from mlx_visalign.vlm.build import build_model
 from mlx_visalign.vlm.folder import load_model, quantize_language_model, read_json
-from mlx_visalign.vlm.forward import Decoder, decoder, image_tokens, merge, project, tower_features
+from mlx_visalign.vlm.forward import (
+    Decoder,
+    decoder,
+    image_tokens,
+    merge,
+    patches,
+    project,
+    tower_features,
+    tower_states,
+    tower_weights,
+)
 
 __all__ = [
     "Decoder",
@@ -23,8 +33,11 @@ __all__ = [
     "image_tokens",
     "load_model",
     "merge",
+    "patches",
     "project",
     "quantize_language_model",
     "read_json",
     "tower_features",
+    "tower_states",
+    "tower_weights",
 ]

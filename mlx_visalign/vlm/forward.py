@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 from jaxtyping import Float, Integer
+from mlx.utils import tree_flatten
 
 from mlx_visalign.errors import UserError
 
@@ -27,14 +28,31 @@ def decoder(model: Any) -> Decoder:
     return Decoder(language.model.embed_tokens, language.model.layers, language.model.norm, head)
 
 
-def tower_features(model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
-    """The frozen vision tower's patch features, before the projector: hidden state `vision_feature_layer`, without CLS.
+def tower_states(model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b l d"]:
+    """The frozen vision tower's hidden state `vision_feature_layer`, CLIP's class token first. SigLIP has none.
 
-    MLX is lazy, so the blocks above that layer are never computed. SigLIP has no CLS.
+    MLX is lazy, so the blocks above that layer are never computed.
     """
     *_, hidden = model.vision_tower(pixels, output_hidden_states=True)
-    features = hidden[model.config.vision_feature_layer]
-    return features if model.config.vision_feature_select_strategy == "full" else features[:, 1:]
+    return hidden[model.config.vision_feature_layer]
+
+
+def patches(model: Any, states: Float[mx.array, "*b l d"]) -> Float[mx.array, "*b t d"]:
+    """The states that LLaVA takes for an image's features: those of its patches."""
+    return states if model.config.vision_feature_select_strategy == "full" else states[..., 1:, :]
+
+
+def tower_features(model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
+    """The frozen vision tower's patch features, before the projector."""
+    return patches(model, tower_states(model, pixels))
+
+
+def tower_weights(model: Any) -> dict[str, mx.array]:
+    """The weights that `tower_states` depends on, by the names of Hugging Face's vision models."""
+    tower = model.vision_tower.vision_model
+    blocks = range(len(tower.encoder.layers) + 1)[model.config.vision_feature_layer]
+    used = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{block}." for block in range(blocks)))
+    return {name: array for name, array in dict(tree_flatten(tower.parameters())).items() if name.startswith(used)}
 
 
 def image_tokens(model: Any) -> int:

@@ -1,0 +1,143 @@
+"""How well a text fits an image, by CLIP: score(images, texts) -> 100 * cosine of each image with its text.
+
+Any function of the same form may stand in its place. Images are read one at a time and texts in batches of one shape, so
+that a score is the same to the last bit whatever else is scored with it, before or after a restart.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from jaxtyping import Float
+from mlx.utils import tree_flatten
+
+from mlx_visalign import vlm
+from mlx_visalign.errors import UserError
+from mlx_visalign.images import Aspect, Preprocessing, open_image
+from mlx_visalign.models.clip import CLIP, load_clip
+from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest
+from mlx_visalign.vlm import read_json
+from mlx_visalign.weights import fingerprint
+
+ROWS, COLUMNS = 16, 8  # texts are read 16 at a time, at lengths that are multiples of 8
+CACHE_GB = 0.25
+TINY_CLIP = TINY.parent / "clip"
+
+
+class CLIPScorer:
+    """A CLIP with its tokenizer and one way to see images. `policy`: the model whose tower's forward it shares, if any.
+
+    name  tells it from others, where settings are compared
+    cut   how many texts were longer than CLIP reads and so were judged by their beginning
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: Any, preprocessing: Preprocessing, name: str, policy: Policy | None = None):
+        self.clip, self.tokenizer, self.preprocessing, self.name, self.policy = clip, tokenizer, preprocessing, name, policy
+        self.cut = 0
+        self._vectors = FeatureCache(CACHE_GB)
+
+    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
+        """100 * cos(image, text) for every image with the text in its place; in [-100, 100]."""
+        if not texts:
+            return []
+        by_text = self.text_vectors(texts)
+        by_image = {image: self.image_vector(image) for image in dict.fromkeys(images)}
+        products = [by_image[image] * by_text[text] for image, text in zip(images, texts, strict=True)]
+        return [100 * float(cosine) for cosine in np.array(mx.stack(products).sum(axis=-1))]
+
+    def image_vector(self, image: Path) -> Float[mx.array, " p"]:
+        """An image's unit vector, known by the image's bytes: the preprocessing is this scorer's one."""
+        key = f"image {image_digest(image)}"
+        vector = self._vectors.get(key)
+        if vector is None:
+            vector = self._see(image)
+            mx.eval(vector)
+            self._vectors.put(key, vector)
+        return vector
+
+    def text_vectors(self, texts: Sequence[str]) -> dict[str, Float[mx.array, " p"]]:
+        """Each text's unit vector, each text read once."""
+        found = {text: self._vectors.get(f"text {text}") for text in texts}
+        by_length: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        for text in (text for text, vector in found.items() if vector is None):
+            ids = self._ids(text)
+            by_length[min(-(-len(ids) // COLUMNS) * COLUMNS, self._longest)][text] = ids
+        new = {text: vector for length, rows in by_length.items() for text, vector in self._read(rows, length)}
+        for text, vector in new.items():
+            self._vectors.put(f"text {text}", vector)
+        return {text: vector for text, vector in (found | new).items() if vector is not None}
+
+    def _see(self, image: Path) -> Float[mx.array, " p"]:
+        if self.policy is not None:
+            return self.clip.encode_states(self.policy.image_states(image)[None].astype(mx.float32))[0]
+        return self.clip.encode_image(self.preprocessing(open_image(image))[None])[0]
+
+    def _read(self, texts: dict[str, list[int]], length: int) -> Iterator[tuple[str, Float[mx.array, " p"]]]:
+        """Texts of one length. What fills up their rows, and the batch, are end tokens, which nothing looks at."""
+        for start in range(0, len(texts), ROWS):
+            some = list(texts.items())[start : start + ROWS]
+            ids = np.full((ROWS, length), some[0][1][-1], dtype=np.int32)
+            for row, (_, text_ids) in enumerate(some):
+                ids[row, : len(text_ids)] = text_ids
+            vectors = self.clip.encode_text(mx.array(ids))
+            mx.eval(vectors)
+            yield from ((text, vectors[row]) for row, (text, _) in enumerate(some))
+
+    def _ids(self, text: str) -> list[int]:
+        """The text's ids; of a text that is too long the beginning and the end token, whose vector is the text's."""
+        ids = self.tokenizer(text, verbose=False).input_ids
+        if len(ids) <= self._longest:
+            return ids
+        self.cut += 1
+        return [*ids[: self._longest - 1], ids[-1]]
+
+    @property
+    def _longest(self) -> int:
+        return self.clip.config.text.max_position_embeddings
+
+
+def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
+    """The CLIP in a Hugging Face folder; where none is named the tiny one, if the policy is the tiny model.
+
+    `view`: whether images are padded to a square or cropped, as CLIP's own preprocessing does. Where the policy sees
+    images in the same way and through the same tower, that is run once for both.
+    """
+    if folder is None and policy.base != fingerprint(TINY):
+        raise UserError(
+            "Which CLIP is to judge? Name its folder with --set clip=FOLDER; the one that LLaVA-1.5 sees through is "
+            "openai/clip-vit-large-patch14-336."
+        )
+    path = TINY_CLIP if folder is None else Path(folder)
+    clip = load_clip(path)
+    preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
+    shared = preprocessing == policy.preprocessing and _begins_as(clip, vlm.tower_weights(policy.model))
+    return CLIPScorer(clip, _tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
+
+
+def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:
+    """Whether the tower that made LLaVA's features is this CLIP's, equal in float16. If so the CLIP lets go of its own.
+
+    A quantised tower has other weights, by other names.
+    """
+    own = dict(tree_flatten(clip.vision_model.parameters()))
+    if not all(name in own and _equal(own[name], weight) for name, weight in tower.items()):
+        return False
+    done = {name.split(".")[2] for name in tower if name.startswith("encoder.layers.")}
+    clip.vision_model.encoder.layers = clip.vision_model.encoder.layers[len(done) :]
+    return True
+
+
+def _equal(one: mx.array, other: mx.array) -> bool:
+    return one.shape == other.shape and bool(mx.array_equal(one.astype(mx.float16), other.astype(mx.float16)))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None

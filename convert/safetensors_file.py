@@ -32,7 +32,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH), "little")
             header = _parsed(file.read(length))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}). Download or convert it again.") from None
     metadata = header.pop(METADATA, None) or {}
     return {name: _entry(name, about, path, LENGTH + length) for name, about in header.items()}, metadata

@@ -83,7 +83,7 @@ def _whole_set(files: list[Path]) -> list[Path]:
         if match := SHARD.fullmatch(file.name):
             start, _, total, end = match.groups()
             _existing(file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1))
-    return files
+    return _existing(files)
 
 
 def _existing(shards: Iterable[Path]) -> list[Path]:

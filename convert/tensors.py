@@ -87,11 +87,12 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 def check_tensor(tensor: Tensor, path: Path) -> None:
     """Refuse a type that is not converted, and a shape that no weight has but that would break NumPy."""
+    name = repr(tensor.name[:80])  # it may hold anything
     if tensor.dtype not in DTYPES:
-        raise UserError(f"{path}: {tensor.name} is of the type {tensor.dtype}; understood are {', '.join(DTYPES)}.")
+        raise UserError(f"{path}: {name} is of the type {tensor.dtype}; understood are {', '.join(DTYPES)}.")
     elements = math.prod(size for size in tensor.shape if size)  # an empty tensor may still have a size beyond all measure
     if len(tensor.shape) > MAX_DIMENSIONS or elements >= 1 << 48:
-        raise UserError(f"{path}: {tensor.name} has a shape that no weight has ({len(tensor.shape)} dimensions).")
+        raise UserError(f"{path}: {name} has a shape that no weight has ({len(tensor.shape)} dimensions).")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def cast(array: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, L
 def _cast_piece(values: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, Loss]:
     wide = (values.astype(np.uint32) << 16).view(np.float32) if from_code == "BF16" else values
     with np.errstate(all="ignore"):  # what is lost is counted
-        result = _to_bfloat16(wide.astype(np.float32)) if to_code == "BF16" else wide.astype(DTYPES[to_code])
+        result = _to_bfloat16(wide.astype(np.float32, copy=False)) if to_code == "BF16" else wide.astype(DTYPES[to_code])
     before, after = _infinite_and_zeros(values, from_code), _infinite_and_zeros(result, to_code)
     return result, Loss(after[0] - before[0], after[1] - before[1])
 

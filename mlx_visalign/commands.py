@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.config import dump, load_recipe
+from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
@@ -21,14 +22,16 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
 from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
-from mlx_visalign.policy import load
+from mlx_visalign.policy import TINY, load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import measure, show_pair
+from mlx_visalign.probe import compare_fused
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Pair
 from mlx_visalign.report import show, show_figures
 from mlx_visalign.run import Run
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.upload import upload
 from mlx_visalign.weights import WEIGHTS
 from mlx_visalign.world import language, scenes
 from mlx_visalign.world.drawing import draw
@@ -153,6 +156,21 @@ def world(options: Namespace) -> Result:
     return _told({"sheet": options.output})
 
 
+def fuse_adapter(options: Namespace) -> Result:
+    """`visalign fuse`: an adapter merged into its model."""
+    model = TINY if options.model == "tiny" else Path(options.model)
+    adapter, output = Path(options.adapter_path), Path(options.mlx_path)
+    figures = fuse(model, adapter, output, options.dtype, options.dequantize)
+    if not options.no_probe:
+        figures["probe"] = compare_fused(model, adapter, output)
+    return _told(figures)
+
+
+def upload_folder(options: Namespace) -> Result:
+    """`visalign upload`: an adapter or a model to the Hub."""
+    return _told(upload(Path(options.path), options.upload_repo, _path(options.run), options.base_model, options.private))
+
+
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
     "demo": align,
     "run": align,
@@ -161,6 +179,8 @@ COMMANDS: dict[str, Callable[[Namespace], Result]] = {
     "generate": generate,
     "eval": evaluate_model,
     "world": world,
+    "fuse": fuse_adapter,
+    "upload": upload_folder,
 }
 
 

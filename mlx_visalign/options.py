@@ -30,7 +30,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _run, _train, _check, _generate, _eval, _world, _convert, _methods, _recipes):
+    for add in (_demo, _run, _train, _check, _generate, _eval, _world, _convert, _fuse, _upload, _methods, _recipes):
         add(commands)
     return parser
 
@@ -193,6 +193,41 @@ def _world(commands: Any) -> None:
 def _convert(commands: Any) -> None:
     """Only to be listed: cli hands the command over to `convert.cli`, where its options are."""
     commands.add_parser("convert", help="convert models and adapters to MLX and back", add_help=False)
+
+
+def _fuse(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "fuse",
+        "merge an adapter into its model, tensor by tensor",
+        "visalign fuse --model MODEL --adapter-path runs/seva/adapter --mlx-path llava-seva",
+        "visalign fuse --model llava-4bit --adapter-path runs/seva/adapter --mlx-path llava-seva --dequantize",
+    )
+    parser.add_argument("--model", required=True, help='a folder that MLX loads, or "tiny"; only read')
+    parser.add_argument(
+        "--adapter-path", metavar="FOLDER", required=True, help="ours, PEFT's, or a LoRA folder of LLaVA's authors"
+    )
+    parser.add_argument("--mlx-path", metavar="OUT", required=True, help="the new folder")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="%(default)s; bfloat16 is coarse"
+    )
+    parser.add_argument("--dequantize", action="store_true", help="from a quantised model make an unquantised one")
+    parser.add_argument("--no-probe", action="store_true", help="do not compare logits, for which both models are loaded")
+
+
+def _upload(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "upload",
+        "upload an adapter or a model to the Hugging Face Hub, with a model card",
+        "visalign upload --path runs/seva/adapter --upload-repo me/llava-seva --run runs/seva",
+        "visalign upload --path llava-seva --upload-repo me/llava-seva-mlx --base-model llava-hf/llava-1.5-7b-hf --private",
+    )
+    parser.add_argument("--path", metavar="FOLDER", required=True, help="an adapter, ours or PEFT's, or a model")
+    parser.add_argument("--upload-repo", metavar="NAME", required=True, help="the repository; it is made if need be")
+    parser.add_argument("--run", metavar="RUN", help="the run it comes from, whose report fills the card")
+    parser.add_argument("--base-model", metavar="NAME", help="on the Hub, for the card: the model it was made from")
+    parser.add_argument("--private", action="store_true", help="a new repository is for you alone")
 
 
 def _methods(commands: Any) -> None:

@@ -11,9 +11,9 @@ TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance
     records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps lora weights convert generate tree sentences policy
-    checkpoint train preference ppo_settings experience rollout reinforcement scorers world prompts evals evaluate
+    checkpoint train preference ppo_settings experience rollout reinforcement scorers judging world prompts evals evaluate
     calibration verifier
-    plots sheet tree_sheet before_after report doctor stage run alignment recipe pipeline preview
+    plots sheet tree_sheet before_after report model_card upload doctor stage run alignment recipe pipeline preview
     methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()

@@ -159,9 +159,9 @@ def plan(tensors: Mapping[str, Tensor], table: Table, wanted: Mapping[str, Shape
             twice.append(f"{name} (from {moves[name].source.name} and {tensor.name})")
         else:
             moves[name] = _move(tensor, name, rule, wanted[name], where)
-    empty = wanted.keys() - moves.keys()
-    _refuse(f"{where}: tensors that are not understood", unknown, _sources(table, empty) or tensors)
     _refuse(f"{where}: parameters that two tensors would fill", twice, [])
+    empty = wanted.keys() - moves.keys()
+    _refuse(f"{where}: tensors that are not understood", unknown, _sources(table, empty or wanted))
     _refuse(f"{where}: tensors that are missing", _sources(table, empty), unknown)
     return Plan([moves[name] for name in sorted(moves)], left_out)
 

@@ -12,14 +12,15 @@ from mlx_visalign.convert.tensors import Tensor, cast
 from mlx_visalign.errors import UserError
 
 ROWS = 1024  # of a quantised matrix, looked at together
-STEPS = 1.01  # a weight at the far end of its group may be cut by up to one step; a little more by rounding
+SPACING = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}  # of neighbouring numbers, relative to their size
 
 
 def verify_checksums(conversion: Conversion, table: Table, folder: Path) -> str:
     """Compare what lies in `folder` with the source, from the files alone. Returns what was found, for the summary.
 
     Equal means the same sha256 as the source's tensor, cast to the type that was written. In a quantised matrix no weight
-    may be further than a step of its group from the source's. Raises `UserError` naming the first tensor that differs.
+    may be further from the source's than a step of its group, and the rounding of scale and bias. Raises `UserError`
+    naming the first tensor that differs.
     """
     source, written, back = conversion.source, open_source(folder), table.inverse
     found: set[str] = set()
@@ -59,8 +60,13 @@ def _is_close(source: Source, origin: Tensor, written: Source, name: str, quanti
         rows = slice(start, start + ROWS)
         packed, scales, biases = (part[rows] for part in parts)
         expected, _ = cast(weights[rows], origin.dtype, "F32")
-        steps, _ = cast(scales, code, "F32")
         error = np.abs(quantization.dequantize(packed, scales, biases, code) - expected)
-        if not (error <= STEPS * np.repeat(np.abs(steps), quantization.group_size, axis=1)).all():
+        if not (error <= np.repeat(_bound(scales, biases, code, quantization.bits), quantization.group_size, axis=1)).all():
             return False
     return True
+
+
+def _bound(scales: np.ndarray, biases: np.ndarray, code: str, bits: int) -> np.ndarray:
+    """How far a weight of each group may be off: a step where it is cut at the group's end, and the parts' own rounding."""
+    step, start = (np.abs(cast(part, code, "F32")[0]) for part in (scales, biases))
+    return step + SPACING[code] * (2**bits * step + start)

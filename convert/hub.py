@@ -1,0 +1,59 @@
+"""Models of the Hugging Face hub by their names, wherever a folder is expected.
+
+Downloads lie in the hub's own cache and go on where they were stopped. Only weights, words, pixels and configs are taken:
+no Python, and torch's .bin files only where there are no safetensors.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from mlx_visalign.convert.folder import CARRIED
+from mlx_visalign.errors import UserError
+
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name
+SAFE = ("model*.safetensors", "model.safetensors.index.json", "adapter*.safetensors", "vocabulary_rows.safetensors")
+TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+# The two .bin files are the authors' projectors, of which there are no others.
+ALWAYS = (*CARRIED, "config.json", "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin", *SAFE)
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit; main")
+
+
+def find_model(name: str | Path, revision: str | None = None) -> Path:
+    """The folder or file `name`; if there is none and it reads owner/name, that model of the hub, downloaded if need be.
+
+    Raises `UserError`, in one sentence, if the hub has no such model or revision, wants to be asked for it first, or
+    cannot be reached while the cache does not have it either.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not NAME.fullmatch(str(name)):
+        return path
+    folder = _download(str(name), revision, ALWAYS)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return _download(str(name), revision, (*ALWAYS, *TORCH))
+
+
+def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    page = f"https://huggingface.co/{name}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except errors.GatedRepoError:
+        reason = f"{name} is gated: ask for access at {page}, log in with `hf auth login`, and try again."
+    except errors.RevisionNotFoundError:
+        reason = f"{name} has no revision {revision!r}: see {page}/tree/main for those it has."
+    except errors.RepositoryNotFoundError:
+        reason = f"{name} is neither a folder here nor a model on the hub that you may see: check the name, or log in."
+    except errors.LocalEntryNotFoundError:
+        reason = (
+            f"{name} is no folder here, the hub cannot be reached, and its cache does not have it: go online, or name a folder."
+        )
+    except (errors.HTTPError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        reason = f"{name} could not be downloaded ({first}): run the same command again, and it goes on from there."
+    raise UserError(reason)

@@ -74,7 +74,9 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
     Raises `UserError`, saying why, where there are fewer than `least` of a side or the scorer tells them apart hardly or
     the wrong way round.
     """
-    correct, hallucinated = (np.array([row.score for row in rows if row.correct is side]) for side in (True, False))
+    correct, hallucinated = (
+        np.array([row.score for row in rows if row.correct is side], dtype=float) for side in (True, False)
+    )
     if min(len(correct), len(hallucinated)) < least:
         raise UserError(
             f"Calibration found {len(correct)} correct and {len(hallucinated)} hallucinated mentions, and needs {least} of "
@@ -105,6 +107,8 @@ def separation(correct: Float[np.ndarray, "c"], hallucinated: Float[np.ndarray, 
     return float((below + up_to).mean() / 2 / len(hallucinated))
 
 
-def believed(yes: float, sure: float = 0.7) -> bool | None:
-    """A pseudo-label from the model's own probability of a yes: there above `sure`, not there below 1 - `sure`."""
-    return True if yes > sure else False if yes < 1 - sure else None
+def believed(yes: float) -> bool | None:
+    """A pseudo-label from the model's own probability of a yes: there above 0.7, not there below 0.3, else not known."""
+    if 0.3 <= yes <= 0.7:
+        return None
+    return yes > 0.5

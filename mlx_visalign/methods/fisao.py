@@ -124,7 +124,8 @@ def measure(job: Alignment, settings: Settings) -> Calibration:
         title="calibrating the scorer",
     )
     found = calibrate([Scored.from_row(row) for row in rows], "pseudo" if truth is None else "given", settings.least_mentions)
-    write_atomically(job.run.folder / "calibration.json", json.dumps(found.to_row() | _scoring(job, settings), indent=1))
+    told = {"calibration": found.to_row(), "scoring": _scoring(job, settings)}
+    write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
     say(found.in_words)
     return found
 

@@ -25,7 +25,7 @@ NON_LORA = "non_lora_trainables.bin"  # LLaVA's authors: what was trained beside
 NOTE = "visalign"  # in the notes of a safetensors file: what an adapter of ours says of itself
 OUTER = "base_model.model."  # PEFT's own modules around the model
 _MATRIX = re.compile(re.escape(OUTER) + r"(.+)\.lora_([AB])\.weight")
-_BLOCK = re.compile(r"(.*layers)\.(\d{1,4})\.(.+)")
+_BLOCK = re.compile(r"(.*layers)\.(\d{1,18})\.(.+)")
 
 MEANT = {"r", "lora_alpha", "use_rslora", "rank_pattern", "bias", "init_lora_weights"}
 # How it was made, where it fits, how PEFT injects it, defaults without effect: nothing that changes what A and B mean.

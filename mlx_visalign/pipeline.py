@@ -43,9 +43,8 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
         if not run.config.exists():
             run.start(plan.config)
         prompts, kept = ask(plan.recipe, run)
-        job = Alignment(
-            run, load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), prompts, plan.recipe.seed, kept, on_metrics
-        )
+        policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
+        job = Alignment(run, policy, prompts, plan.recipe.seed, kept, on_metrics, vocabulary)
         benchmark = _benchmark(plan.recipe, job)
         before = _measure(job, benchmark, "before", {})
         plan.method.train(job, plan.settings)
@@ -132,6 +131,11 @@ def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
         return _draw_world(recipe, run), world_mix(recipe.questions)
     mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
     return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), mix
+
+
+def _vocabulary(recipe: Recipe) -> Vocabulary:
+    """The objects that answers may name."""
+    return world_mix(0).vocabulary if recipe.images == TINY_WORLD else find_vocabulary(recipe.vocabulary)
 
 
 def find_vocabulary(file: str | None) -> Vocabulary:

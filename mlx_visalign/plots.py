@@ -57,6 +57,14 @@ PANELS = (
     Panel("Answer tokens", {"chosen_length": ("chosen", BLUE), "rejected_length": ("rejected", RED)}),
     Panel("Gradient norm, before clipping", {"grad_norm": ("", BLUE)}),
 )
+ROLLOUT_PANELS = (
+    Panel("Reward of an answer", {"reward": ("", BLUE)}),
+    Panel("KL of an answer, in nats", {"kl": ("", BLUE)}, 0.0, "reference"),
+    Panel("Ratios that were clipped, share", {"clip_fraction": ("", BLUE)}),
+    Panel("Answer tokens", {"length": ("", BLUE)}),
+    Panel("Objects named in an answer", {"mentions": ("", BLUE)}),
+    Panel("Gradient norm, before clipping", {"grad_norm": ("", BLUE)}),
+)
 
 
 def plot_training(rows: Sequence[Row], path: Path) -> None:
@@ -66,7 +74,7 @@ def plot_training(rows: Sequence[Row], path: Path) -> None:
     """
     import matplotlib
 
-    panels = [panel for panel in PANELS if panel.lines.keys() <= rows[0].keys()]
+    panels = panels_of(rows)
     columns = min(COLUMNS, len(panels))
     height = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(STYLE):
@@ -76,6 +84,12 @@ def plot_training(rows: Sequence[Row], path: Path) -> None:
         figure.supxlabel("update   (thin: its own value, thick: mean over the last 5 % of all updates)", fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
+
+
+def panels_of(rows: Sequence[Row]) -> list[Panel]:
+    """Those whose metrics the rows hold."""
+    kind = ROLLOUT_PANELS if "reward" in rows[0] else PANELS
+    return [panel for panel in kind if panel.lines.keys() <= rows[0].keys()]
 
 
 def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:

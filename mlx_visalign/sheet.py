@@ -6,7 +6,7 @@ Drawn with Pillow, where every line's place is known before it is drawn: however
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -40,6 +40,7 @@ class Span:
 
     text: str
     mark: Mark = "plain"
+    background: str = ""  # a colour, for what marks cannot say
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def _write(draw: ImageDraw.ImageDraw, words: list[Word], top: int) -> None:
     for word in words:
         for span in word:
             width = _width(span)
-            if span.mark == "changed":
-                draw.rectangle((left - 2, top, left + width + 2, top + LINE - 3), fill=CHANGED_BACKGROUND)
+            background = CHANGED_BACKGROUND if span.mark == "changed" else span.background
+            if background:
+                draw.rectangle((left - 2, top, left + width + 2, top + LINE - 3), fill=background)
             draw.text((left, baseline), span.text, fill=COLOURS[span.mark], font=_font_of(span), anchor="ls")
             left += width
         left += _width(Span(" "))
@@ -158,9 +160,9 @@ def _words(caption: Caption) -> list[Word]:
     for span in caption.spans:
         for piece in re.findall(r"\s+|\S{1,20}", span.text):
             if glued and not piece.isspace():
-                words[-1].append(Span(piece, span.mark))
+                words[-1].append(replace(span, text=piece))
             elif not piece.isspace():
-                words.append([Span(piece, span.mark)])
+                words.append([replace(span, text=piece)])
             glued = False
         glued = bool(span.text) and not span.text[-1].isspace()
     return words

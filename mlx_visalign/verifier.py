@@ -18,6 +18,7 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.mentions import Reader, TokenMention
 from mlx_visalign.policy import Policy
 from mlx_visalign.records import Prompt
+from mlx_visalign.scorers import Score
 from mlx_visalign.vocabulary import question
 
 
@@ -43,13 +44,14 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class Verifier:
-    """How well phrases fit images.
+    """How well phrases fit images. `name` tells the scorer from others, where settings are compared.
 
     `template` is what the scorer reads of a phrase, {} being the phrase. Words have levels of their own, whatever the
     image; a phrase's mean score over the images `unrelated` is taken off its score, if there are any.
     """
 
-    score: Callable[[Sequence[Path], Sequence[str]], list[float]]
+    name: str
+    score: Score
     template: str
     unrelated: tuple[Path, ...] = ()
 

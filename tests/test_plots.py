@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.plots import PANELS, plot_training, trailing_mean
+from mlx_visalign.plots import PANELS, ROLLOUT_PANELS, plot_training, trailing_mean
 
 
 def rows(updates, names):
     return [{"iteration": step + 1, **{name: float(step) for name in names}} for step in range(updates)]
 
 
+@pytest.mark.parametrize("panels", [PANELS, ROLLOUT_PANELS])
 @pytest.mark.parametrize("updates", [1, 60])
-def test_a_panel_for_each_metric_there_is(tmp_path, updates):
-    everything = [name for panel in PANELS for name in panel.lines]
+def test_a_panel_for_each_metric_there_is(tmp_path, updates, panels):
+    everything = [name for panel in panels for name in panel.lines]
     plot_training(rows(updates, everything), tmp_path / "plots" / "all.png")
-    plot_training(rows(updates, ["train_loss"]), tmp_path / "one.png")
+    plot_training(rows(updates, [*panels[0].lines]), tmp_path / "one.png")
     whole, one = (Image.open(tmp_path / name) for name in ("plots/all.png", "one.png"))
     assert abs(whole.width - 3 * one.width) <= 3 and abs(whole.height - 2 * one.height) <= 3
     assert len(whole.getcolors(1 << 20)) > 10

@@ -31,19 +31,33 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.evals.labels import read_labels
 from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import Aspect, open_image
+from mlx_visalign.lora import adapter_at
 from mlx_visalign.mentions import Reader
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.plots import plot_training
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.progress import say
-from mlx_visalign.records import Prompt
+from mlx_visalign.records import Prompt, read_jsonl
 from mlx_visalign.reinforcement import train_on_rollouts
+from mlx_visalign.reward_pictures import Judged, JudgedAnswer, draw_calibration, fragment, words_sheet
+from mlx_visalign.scorers.clip import clip_scorer
+from mlx_visalign.sheet import save_sheet
 from mlx_visalign.stage import fingerprint
 from mlx_visalign.verifier import RewardSettings, Verifier, WordJudge, score_mentions
+
+TITLE = "What each word of an answer earns"
+LEGEND = "Every object that an answer names is scored against the image; the score, as a reward, is the word's colour."
+RECONSTRUCTED = "FiSAO, reconstructed: the paper's reward equation and hyper-parameters could not be read."
+LOOKED_AT, SHOWN = 12, 3  # images of the picture
 
 
 @dataclass(frozen=True)
 class Settings:
     """FiSAO's settings.
 
+    clip                the folder of the CLIP that judges; none: the tiny model's own
+    view                how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
     phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
     labels              what is in the images: a list as in `evals.labels`, or "tiny-world"; used for calibration (and by
                         the oracle) only. None: pseudo-labels
@@ -56,6 +70,8 @@ class Settings:
     train               PPO on the model's own answers
     """
 
+    clip: str | None = None
+    view: Aspect = "pad"
     phrase: str = "{}"
     labels: str | None = None
     calibration_images: int = 500
@@ -92,67 +108,109 @@ def train(job: Alignment, settings: Settings) -> None:
     prompts = descriptions(job.prompts)
     if not prompts:
         raise UserError("FiSAO rewards the objects that descriptions name, and none of the prompts asks for a description.")
-    calibration = measure(job, settings)
+    verifier = make_verifier(job, settings)
+    calibration = measure(job, settings, verifier)
     train_on_rollouts(
         job.policy,
         prompts,
-        make_judge(job, settings, calibration),
+        make_judge(job, settings, verifier, calibration),
         settings.train,
         Sampling(settings.max_tokens, temperature=1.0),  # what a ratio is of: the policy as it is
         job.run.folder,
         job.seed,
         locate=job.image,
-        depends_on=_scoring(job, settings) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
+        depends_on=_scoring(job, settings, verifier) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
         on_metrics=job.on_metrics,
     )
     job.policy.save_adapter(job.run.adapter, method="fisao (reconstructed)", round=1, calibration_labels=calibration.labels)
 
 
-def measure(job: Alignment, settings: Settings) -> Calibration:
+def make_verifier(job: Alignment, settings: Settings) -> Verifier:
+    """The job's own scorer, or CLIP."""
+    if job.score is not None:
+        score, name = job.score, job.score_name
+    else:
+        score = clip_scorer(settings.clip, settings.view, job.policy)
+        name = score.name
+    images = _images(descriptions(job.prompts), settings.debias_images)
+    return Verifier(name, score, settings.phrase, tuple(map(job.image, images)))
+
+
+def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibration:
     """The stage `calibration`: what the policy says at the start, with scores and labels; and calibration.json of it."""
     prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
     truth = None
     if settings.labels is not None:
         truth = read_labels(settings.labels, [prompt.image for prompt in prompts], job.vocabulary)
-    reader, verifier = Reader(job.policy.tokenizer, job.vocabulary), make_verifier(job, settings)
+    reader = Reader(job.policy.tokenizer, job.vocabulary)
+    scoring = _scoring(job, settings, verifier)
     rows = job.run.stage(
         "calibration",
         [prompt for prompt in prompts if truth is None or prompt.image in truth],
         lambda some: score_mentions(job.policy, some, job.image, reader, verifier, truth, Sampling(settings.max_tokens)),
-        settings=job.about() | _scoring(job, settings) | {"max_tokens": settings.max_tokens},
+        settings=job.about() | scoring | {"max_tokens": settings.max_tokens},
         batch=settings.batch,
         title="calibrating the scorer",
     )
     found = calibrate([Scored.from_row(row) for row in rows], "pseudo" if truth is None else "given", settings.least_mentions)
-    told = {"calibration": found.to_row(), "scoring": _scoring(job, settings)}
+    told = {"calibration": found.to_row(), "scoring": scoring}
     write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
     say(found.in_words)
     return found
 
 
-def make_verifier(job: Alignment, settings: Settings) -> Verifier:
-    if job.score is None:
-        raise UserError("FiSAO needs a scorer: something that tells how well a text fits an image, such as CLIP.")
-    images = _images(descriptions(job.prompts), settings.debias_images)
-    return Verifier(job.score, settings.phrase, tuple(map(job.image, images)))
-
-
-def make_judge(job: Alignment, settings: Settings, calibration: Calibration) -> WordJudge:
+def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibration: Calibration) -> WordJudge:
     truth = None
     if settings.reward.shape == "oracle":
         truth = read_labels(str(settings.labels), [prompt.image for prompt in job.prompts], job.vocabulary)
-    reader = Reader(job.policy.tokenizer, job.vocabulary)
-    return WordJudge(reader, make_verifier(job, settings), job.image, calibration, settings.reward, truth)
+    return WordJudge(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
+
+
+def picture(job: Alignment, settings: Settings) -> None:
+    """`plots/fisao.png`: answers before and after with every word in the colour of its reward. `plots/calibration.png`:
+    the scores that rewards are measured against. Both with the training's curves: `plots/fisao.html`, which needs no
+    other file.
+    """
+    plots, verifier = job.run.plots, make_verifier(job, settings)
+    calibration = measure(job, settings, verifier)
+    judged = _before_and_after(job, settings, make_judge(job, settings, verifier, calibration))
+    save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
+    draw_calibration(read_jsonl(job.run.folder / "calibration.jsonl", Scored), calibration, plots / "calibration.png")
+    plot_training(read_metrics(job.run.metrics), plots / "training.png")
+    figures = [plots / "calibration.png", plots / "training.png"]
+    write_atomically(plots / "fisao.html", fragment(TITLE, judged, LEGEND, [RECONSTRUCTED, calibration.in_words], figures))
+
+
+def _before_and_after(job: Alignment, settings: Settings, judge: WordJudge) -> list[Judged]:
+    """The images where the words of the first answer cost most, with both answers."""
+    prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
+    with adapter_at(job.policy.model, 0):
+        before = _judged(job, settings, judge, "before", prompts)
+    after = _judged(job, settings, judge, "after", prompts)
+    worst = sorted(range(len(prompts)), key=lambda i: sum(min(0.0, part.reward) for part in before[i].rewarded))[:SHOWN]
+    return [Judged(open_image(job.image(prompts[i].image)), (before[i], after[i])) for i in worst]
+
+
+def _judged(
+    job: Alignment, settings: Settings, judge: WordJudge, heading: str, prompts: Sequence[Prompt]
+) -> list[JudgedAnswer]:
+    """Greedy answers with their rewards."""
+    policy = job.policy
+    features = policy.image_features([job.image(prompt.image) for prompt in prompts])
+    prefix = policy.prefill(features, [policy.prompt_ids(prompt.prompt) for prompt in prompts])
+    answers = [answer.ids for answer in policy.generate(prefix, Sampling(settings.max_tokens))]
+    rewarded = judge(prompts, answers)
+    return [JudgedAnswer(heading, judge.reader.text(ids), parts) for ids, parts in zip(answers, rewarded, strict=True)]
 
 
 def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.kind != "exists"]
 
 
-def _scoring(job: Alignment, settings: Settings) -> dict[str, Any]:
+def _scoring(job: Alignment, settings: Settings, verifier: Verifier) -> dict[str, Any]:
     """What scores and labels depend on beside the answers."""
     chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
-    return chosen | {"scorer": job.score_name, "vocabulary": fingerprint(job.vocabulary.entries)}
+    return chosen | {"scorer": verifier.name, "vocabulary": fingerprint(job.vocabulary.entries)}
 
 
 def _one_an_image(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -1,0 +1,73 @@
+"""Pictures of rewards: colours, text that stays as it is, and HTML that needs nothing else and lets nothing through."""
+
+import base64
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_visalign import reward_pictures as pictures
+from mlx_visalign.calibration import Scored, calibrate
+from mlx_visalign.experience import Rewarded
+
+TEXT = "A <b>dog</b> & a hot dog."
+ANSWER = pictures.JudgedAnswer(
+    "before", TEXT, (Rewarded("dog", 5, 8, 2, 2, 24.5, 0.5), Rewarded("hot dog", 17, 24, 6, 7, 11.0, -1.0))
+)
+JUDGED = [pictures.Judged(Image.new("RGB", (48, 48), "navy"), (ANSWER, pictures.JudgedAnswer("after", "Nothing.", ())))]
+
+
+def rows(correct, hallucinated):
+    sides = ((True, correct), (False, hallucinated))
+    return [Scored("a", "a.png", "cat", "cat", float(score), side) for side, scores in sides for score in scores]
+
+
+def test_shades_go_from_red_over_grey_to_blue():
+    assert pictures.shade(1.0) == pictures.shade(1.5) == "#82b9f0"
+    assert pictures.shade(-1.0) == "#f58c82" and pictures.shade(0) == "#e4e4e4"
+    blues = [int(pictures.shade(reward)[1:3], 16) for reward in (0, 0.3, 0.6, 0.9)]
+    assert blues == sorted(blues, reverse=True)
+
+
+def test_words_keep_their_text_and_get_their_colours():
+    spans = pictures.coloured(ANSWER)
+    assert "".join(span.text for span in spans if span.mark != "quiet") == TEXT
+    assert [(span.text, span.background) for span in spans if span.background] == [
+        ("dog", pictures.shade(0.5)),
+        ("hot dog", pictures.shade(-1.0)),
+    ]
+    assert [span.text for span in spans if span.mark == "quiet"] == [" +0.5", " -1.0"]
+
+
+def test_the_sheet_shows_the_colours():
+    sheet = np.array(pictures.words_sheet(JUDGED, "Title", "Legend."))
+    for reward in (0.5, -1.0):
+        colour = [int(pictures.shade(reward)[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (sheet == colour).all(axis=-1).sum() > 500
+
+
+def test_the_histograms_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    made = rows(rng.normal(25, 3, 200), rng.normal(20, 3, 80))
+    pictures.draw_calibration(made, calibrate(made, "pseudo", 50), tmp_path / "plots" / "calibration.png")
+    drawn = Image.open(tmp_path / "plots" / "calibration.png")
+    assert drawn.width > 1000 and len(drawn.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_the_fragment_is_whole_and_safe(tmp_path):
+    figure = tmp_path / "figure.png"
+    Image.new("RGB", (3, 2)).save(figure)
+    found = pictures.fragment("Title & more", JUDGED, "Legend.", ["A note."], [figure])
+    assert "A &lt;b&gt;" in found and "&lt;/b&gt; &amp; a " in found and "<b>dog" not in found
+    assert 'title="reward -1.00, score 11"' in found and "<p>A note.</p>" in found
+    sources = re.findall(r'src="([^"]*)"', found)
+    assert len(sources) == 2 and not re.search(r"https?:|<script|<link", found)
+    sizes = [Image.open(BytesIO(base64.b64decode(source.partition(",")[2]))).size for source in sources]
+    assert sizes == [(336, 336), (3, 2)]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_number_of_images(count):
+    assert pictures.words_sheet(JUDGED * count, "Title", "Legend.").width > 400

@@ -1,6 +1,6 @@
 """What a method gets: a run's folder, the policy to train, prompts about unlabelled images, and a seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,8 @@ from typing import Any
 from mlx_visalign.policy import Policy
 from mlx_visalign.records import Pair, Prompt
 from mlx_visalign.run import Run
+from mlx_visalign.scorers import Score
 from mlx_visalign.vocabulary import Vocabulary, coco80
-
-Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
-"""Images and texts, as many of each -> how well each text fits its image; higher is better."""
 
 
 @dataclass(frozen=True)

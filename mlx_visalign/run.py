@@ -13,6 +13,7 @@ import yaml
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically, writing
+from mlx_visalign.metrics import read_metrics
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import as_json
 from mlx_visalign.stage import Row, Stage, Work, fingerprint
@@ -39,6 +40,19 @@ class Run:
         self.adapter = self.folder / "adapter"
         self.plots = self.folder / "plots"
         self._lock: IO[str] | None = None
+
+    def round(self, number: int) -> Path:
+        """The folder of a round's training, counted from 1."""
+        return self.folder / f"round-{number}"
+
+    def join_metrics(self, rounds: int) -> None:
+        """Make `metrics.jsonl` of those of the rounds so far, the updates counted on."""
+        rows = [
+            {**row, "iteration": 0, "round": number}
+            for number in range(1, rounds + 1)
+            for row in read_metrics(self.round(number) / "metrics.jsonl")
+        ]
+        write_atomically(self.metrics, "".join(json.dumps(row | {"iteration": i}) + "\n" for i, row in enumerate(rows, 1)))
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Claim the folder and write down what is to be done (`config.yaml`) and with what (`versions.json`)."""

@@ -5,6 +5,9 @@ A reward is better when higher. With L a sentence's language score, I its image 
     paper       a max(I, 0) + (1 - a) L                          CSR, arXiv 2405.14622, section 3.2 (there lambda = a)
     rank        -(a rank(I) + (1 - a) rank(L)) / n               its code: ranks 1 (best) to n among the n siblings
     calibrated  a tanh((I - threshold) / (2 width)) + (1 - a) L  ours: what does not fit counts against the answer
+
+An end token alone is a node too, sure or unsure like any other, but it says nothing of the image: its rank there is the
+worst, its image term 0. So it costs to stop early where the model would rather go on.
 """
 
 import math
@@ -31,7 +34,7 @@ class RewardSettings:
     over            an answer's reward is the mean or the sum of its sentences'; code: the sum over one more than there are
     threshold       calibrated: the image score, 100 * cosine, of a sentence that fits as well as it does not
     width           calibrated: how much more makes it fit with odds of e to 1, above 0
-    repeat_penalty  taken off a sentence's reward if the answer has said the same before, word for word
+    repeat_penalty  taken off the reward of a sentence that names no object but such as its answer has named before
     """
 
     kind: Literal["rank", "paper", "calibrated"] = "rank"
@@ -49,7 +52,7 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A node of a tree. `parent`: the place of the sentence before it in the tree's list, -1 for a first one.
+    """A node of a tree. `parent`: the place of the node before it in the tree's list, -1 for a first one.
 
     logp, penalised  summed over its tokens, in nats
     image            100 * cosine with the image; none for a broken sentence and for an end token alone
@@ -103,16 +106,22 @@ def language_score(
     return math.exp(sum(logps)) if kind == "product" else fmean(logps if kind == "raw_mean" else penalised)
 
 
-def sibling_rewards(language: Sequence[float], image: Sequence[float], settings: RewardSettings) -> list[float]:
-    """The rewards of the sentences that follow one node, from their language and image scores."""
+def sibling_rewards(language: Sequence[float], image: Sequence[float | None], settings: RewardSettings) -> list[float]:
+    """The rewards of the nodes that follow one node, from their language and image scores; no image score: an end alone."""
     if settings.kind == "rank":
-        language, image = ([-rank / len(scores) for rank in ranks(scores)] for scores in (language, image))
-    elif settings.kind == "paper":
-        image = [max(score, 0.0) for score in image]
+        fits = [-math.inf if score is None else score for score in image]
+        language, fit = ([-rank / len(scores) for rank in ranks(scores)] for scores in (language, fits))
     else:
-        image = [math.tanh((score - settings.threshold) / (2 * settings.width)) for score in image]
+        fit = [0.0 if score is None else _fit(score, settings) for score in image]
     weight = settings.image_weight
-    return [weight * i + (1 - weight) * sure for i, sure in zip(image, language, strict=True)]
+    return [weight * i + (1 - weight) * sure for i, sure in zip(fit, language, strict=True)]
+
+
+def _fit(score: float, settings: RewardSettings) -> float:
+    """The image term of a sentence in absolute numbers."""
+    if settings.kind == "paper":
+        return max(score, 0.0)
+    return math.tanh((score - settings.threshold) / (2 * settings.width))
 
 
 def ranks(scores: Sequence[float]) -> list[int]:

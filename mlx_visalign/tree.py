@@ -11,7 +11,7 @@ leaves the batch. Nodes hold token ids: nothing is tokenised or cut out of a tex
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -236,3 +236,14 @@ def _own(array: mx.array, row: int, start: int) -> mx.array:
 def _nothing(array: mx.array, rows: int) -> mx.array:
     """No token's keys or values, for so many rows."""
     return mx.zeros((rows, array.shape[1], 0, array.shape[3]), array.dtype)
+
+
+def chain(prompt: int, stream: int, ids: list[int], logps: list[float], stops: Stops) -> list[Node]:
+    """A whole answer as nodes, a sentence each: a tree that never forks. An answer without its end token is not final."""
+    ends = [place + 1 for place, token in enumerate(ids) if token in stops]
+    node, nodes = Node(prompt), []
+    for start, end in pairwise([0, *ends, *([len(ids)] if ids[-1] not in stops else [])]):
+        some = tuple(logps[start:end])
+        node = Node(prompt, node, stream, tuple(ids[start:end]), some, some, ids[end - 1] == stops.end)
+        nodes.append(node)
+    return nodes

@@ -105,6 +105,12 @@ def test_equal_scores_rank_in_their_order_and_a_lone_child_is_worst():
     assert sibling_rewards([-0.1], [30.0], RewardSettings()) == [-1.0]
 
 
+def test_an_end_alone_fits_worst_and_counts_nothing():
+    assert sibling_rewards([-0.1, -0.2], [None, -5.0], RewardSettings(over="sum")) == pytest.approx([-0.95, -0.55])
+    for kind in ("paper", "calibrated"):
+        assert sibling_rewards([-0.4], [None], RewardSettings(kind, 0.75)) == pytest.approx([-0.1])
+
+
 def test_language_scores():
     logps, penalised = [-1.0, -3.0], [-1.0, -6.0]
     assert language_score(logps, penalised, "raw_mean") == -2.0

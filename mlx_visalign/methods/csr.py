@@ -1,0 +1,189 @@
+"""CSR: calibrated self-rewarding (Zhou et al., arXiv 2405.14622).
+
+Describe an image sentence by sentence, several ways at each step; reward every sentence by how well it fits the image
+(CLIP) and how sure the model is of it; take the best and the worst whole answer as a pair; train DPO against the model
+that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
+
+The rewards' formulas stand in `sentences`, the sampling in `tree`. Departures, each with its reason ("the code" is github
+YiyangZhou/CSR, read, never copied):
+- rewards are the code's ranks among siblings by default, the paper's own values as `paper`: these are almost CLIP's alone,
+  and, summed over sentences, reward length. The language score is the mean log-probability as the model has it; the
+  code's includes the penalties of sampling, which favour the first stream (`penalised_mean`).
+- an answer's reward is the mean over its sentences; the paper sums, the code divides by one more than there are.
+- a level is pruned by the reward, as the paper says; the code prunes by language alone (`prune: language`).
+- a sentence ends at the end token too, and an end token alone is a sentence that says nothing of the image: the code
+  samples on behind it, to the next full stop.
+- an answer is full at `max_tokens` tokens, counted; the code counts 1024 characters, the prompt's included. Answers that
+  stop in the middle of a sentence are no candidates.
+- sentences are tokens of their own; the code cuts them out of texts by length. Broken ones are dropped before a level is
+  pruned, so that none takes another's place.
+- equal answers make no pair, nor do equal rewards; `length_gap` balances lengths, without which rounds may shrink answers.
+- rounds are slices of one adapter, and nothing is merged: a merge into 4-bit weights would lose small updates.
+- `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+
+import mlx.core as mx
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.errors import UserError
+from mlx_visalign.images import Aspect
+from mlx_visalign.judging import AnswerSettings, answer
+from mlx_visalign.keys import key_for, number_for
+from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
+from mlx_visalign.progress import say
+from mlx_visalign.records import Pair, Prompt
+from mlx_visalign.scorers import Score
+from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
+from mlx_visalign.sentences import Tree
+from mlx_visalign.stage import fingerprint as items_fingerprint
+from mlx_visalign.weights import fingerprint
+
+
+@dataclass(frozen=True)
+class Settings(AnswerSettings):
+    """CSR's settings: those of making and judging answers (`judging.AnswerSettings`), and
+
+    clip        the folder of the CLIP that judges; none: the tiny model's own
+    view        how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
+    margin      pairs whose rewards differ by no more are left out, 0 and up
+    length_gap  as in SeVa: pairs are left out until lengths differ by at most so many tokens in the mean; none: all stay
+    rounds      how often it is done, each time with the model of the last; may be raised later to go on
+    batch       prompts answered together
+    train       DPO on the pairs
+    """
+
+    clip: str | None = None
+    view: Aspect = "pad"
+    margin: float = 0.0
+    length_gap: float | None = None
+    rounds: int = 1
+    batch: int = 1
+    train: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.rounds, self.batch) < 1 or self.margin < 0:
+            raise UserError(f"Expected rounds and batch >= 1 and a margin >= 0, got {self}.")
+
+    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """The most there can be to do: every description's tree as wide and as deep as may be, and every one a pair."""
+        count = len(described(prompts))
+        return {
+            "rounds": self.rounds,
+            "trees": self.rounds * count,
+            "sampled_tokens_at_most": self.rounds * count * self.tokens_at_most,
+            "updates_at_most": self.rounds * self.train.loop(count).iters,
+        }
+
+
+def described(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that ask for more than a yes or a no."""
+    return [prompt for prompt in prompts if prompt.kind != "exists"]
+
+
+def train(job: Alignment, settings: Settings) -> None:
+    """Round by round: trees, pairs, training, adapter; each a stage that is done once.
+
+    Pairs about the held-out prompts are made before the first round and left in held_out_pairs.jsonl.
+    """
+    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    for number in range(1, settings.rounds + 1):
+        pairs = collect(job, settings, judge, job.prompts, number, "")
+        if number == 1 and job.held_out:
+            collect(job, settings, judge, job.held_out, number, "held_out_")
+        folder = job.run.round(number)
+        train_on_pairs(job.policy, pairs, settings.train, folder, number_for(job.seed, "round", number), job.on_metrics)
+        job.policy.save_adapter(folder / "adapter", method="csr", round=number)
+        job.policy.save_adapter(job.run.adapter, method="csr", round=number)
+        job.run.join_metrics(number)
+
+
+def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
+    """The stages PREFIXtrees and PREFIXpairs of a round: the pairs, their images found."""
+    elsewhere = ("train", "rounds", "batch", "margin", "length_gap")
+    depends = job.about() | {name: value for name, value in asdict(settings).items() if name not in elsewhere}
+    depends |= {
+        "seed": job.seed,
+        "vocabulary": items_fingerprint(job.vocabulary.entries),
+        "judge": judge.name if isinstance(judge, CLIPScorer) else job.score_name,
+        "adapter": fingerprint(job.run.round(number - 1) / "adapter") if number > 1 else None,
+    }
+    suffix = f"-{number}" if number > 1 else ""
+    rows = job.run.stage(
+        f"{prefix}trees{suffix}",
+        described(prompts),
+        lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
+        settings=depends,
+        batch=settings.batch,
+        title=f"answering and judging, round {number}",
+    )
+    trees = [Tree.from_row(row) for row in rows]
+    rows = job.run.stage(
+        f"{prefix}pairs{suffix}",
+        trees,
+        lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
+        settings=depends | {"margin": settings.margin, "length_gap": settings.length_gap},
+        batch=max(1, len(trees)),
+        title="pairing",
+    )
+    pairs = [job.located(Pair.from_row(row)) for row in rows]
+    say(what_became(trees, pairs))
+    if isinstance(judge, CLIPScorer) and judge.cut:
+        say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
+    return pairs
+
+
+def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
+    images = [job.image(prompt.image) for prompt in prompts]
+
+    def keys(prompt: Prompt, sample: int) -> mx.array:
+        return key_for(job.seed, prompt.id, number, sample)
+
+    return answer(job.policy, judge, settings, prompts, images, job.vocabulary, keys)
+
+
+def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int) -> list[Pair]:
+    """(best, worst) answers as (chosen, rejected), where their rewards differ by more than the margin; balanced by length."""
+    pairs, gaps = [], []
+    for tree in trees:
+        if tree.chosen is None or tree.rejected is None or tree.lengths is None:
+            continue
+        scores = [tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected)]
+        if scores[0] - scores[1] <= settings.margin:
+            continue
+        gaps.append(tree.lengths[0] - tree.lengths[1])
+        pairs.append(
+            Pair(
+                id=tree.id,
+                images=(tree.image,),
+                prompt=tree.prompt,
+                chosen=tree.chosen_text,
+                rejected=tree.rejected_text,
+                method="csr",
+                round=number,
+                chosen_score=scores[0],
+                rejected_score=scores[1],
+                seed=seed,
+                reference_logps=tree.reference_logps,
+            )
+        )
+    return pairs if settings.length_gap is None else [pairs[i] for i in even_lengths(gaps, settings.length_gap)]
+
+
+def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
+    """How many trees gave a pair, and how sound each stream's sentences are: a large penalty breaks a sure model's."""
+    sentences = [sentence for tree in trees for sentence in tree.sentences]
+    streams = sorted({sentence.stream for sentence in sentences})
+    sound = [fmean(s.fate != "broken" for s in sentences if s.stream == stream) for stream in streams]
+    sure = [fmean(s.logp / len(s.ids) for s in sentences if s.stream == stream) for stream in streams]
+    each = ", ".join(f"{share:.0%} ({logp:.2f})" for share, logp in zip(sound, sure, strict=True))
+    differing = sum(tree.chosen is not None for tree in trees)
+    return (
+        f"{len(trees)} trees gave {len(pairs)} pairs: {len(trees) - differing} had no two different whole answers, "
+        f"{differing - len(pairs)} were left out for their margin or for balance. Well-formed sentences by stream, and their "
+        f"mean log-probability a token: {each}."
+    )

@@ -1,11 +1,14 @@
 """LLaVA-1.5 and LLaVA-OneVision from Hugging Face, in every layout, to a folder that MLX loads."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.conversion import digest
+from mlx_visalign.convert.folder import carry
+from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.convert.llava_names import LAYOUTS, find_layout, parameters
 from mlx_visalign.convert.source import Source, open_source
@@ -16,19 +19,22 @@ from mlx_visalign.vlm import read_json
 EXAMPLES = (
     "--hf-path llava-1.5-7b-hf --mlx-path llava-mlx",
     "--hf-path llava-1.5-7b-hf --mlx-path llava-4bit -q --dry-run",
-    "--hf-path llava-1.5-7b-hf --mlx-path llava-mlx --verify logits",
+    "--hf-path llava-hf/llava-1.5-7b-hf --mlx-path llava-mlx --verify",
 )
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hf-path", "--model", metavar="FOLDER", required=True, help="a Hugging Face LLaVA; only read")
+    parser.add_argument(
+        "--hf-path", "--model", metavar="MODEL", required=True, help="a Hugging Face LLaVA, a folder or a hub name"
+    )
+    add_revision(parser)
     to_mlx.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Convert, or only plan to. Returns figures by name, to show."""
-    return to_mlx.to_mlx(understand(Path(options.hf_path)), options)
+    return to_mlx.to_mlx(understand(find_model(options.hf_path, options.revision)), options)
 
 
 def understand(folder: Path) -> to_mlx.Origin:
@@ -41,7 +47,8 @@ def understand(folder: Path) -> to_mlx.Origin:
     table = LAYOUTS[layout]
     if config["tie_word_embeddings"]:
         table = _tie(source, table, config)
-    return to_mlx.Origin(source, layout, table, plan(source.tensors, table, parameters(config), str(folder)), config)
+    found = plan(source.tensors, table, parameters(config), str(folder))
+    return to_mlx.Origin(source, layout, table, found, config, partial(carry, folder))
 
 
 def _tie(source: Source, table: Table, config: dict[str, Any]) -> Table:

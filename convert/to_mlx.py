@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion
-from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.folder import check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.llava_names import LAYOUTS
 from mlx_visalign.convert.parity import compare_logits
 from mlx_visalign.convert.plan import NAMES, describe, gigabytes, quantised
 from mlx_visalign.convert.processor import complete_processor
@@ -29,13 +31,17 @@ CODES = {name: code for code, name in NAMES.items()}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a converter has understood: the weights, their layout's name, table and plan, and config.json made complete."""
+    """What a converter has understood: the weights, their layout's name, table and plan, and config.json made complete.
+
+    `carry` brings words and pixels into the new folder, where config.json is already, and returns the files' names.
+    """
 
     source: Source
     layout: str
     table: Table
     plan: Plan
     config: dict[str, Any]
+    carry: Callable[[Path], list[str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +82,7 @@ def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         ours |= {"source_fingerprint": conversion.fingerprint, "source_layout": origin.layout}
         write_json(folder / "config.json", _config(origin.config, conversion, options.dtype, ours))
-        carried = carry(origin.source.folder, folder)
+        carried = origin.carry(folder)
         missing = complete_processor(folder, origin.config)
         checked = _verify(origin, conversion, folder, options.verify)
     return {
@@ -144,11 +150,20 @@ def _precision(conversion: Conversion, dtype: str) -> str:
     return f"{dtype}, no number too large or too small for it"
 
 
+def _hugging_face(origin: Origin) -> Source:
+    """The source by names that transformers knows."""
+    if origin.layout in LAYOUTS:
+        return origin.source
+    table = LAYOUTS["classic"].inverse
+    found = {move.source.name: table.find(move.target.name) for move in origin.plan.moves}
+    return renamed(origin.source, {name: pair[1] for name, pair in found.items() if pair})
+
+
 def _verify(origin: Origin, conversion: Conversion, folder: Path, what: str | None) -> dict[str, str]:
     if what is None:
         return {}
     found = {"verified": verify_checksums(conversion, origin.table, folder)}
     if what == "logits":
         exact = conversion.quantization is None and all(move.source.dtype == conversion.dtype for move in conversion.moves)
-        found["logits"] = compare_logits(origin.source, origin.config, folder, exact)
+        found["logits"] = compare_logits(_hugging_face(origin), origin.config, folder, exact)
     return found

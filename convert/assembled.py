@@ -1,0 +1,92 @@
+"""Weights put together out of several files, and tensors that lie in no file but are made when they are read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import numpy as np
+
+from mlx_visalign.convert.deltas import Update
+from mlx_visalign.convert.source import Source
+from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, cast
+
+AT_ONCE = 1 << 22  # weights that are merged together, in float32
+ROWS_AT_ONCE = 1 << 10
+
+
+@dataclass(frozen=True)
+class Made:
+    """`make` gives the tensor's array: of its type and shape, the same every time."""
+
+    tensor: Tensor
+    make: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Assembled(Source):
+    """A source in which some tensors are `made`, those of the same names in files notwithstanding."""
+
+    made: dict[str, Made] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        stored = {name: entry.tensor for name, entry in self.entries.items()}
+        return stored | {name: made.tensor for name, made in self.made.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self.made[name].make() if name in self.made else self.entries[name].read()
+
+
+def entry_named(entry: Entry, name: str) -> Entry:
+    """The same tensor by another name."""
+    return replace(entry, tensor=replace(entry.tensor, name=name))
+
+
+def renamed(source: Source, names: Mapping[str, str]) -> Assembled:
+    """Those of its tensors that `names` has, by the names that it has for them."""
+    made = {new: Made(replace(source.tensors[old], name=new), partial(source.read, old)) for old, new in names.items()}
+    return Assembled(source.folder, {}, source.metadata, made)
+
+
+def rows(entry: Entry, start: int, stop: int, name: str) -> Entry:
+    """Some rows of a tensor as one of their own."""
+    offset = entry.offset + start * entry.strides[0] * DTYPES[entry.tensor.dtype].itemsize
+    shape = (stop - start, *entry.tensor.shape[1:])
+    return Entry(replace(entry.tensor, name=name, shape=shape), entry.path, offset, entry.strides)
+
+
+def merged(source: Source, name: str, update: Update) -> Made:
+    """A matrix with a LoRA's product added to it, in float32, some rows at a time."""
+
+    def make() -> np.ndarray:
+        weights, dtype = source.read(name), source.tensors[name].dtype
+        a, b = update.matrices()
+        sums = np.empty(weights.shape, np.float32)
+        step = max(1, AT_ONCE // weights.shape[1])
+        for start in range(0, len(sums), step):
+            piece = slice(start, start + step)
+            sums[piece] = cast(weights[piece], dtype, "F32")[0] + b[:, piece].T @ a.T
+        return sums
+
+    return Made(Tensor(name, "F32", source.tensors[name].shape), make)
+
+
+def with_rows(source: Source, name: str, count: int, more: Entry | None) -> Made:
+    """A matrix with rows added until there are `count`: those of `more`, else each the mean of the rows that are there."""
+    tensor = source.tensors[name]
+    return Made(replace(tensor, shape=(count, *tensor.shape[1:])), partial(_with_rows, source, name, count, more))
+
+
+def _with_rows(source: Source, name: str, count: int, more: Entry | None) -> np.ndarray:
+    array, dtype = source.read(name), source.tensors[name].dtype
+    result = np.empty((count, *array.shape[1:]), array.dtype)
+    result[: len(array)] = array
+    result[len(array) :] = _mean_row(array, dtype) if more is None else more.read()
+    return result
+
+
+def _mean_row(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Summed in float64, rounded to the matrix' own type."""
+    starts = range(0, len(array), ROWS_AT_ONCE)
+    sums = (cast(array[start : start + ROWS_AT_ONCE], dtype, "F64")[0].sum(axis=0) for start in starts)
+    return cast(sum(sums) / len(array), "F64", dtype)[0]

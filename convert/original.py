@@ -1,0 +1,128 @@
+"""Weights in the layout of LLaVA's authors: gathered from where they lie, and how the vocabulary grows and shrinks again."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.convert.assembled import Assembled, Made, entry_named, merged, rows, with_rows
+from mlx_visalign.convert.deltas import AUTHORS, Update, read_deltas
+from mlx_visalign.convert.llava_names import BUFFERS
+from mlx_visalign.convert.peft_folder import is_peft
+from mlx_visalign.convert.safetensors_file import write_safetensors
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Table
+from mlx_visalign.convert.tensors import Entry
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import unknown
+from mlx_visalign.vlm import read_json
+
+TABLE = Table([*BUFFERS, *AUTHORS.rules])
+BACK = TABLE.inverse
+PROJECTOR, TOWER = "model.mm_projector.", "model.vision_tower.vision_tower.vision_model."
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+LONE_PROJECTOR = "mm_projector.bin"
+ROWS = "vocabulary_rows.safetensors"  # the sidecar: the rows of both that an export to this layout takes off
+_TOWER_NAME = re.compile(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)")
+
+
+def gather(folder: Path, base: Path | None) -> Assembled:
+    """A model's tensors by the authors' names, as they are stored; of a LoRA folder those of `base`, merged.
+
+    Whatever was trained beside a LoRA, the projector above all, takes the base's place. Raises `UserError` if a base is
+    missing or too much, if there is no projector, and if an adapter does not fit the base.
+    """
+    is_part = is_peft(folder) or ((folder / LONE_PROJECTOR).is_file() and not any(folder.glob("*model*")))
+    if is_part and base is None:
+        raise UserError(f"{folder} holds no whole model: name the one that it was trained on with --base.")
+    if base is not None and not is_part:
+        raise UserError(f"{folder} holds a whole model: leave --base out.")
+    source = open_source(base or folder)
+    entries = _projector(base or folder) | source.entries
+    updates: Mapping[str, Update] = {}
+    if base is not None:
+        entries |= _projector(folder)
+    if is_peft(folder):
+        deltas = read_deltas(folder)
+        updates = deltas.updates
+        for ours, (beside, name) in deltas.beside.items():
+            entries[_authors(ours)] = entry_named(beside.entries[name], _authors(ours))
+    if not any(name.startswith(PROJECTOR) for name in entries):
+        raise UserError(
+            f"{folder} has no projector: expected {PROJECTOR}0.weight ..., {LONE_PROJECTOR} or, beside a LoRA, "
+            "non_lora_trainables.bin. Without it the model cannot see."
+        )
+    return _merge(Assembled(folder, entries, source.metadata), updates, base or folder)
+
+
+def _projector(folder: Path) -> dict[str, Entry]:
+    """What mm_projector.bin holds, by its names in a whole model; nothing if there is no such file."""
+    file = folder / LONE_PROJECTOR
+    found = open_source(file).entries if file.is_file() else {}
+    named = {"model." + name.removeprefix("model."): entry for name, entry in found.items()}
+    return {name: entry_named(entry, name) for name, entry in named.items()}
+
+
+def _authors(ours: str) -> str:
+    found = BACK.find(ours)
+    return found[1] if found else ours
+
+
+def _merge(source: Assembled, updates: Mapping[str, Update], base: Path) -> Assembled:
+    made: dict[str, Made] = {}
+    for ours, update in updates.items():
+        name = _authors(ours)
+        if name not in source.entries:
+            raise UserError(f"{base}: the adapter does not fit this base: {unknown(name, source.entries)}")
+        if (shape := source.tensors[name].shape) != update.shape:
+            raise UserError(f"{base}: {name} has the shape {shape}, the adapter is for {update.shape}: it is another base's.")
+        made[name] = merged(source, name, update)
+    return replace(source, made=made)
+
+
+def read_tower(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """The vision tower of a CLIP's folder, by its names in a whole model, and its config."""
+    config, entries = read_json(folder / "config.json"), open_source(folder).entries
+    found = {name: match[1] for name in entries if (match := _TOWER_NAME.fullmatch(name))}
+    tower = {TOWER + name: entry_named(entries[stored], TOWER + name) for stored, name in found.items()}
+    return tower, config.get("vision_config", config)
+
+
+def added_rows(folder: Path) -> dict[str, Entry]:
+    """The rows that an export left beside a model, of the embedding and the head; nothing if there are none."""
+    return open_source(folder / ROWS).entries if (folder / ROWS).is_file() else {}
+
+
+def with_vocabulary(source: Assembled, words: int, count: int, added: Mapping[str, Entry]) -> Assembled:
+    """Embedding and head with `count` rows instead of `words`: `added`, or else each new row the mean of the old ones."""
+    made = dict(source.made)
+    for name in VOCABULARY:
+        if (tensor := source.tensors.get(name)) is None:
+            continue
+        if len(tensor.shape) != 2 or tensor.shape[0] != words:
+            raise UserError(
+                f"{source.folder}: {name} has the shape {tensor.shape}, config.json says that there are {words} words."
+            )
+        more = added.get(name)
+        if added and (more is None or more.tensor != replace(tensor, shape=(count - words, tensor.shape[1]))):
+            raise UserError(f"{source.folder}: {ROWS} does not fit {name}: it belongs to another model. Remove it.")
+        made[name] = with_rows(source, name, count, more)
+    return replace(source, made=made)
+
+
+def without_added(source: Source, words: int) -> tuple[Source, dict[str, Entry]]:
+    """A model in our layout whose embedding and head have the rows of words alone, and the other rows by the authors' names."""
+    entries, added = dict(source.entries), {}
+    for name in VOCABULARY:
+        found = TABLE.find(name)
+        if found and (entry := entries.get(found[1])):
+            entries[found[1]] = rows(entry, 0, words, found[1])
+            added[name] = rows(entry, words, entry.tensor.shape[0], name)
+    return replace(source, entries=entries), added
+
+
+def write_added(folder: Path, added: Mapping[str, Entry]) -> None:
+    """The sidecar that `added_rows` reads."""
+    tensors = [entry.tensor for entry in added.values()]
+    write_safetensors(folder / ROWS, tensors, lambda tensor: added[tensor.name].read(), {"format": "pt"}, lambda _: None)

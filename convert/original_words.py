@@ -1,0 +1,89 @@
+"""Tokenizer and image settings of LLaVA-1.5: what the authors' code does by itself, Hugging Face has in files.
+
+<image> and <pad> become tokens of their own behind the words, and images are padded to a square, which CLIP's own
+processor would crop. On the way back both tokens leave again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.convert.folder import carry, write_json
+from mlx_visalign.convert.processor import IMAGES, TOKENIZER
+from mlx_visalign.errors import UserError
+from mlx_visalign.template import IMAGE
+from mlx_visalign.vlm import read_json
+
+PAD = "<pad>"
+SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would undo what the newer ones say
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+WORDS = ("tokenizer.json", "tokenizer.model")
+
+
+def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
+    """Carry tokenizer and texts from the first of `sources` that has a tokenizer, and complete them in `folder`.
+
+    The new folder's config.json is there already: it says which ids the two tokens must get.
+    """
+    source = next((source for source in sources if any((source / name).is_file() for name in WORDS)), sources[0])
+    names = carry(source, folder)
+    config = read_json(folder / "config.json")
+    if any((folder / name).is_file() for name in WORDS):
+        _add_tokens(folder, config["image_token_index"])
+    write_json(folder / IMAGES, _image_settings(config["vision_config"]["image_size"], config["visalign"]["aspect"]))
+    return names
+
+
+def _add_tokens(folder: Path, first: int) -> None:
+    from transformers import AddedToken, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The tokenizer cannot be read by transformers ({error}). Take the files of the original model."
+        ) from None
+    tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})
+    ids = tokenizer.convert_tokens_to_ids([IMAGE, PAD])
+    if ids != [first, first + 1]:
+        raise UserError(
+            f"{IMAGE} and {PAD} would be the tokens {ids}, but the model's vocabulary ends before {first}: its tokenizer and "
+            "its weights are not of the same model."
+        )
+    for name in SUPERSEDED:
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _image_settings(size: int, aspect: str) -> dict[str, Any]:
+    return {
+        "image_processor_type": "LlavaImageProcessor",
+        "do_pad": aspect == "pad",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+
+
+def take_back(folder: Path, first: int) -> None:
+    """Remove from a folder's tokenizer what was added from the id `first` on; the authors' code has no use for it."""
+    words, settings = folder / "tokenizer.json", folder / TOKENIZER
+    if words.is_file():
+        found = read_json(words)
+        found["added_tokens"] = [token for token in found.get("added_tokens", []) if token["id"] < first]
+        write_json(words, found)
+    if settings.is_file():
+        found = {name: value for name, value in read_json(settings).items() if name not in ("image_token", "processor_class")}
+        added = found.pop("added_tokens_decoder", {})
+        found["added_tokens_decoder"] = {number: token for number, token in added.items() if int(number) < first}
+        write_json(settings, found | {"pad_token": found.get("unk_token", "<unk>")})
+    for name in ("processor_config.json", *SUPERSEDED):
+        (folder / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from mlx_visalign.fields import build, unknown
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import check_base, fingerprint, stated
 
-AT_ONCE = 1 << 22  # weights that are merged together, in float32
+AT_ONCE = 1 << 20  # weights that are merged together, in float32
 QUANTIZATION = ("quantization", "quantization_config")  # in config.json
 LOSES = (
     "merging into quantised weights loses the update. Rounding to 4 bits again moves weights by 3.4 % of their norm even if "

@@ -15,6 +15,7 @@ from typing import Any
 from mlx_visalign.convert.conversion import Conversion, digest
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.folder import check_output, new_folder, write_json
+from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.peft_folder import (
     NON_LORA,
     NOTE,
@@ -54,14 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="from PEFT: what it was trained on, so that no other can be taken")
     parser.add_argument("--layout", choices=BLOCKS, help="to PEFT: whose names; as they came, or nested (transformers 5)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+    add_revision(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Convert an adapter to the other kind. Returns figures by name, to show."""
-    folder, output = Path(options.adapter_path), Path(options.output)
+    folder, output = find_model(options.adapter_path, options.revision), Path(options.output)
     check_output(output, folder)
     if is_peft(folder):
-        return to_ours(folder, output, options.model and Path(options.model), options.dry_run)
+        return to_ours(folder, output, options.model and find_model(options.model), options.dry_run)
     return to_peft(folder, output, options.layout, options.dry_run)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.convert.fuse import fuse
+from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
@@ -158,8 +159,8 @@ def world(options: Namespace) -> Result:
 
 def fuse_adapter(options: Namespace) -> Result:
     """`visalign fuse`: an adapter merged into its model."""
-    model = TINY if options.model == "tiny" else Path(options.model)
-    adapter, output = Path(options.adapter_path), Path(options.mlx_path)
+    model = TINY if options.model == "tiny" else find_model(options.model)
+    adapter, output = find_model(options.adapter_path), Path(options.mlx_path)
     figures = fuse(model, adapter, output, options.dtype, options.dequantize)
     if not options.no_probe:
         figures["probe"] = compare_fused(model, adapter, output)

@@ -1,0 +1,149 @@
+"""Uploads: a card from config and report, only the files that belong, and the Hub's refusals in one sentence. No network."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import test_lora
+import test_report
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from mlx_visalign import upload as uploading
+from mlx_visalign.cli import main
+from mlx_visalign.errors import UserError
+from mlx_visalign.policy import TINY
+from mlx_visalign.upload import upload
+from mlx_visalign.weights import save_adapter
+
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+import make_peft
+
+
+class Hub:
+    """Takes the place of HfApi and remembers what it was asked for; `error` is raised instead of taking an upload."""
+
+    def __init__(self):
+        self.repos, self.sent, self.error = {}, [], None
+
+    def create_repo(self, repo, private, exist_ok):
+        self.repos[repo] = {"private": private, "exist_ok": exist_ok}
+
+    def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
+        if self.error is not None:
+            raise self.error
+        self.sent.append((repo_id, sorted(allow_patterns)))
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    made = Hub()
+    monkeypatch.setattr(uploading, "HfApi", lambda: made)
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with what may not leave the machine in it."""
+    folder = tmp_path / "run"
+    save_adapter(test_lora.trained(1), folder / "adapter", {"method": "seva", "round": 1, "template": "vicuna_v1"})
+    settings = {"method": "seva", "model": "/Users/me/llava", "images": "/Users/me/photos", "settings": {"view": "crop"}}
+    (folder / "report.json").write_text(json.dumps(test_report.report() | {"settings": settings}))
+    for name in (
+        "pairs.jsonl",
+        "config.yaml",
+        "adapter/pairs.jsonl",
+        "adapter/state.json",
+        "adapter/.unfinished-x.safetensors",
+    ):
+        (folder / name).write_text("mine")
+    return folder
+
+
+def test_an_adapter_goes_with_its_card_and_nothing_else(hub, run):
+    told = upload(run / "adapter", "me/llava-seva", run, "llava-hf/llava-1.5-7b-hf", private=True)
+    assert hub.sent == [("me/llava-seva", ["README.md", "adapter_config.json", "adapters.safetensors"])]
+    assert hub.repos == {"me/llava-seva": {"private": True, "exist_ok": True}}
+    assert told["uploaded"] == "https://huggingface.co/me/llava-seva/commit/1" and told["kind"] == "adapter"
+
+
+def test_the_card_says_method_base_and_figures_but_no_paths(hub, run):
+    upload(run / "adapter", "me/llava-seva", run, "llava-hf/llava-1.5-7b-hf")
+    card = ModelCard.load(run / "adapter/README.md")
+    assert card.data.base_model == "llava-hf/llava-1.5-7b-hf" and card.data.library_name == "mlx"
+    assert card.data.pipeline_tag == "image-text-to-text" and {"visalign", "lora", "seva"} <= set(card.data.tags)
+    assert "| Descriptions: CHAIR_i (false mentions) | 50.0 | 0.0 | -50.0 [" in card.text
+    assert "not trained on" in card.text and "view: crop" in card.text and "mlx 1" in card.text
+    assert "- template: `vicuna_v1`" in card.text and "- round: `1`" in card.text
+    assert "/Users" not in card.content
+
+
+def test_without_a_report_nothing_is_claimed(hub, run):
+    told = upload(run / "adapter", "me/llava-seva")
+    card = ModelCard.load(run / "adapter/README.md")
+    assert card.data.base_model is None and "base model: not stated" in card.text
+    assert "measured" not in card.text and told["README.md"] == "written from its config"
+
+
+def test_a_card_of_the_users_own_stays(hub, run):
+    (run / "adapter/README.md").write_text("# Mine\n")
+    assert upload(run / "adapter", "me/llava-seva", run)["README.md"] == "as it was"
+    assert (run / "adapter/README.md").read_text() == "# Mine\n"
+
+
+def test_a_model_goes_with_tokenizer_and_processor(hub, tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "modeling_llava.py").write_text("evil")
+    told = upload(folder, "me/tiny")
+    assert told["kind"] == "model" and hub.sent[0][1] == sorted(["README.md", *(path.name for path in TINY.iterdir())])
+    assert "visalign generate --model model" in (folder / "README.md").read_text()
+
+
+def test_an_adapter_of_pefts_says_so(hub, tmp_path):
+    folder = shutil.copytree(make_peft.FOLDER, tmp_path / "peft")
+    upload(folder, "me/llava-lora")
+    assert hub.sent[0][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert ModelCard.load(folder / "README.md").data.library_name == "peft"
+
+
+def test_other_folders_are_refused(hub, tmp_path, run):
+    for folder in (tmp_path / "nowhere", tmp_path, run):
+        with pytest.raises(UserError, match="neither an adapter"):
+            upload(folder, "me/nothing")
+    (run / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="expected the report of"):
+        upload(run / "adapter", "me/llava-seva", run)
+    assert hub.sent == [] and not (run / "adapter/README.md").exists()
+
+
+def refused(status):
+    return HfHubHTTPError("Forbidden\nRequest ID: 1", response=SimpleNamespace(headers={}, request=None, status_code=status))
+
+
+ERRORS = {
+    "offline": (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+    "not logged in": (refused(401), "hf auth login"),
+    "not allowed": (refused(403), "hf auth login"),
+    "server": (refused(500), "refused the upload to me/llava-seva: Forbidden"),
+    "name": (HFValidationError("two slashes"), "no name for a repository"),
+    "network": (HTTPError("no route"), "cannot be reached"),
+    "socket": (ConnectionResetError("reset"), "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_the_hub_refuses_is_one_sentence(hub, run, capsys, name):
+    hub.error, message = ERRORS[name]
+    code = main(["upload", "--path", str(run / "adapter"), "--upload-repo", "me/llava-seva"])
+    said = capsys.readouterr().err
+    assert code == 2 and message in said and "Traceback" not in said and "Request ID" not in said
+
+
+def test_the_command_says_where_it_is(hub, run, capsys):
+    command = ["upload", "--path", str(run / "adapter"), "--upload-repo", "me/llava-seva", "--run", str(run), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["uploaded"] == "https://huggingface.co/me/llava-seva/commit/1"

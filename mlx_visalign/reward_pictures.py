@@ -5,13 +5,14 @@ Each comes as a PNG, and all together as a piece of HTML that needs no other fil
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -68,26 +69,40 @@ def words_sheet(judged: Sequence[Judged], title: str, legend: str) -> Image.Imag
     return contact_sheet(cells, min(COLUMNS, len(cells)), title, [Caption("reward", (*scale, Span(legend)))])
 
 
-def draw_calibration(rows: Sequence[Scored], found: Calibration, path: Path) -> None:
-    """The scores of correct and of hallucinated mentions as two histograms, with their means and the AUC."""
+def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callable[[float], float], path: Path) -> None:
+    """The scores of correct and of hallucinated mentions as two histograms, with their means, the AUC, and below them the
+    reward that each score earns.
+    """
     sides = [np.array([row.score for row in rows if row.correct is side]) for side in (True, False)]
     edges = np.histogram_bin_edges(np.concatenate(sides), bins=40)
+    by = "" if found.labels == "given" else ", by pseudo-labels"
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+        axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 1))
         kinds = (("there", BLUE, found.correct_mean), ("made up", RED, found.hallucinated_mean))
         for scores, (name, colour, mean) in zip(sides, kinds, strict=True):
-            shares = np.full(len(scores), 100 / len(scores))
-            axes.hist(scores, edges.tolist(), weights=shares, color=colour, alpha=0.55, label=f"{name}: {len(scores)} mentions")
-            axes.axvline(mean, color=colour, linewidth=2, linestyle=(0, (4, 2)), label=f"mean of what is {name}: {mean:.3g}")
-        by = "" if found.labels == "given" else ", by pseudo-labels"
+            weights = np.full(len(scores), 100 / len(scores))
+            label = f"{name}: {len(scores)} mentions, mean {mean:.3g}"
+            axes.hist(scores, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
+            axes.axvline(mean, ymax=0.85, color=colour, linewidth=2, linestyle=(0, (4, 2)))
         axes.set_title(f"Does the score tell what is there? AUC {found.auc:.3f}{by}")
-        axes.set_xlabel("score of a mention")
         axes.set_ylabel("% of its kind")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.set_ylim(0, 1.22 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper left", ncols=2)
         axes.grid(axis="x", visible=False)
+        _draw_rewards(strip, reward, edges[0], edges[-1])
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
+
+
+def _draw_rewards(axes: Axes, reward: Callable[[float], float], low: float, high: float) -> None:
+    """A strip in the colours of the rewards that scores from `low` to `high` earn."""
+    colours = [[int(shade(reward(score))[i : i + 2], 16) for i in (1, 3, 5)] for score in np.linspace(low, high, 400)]
+    axes.imshow(np.array([colours], dtype=np.uint8), aspect="auto", extent=(low, high, 0, 1))
+    axes.set_xlabel("score of a mention, and the reward it earns: red -1, grey 0, blue 1")
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def fragment(title: str, judged: Sequence[Judged], legend: str, notes: Sequence[str], figures: Sequence[Path]) -> str:

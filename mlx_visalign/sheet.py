@@ -124,16 +124,17 @@ def _captions(captions: Sequence[Caption], width: int) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, words: list[Word], top: int) -> None:
     """One line."""
-    left, baseline = 0.0, top + TEXT
-    for word in words:
+    left, baseline, space = 0.0, top + TEXT, _width(Span(" "))
+    for word, following in zip(words, [*words[1:], []], strict=True):
         for span in word:
             width = _width(span)
             background = CHANGED_BACKGROUND if span.mark == "changed" else span.background
             if background:
-                draw.rectangle((left - 2, top, left + width + 2, top + LINE - 3), fill=background)
+                goes_on = span is word[-1] and following and following[0].background == background
+                draw.rectangle((left - 2, top, left + width + (space if goes_on else 2), top + LINE - 3), fill=background)
             draw.text((left, baseline), span.text, fill=COLOURS[span.mark], font=_font_of(span), anchor="ls")
             left += width
-        left += _width(Span(" "))
+        left += space
 
 
 def _lines(caption: Caption, width: int) -> list[list[Word]]:

@@ -104,11 +104,16 @@ class WordJudge:
 
     def _reward(self, image: str, canonical: str, score: float) -> float:
         if self.settings.shape != "oracle":
-            reward = self.calibration.reward(score, self.settings.shape, self.settings.margin)
-        elif self.truth is None or image not in self.truth:
+            return self.of_score(score)
+        if self.truth is None or image not in self.truth:
             raise UserError(f"The reward 'oracle' needs labels of every image, and {image} has none.")
-        else:
-            reward = 1.0 if canonical in self.truth[image] else -1.0
+        return self.settings.praise if canonical in self.truth[image] else -1.0
+
+    def of_score(self, score: float) -> float:
+        """What a first mention with this score earns; the oracle knows of no score and earns nothing."""
+        if self.settings.shape == "oracle":
+            return 0.0
+        reward = self.calibration.reward(score, self.settings.shape, self.settings.margin)
         return reward * self.settings.praise if reward > 0 else reward
 
 

@@ -51,9 +51,12 @@ def test_the_sheet_shows_the_colours():
 def test_the_histograms_are_drawn(tmp_path):
     rng = np.random.default_rng(0)
     made = rows(rng.normal(25, 3, 200), rng.normal(20, 3, 80))
-    pictures.draw_calibration(made, calibrate(made, "pseudo", 50), tmp_path / "plots" / "calibration.png")
-    drawn = Image.open(tmp_path / "plots" / "calibration.png")
-    assert drawn.width > 1000 and len(drawn.convert("RGB").getcolors(1 << 20)) > 50
+    found = calibrate(made, "pseudo", 50)
+    pictures.draw_calibration(made, found, lambda score: found.reward(score, "band", 0.0), tmp_path / "plots" / "c.png")
+    drawn = np.array(Image.open(tmp_path / "plots" / "c.png").convert("RGB"))
+    for reward in (-1, 0, 1):
+        colour = [int(pictures.shade(reward)[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (drawn == colour).all(axis=-1).sum() > 500
 
 
 def test_the_fragment_is_whole_and_safe(tmp_path):

@@ -173,9 +173,11 @@ def picture(job: Alignment, settings: Settings) -> None:
     """
     plots, verifier = job.run.plots, make_verifier(job, settings)
     calibration = measure(job, settings, verifier)
-    judged = _before_and_after(job, settings, make_judge(job, settings, verifier, calibration))
+    judge = make_judge(job, settings, verifier, calibration)
+    judged = _before_and_after(job, settings, judge)
     save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
-    draw_calibration(read_jsonl(job.run.folder / "calibration.jsonl", Scored), calibration, plots / "calibration.png")
+    rows = read_jsonl(job.run.folder / "calibration.jsonl", Scored)
+    draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
     plot_training(read_metrics(job.run.metrics), plots / "training.png")
     figures = [plots / "calibration.png", plots / "training.png"]
     write_atomically(plots / "fisao.html", fragment(TITLE, judged, LEGEND, [RECONSTRUCTED, calibration.in_words], figures))

@@ -113,7 +113,10 @@ def fragment(title: str, judged: Sequence[Judged], legend: str, notes: Sequence[
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         f"<p>reward {scale} {html.escape(legend)}</p>",
         f'<div style="display:flex;flex-wrap:wrap;gap:2em">{"".join(map(_column, judged))}</div>',
-        *(f'<p><img alt="{file.stem}" style="max-width:100%" src="{_inline(file.read_bytes())}"></p>' for file in figures),
+        *(
+            f'<p><img alt="{file.stem}" style="max-width:min(100%,72em)" src="{_inline(file.read_bytes())}"></p>'
+            for file in figures
+        ),
     ]
     return '<section style="font-family:sans-serif;line-height:1.6">\n' + "\n".join(parts) + "\n</section>\n"
 
@@ -141,7 +144,7 @@ def _words(answer: JudgedAnswer) -> str:
 
 def _word(text: str, reward: float, note: str) -> str:
     title = f"reward {reward:+.2f}" + (f", {note}" if note else "")
-    return f'<span title="{title}" style="background:{shade(reward)};padding:0 .15em">{html.escape(text)}</span>'
+    return f'<span title="{title}" style="background:{shade(reward)};padding:0 .15em;white-space:nowrap">{html.escape(text)}</span>'
 
 
 def _inline(png: bytes) -> str:

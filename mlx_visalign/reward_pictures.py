@@ -144,7 +144,8 @@ def _words(answer: JudgedAnswer) -> str:
 
 def _word(text: str, reward: float, note: str) -> str:
     title = f"reward {reward:+.2f}" + (f", {note}" if note else "")
-    return f'<span title="{title}" style="background:{shade(reward)};padding:0 .15em;white-space:nowrap">{html.escape(text)}</span>'
+    style = f"background:{shade(reward)};padding:0 .15em;white-space:nowrap"
+    return f'<span title="{title}" style="{style}">{html.escape(text)}</span>'
 
 
 def _inline(png: bytes) -> str:

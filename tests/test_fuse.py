@@ -207,6 +207,10 @@ def test_the_dequantised_weights_are_those_that_were_computed_with(tmp_path, tin
     np.testing.assert_array_equal(found, np.array(expected))
 
 
+def test_a_conversion_has_the_fingerprint_of_its_unconverted_source(tmp_path):
+    assert source_fingerprint(quantised(tmp_path)) == source_fingerprint(TINY)
+
+
 def test_an_adapter_of_another_model_is_refused(tmp_path, base, tiny_adapter):
     write_words_and_pixels(base)
     with pytest.raises(UserError, match="trained on another model"):

@@ -44,7 +44,10 @@ class LoRASettings:
 
 
 class RoundsLoRALinear(LoRALinear):
-    """y = W x + sum over rounds of scale * (x A) B. `past` holds the rounds before this one, frozen, scale folded into B."""
+    """y = W x + sum over rounds of scale * (x A) B. `past` holds the rounds before this one, frozen, scale folded into B.
+
+    Private, for a list of frozen arrays among a module's parameters breaks `nn.value_and_grad` (mlx 0.32).
+    """
 
     def __init__(self, linear: Any, rank: int, scale: float, key: mx.array, past: Slices):
         outputs, inputs = linear.weight.shape
@@ -54,8 +57,7 @@ class RoundsLoRALinear(LoRALinear):
         self.linear = linear
         bound = 1 / math.sqrt(inputs)
         self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank), key=key)
-        self.past_a = [a for a, _ in past]
-        self.past_b = [b for _, b in past]
+        self._past = past
         self.rounds_on = len(past) + 1
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -66,7 +68,7 @@ class RoundsLoRALinear(LoRALinear):
 
     def rounds(self) -> Slices:
         """(A, scale * B) of every round, in float32."""
-        return [*zip(self.past_a, self.past_b, strict=True), (self.lora_a, self.scale * self.lora_b)]
+        return [*self._past, (self.lora_a, self.scale * self.lora_b)]
 
 
 def attach(model: Any, settings: LoRASettings, key: mx.array) -> None:

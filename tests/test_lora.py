@@ -193,3 +193,16 @@ def test_config_is_what_mlx_vlm_expects(tmp_path):
     layers = CONFIG["text_config"]["num_hidden_layers"]
     assert len(config["lora_parameters"]["keys"]) == 7 * layers
     assert "language_model.model.layers.0.self_attn.q_proj" in config["lora_parameters"]["keys"]
+
+
+def test_a_second_round_learns():
+    """Of the first round's frozen matrices nothing is in the way of the gradients."""
+    import mlx.nn as nn
+
+    model = random_llava()
+    for seed in (0, 1):
+        attach(model, LoRASettings(rank=4), mx.random.key(seed))
+        fill(model, seed)
+    _, grads = nn.value_and_grad(model, lambda: logits(model).sum())()
+    assert all(mx.abs(gradient).max() > 0 for _, gradient in tree_flatten(grads))
+    assert len(tree_flatten(grads)) == 28

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -37,8 +37,10 @@ class Run:
         self.config = self.folder / "config.yaml"
         self.versions = self.folder / "versions.json"
         self.metrics = self.folder / "metrics.jsonl"  # written by train.fit(..., run.folder)
+        self.rounds = self.folder / "rounds.json"  # what each round cost and brought, of a method that has rounds
         self.adapter = self.folder / "adapter"
         self.plots = self.folder / "plots"
+        self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
         self._lock: IO[str] | None = None
 
     def round(self, number: int) -> Path:
@@ -76,6 +78,8 @@ class Run:
         if not stage.begun(everything) and self.reuse is not None:
             stage.adopt(Stage(self.reuse, name), everything)
         stage.complete(items, work, everything, batch, title)
+        if self.after_stage is not None:
+            self.after_stage()
         return stage.rows()
 
     def close(self) -> None:

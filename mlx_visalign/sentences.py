@@ -98,6 +98,11 @@ class Tree(Record):
         """The places of an answer's sentences, first to last."""
         return [] if place is None or place < 0 else [*self.path(self.sentences[place].parent), place]
 
+    @property
+    def depth(self) -> int:
+        """Sentences in the longest path."""
+        return max((len(self.path(place)) for place in range(len(self.sentences))), default=0)
+
 
 def language_score(
     logps: Sequence[float], penalised: Sequence[float], kind: Literal["raw_mean", "penalised_mean", "product"]

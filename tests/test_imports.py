@@ -13,7 +13,8 @@ TOP_TO_BOTTOM = """
     models vlm fold logps lora weights convert generate tree sentences policy probe
     checkpoint train preference ppo_settings experience rollout reinforcement scorers judging world prompts evals evaluate
     calibration verifier
-    plots sheet tree_sheet reward_pictures before_after report model_card upload doctor stage run alignment recipe pipeline preview
+    plots sheet page curves tree_sheet reward_pictures before_after report figures_page model_card upload doctor stage run alignment recipe
+    report_page pipeline compare preview
     methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()

@@ -22,25 +22,33 @@ YiyangZhou/CSR, read, never copied):
 - `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.errors import UserError
-from mlx_visalign.images import Aspect
+from mlx_visalign.files import write_atomically
+from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.judging import AnswerSettings, answer
 from mlx_visalign.keys import key_for, number_for
+from mlx_visalign.metrics import read_metrics
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
-from mlx_visalign.records import Pair, Prompt
+from mlx_visalign.records import Pair, Prompt, read_jsonl
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.sentences import Tree
 from mlx_visalign.stage import fingerprint as items_fingerprint
+from mlx_visalign.tree_sheet import draw_tree, fragment, plot_rounds
 from mlx_visalign.weights import fingerprint
+
+TITLE = "How CSR grew and judged one answer"
+LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ def train(job: Alignment, settings: Settings) -> None:
         job.policy.save_adapter(folder / "adapter", method="csr", round=number)
         job.policy.save_adapter(job.run.adapter, method="csr", round=number)
         job.run.join_metrics(number)
+    write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
 
 
 def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
@@ -112,9 +121,8 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         "judge": judge.name if isinstance(judge, CLIPScorer) else job.score_name,
         "adapter": fingerprint(job.run.round(number - 1) / "adapter") if number > 1 else None,
     }
-    suffix = f"-{number}" if number > 1 else ""
     rows = job.run.stage(
-        f"{prefix}trees{suffix}",
+        prefix + stage_name("trees", number),
         described(prompts),
         lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
         settings=depends,
@@ -123,7 +131,7 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
     )
     trees = [Tree.from_row(row) for row in rows]
     rows = job.run.stage(
-        f"{prefix}pairs{suffix}",
+        prefix + stage_name("pairs", number),
         trees,
         lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
         settings=depends | {"margin": settings.margin, "length_gap": settings.length_gap},
@@ -135,6 +143,11 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
     if isinstance(judge, CLIPScorer) and judge.cut:
         say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
     return pairs
+
+
+def stage_name(what: str, number: int) -> str:
+    """trees, trees-2, trees-3 ..."""
+    return what if number == 1 else f"{what}-{number}"
 
 
 def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
@@ -187,3 +200,44 @@ def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
         f"{differing - len(pairs)} were left out for their margin or for balance. Well-formed sentences by stream, and their "
         f"mean log-probability a token: {each}."
     )
+
+
+def sum_up(job: Alignment, number: int) -> dict[str, Any]:
+    """What a round cost and brought: tokens sampled, texts judged, seconds of training, and means over its trees."""
+    trees = read_jsonl(job.run.folder / f"{stage_name('trees', number)}.jsonl", Tree)
+    pairs = read_jsonl(job.run.folder / f"{stage_name('pairs', number)}.jsonl", Pair)
+    rows = read_metrics(job.run.round(number) / "metrics.jsonl")
+    scores = {side: [score for tree in trees for score in _image_scores(tree, side)] for side in ("all", "chosen", "rejected")}
+    lengths = [tree.lengths for tree in trees if tree.lengths is not None]
+    return {
+        "round": number,
+        "trees": len(trees),
+        "pairs": len(pairs),
+        "tokens_sampled": sum(tree.tokens for tree in trees),
+        "sentences_judged": len(scores["all"]),
+        "training_seconds": sum(1 / row["iterations_per_second"] for row in rows),
+        "reward": {
+            "chosen": fmean(p.chosen_score or 0.0 for p in pairs),
+            "rejected": fmean(p.rejected_score or 0.0 for p in pairs),
+        },
+        "image_score": {side: fmean(some) for side, some in scores.items()},
+        "tokens": {"chosen": fmean(chosen for chosen, _ in lengths), "rejected": fmean(rejected for _, rejected in lengths)},
+    }
+
+
+def _image_scores(tree: Tree, side: str) -> list[float]:
+    """The image scores of every sentence of a tree, or of those of its chosen or rejected answer."""
+    end = {"chosen": tree.chosen, "rejected": tree.rejected}.get(side)
+    places = range(len(tree.sentences)) if side == "all" else tree.path(end)
+    return [score for place in places if (score := tree.sentences[place].image) is not None]
+
+
+def picture(job: Alignment, settings: Settings) -> None:
+    """`plots/csr_tree.png` and `csr_tree.html`: one tree with its two answers; `plots/csr_rounds.png`: reward over rounds."""
+    trees = read_jsonl(job.run.folder / "trees.jsonl", Tree)
+    shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees
+    tree = max(shown[:LOOKED_AT], key=lambda tree: len(tree.sentences))
+    with open_image(job.image(tree.image)) as image:
+        draw_tree(tree, image, TITLE, job.run.plots / "csr_tree.png")
+    write_atomically(job.run.plots / "csr_tree.html", fragment(tree, TITLE))
+    plot_rounds(json.loads(job.run.rounds.read_text(encoding="utf-8")), job.run.plots / "csr_rounds.png")

@@ -1,0 +1,227 @@
+"""A tree of sentences as a picture: levels from left to right, with every sentence's scores and two paths in colour."""
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.path import Path as Curve
+from PIL import Image
+
+from mlx_visalign.plots import BLUE, RED, STYLE
+from mlx_visalign.sentences import Sentence, Tree
+
+# Inches.
+BOX, COLUMN, LINE, PADDING, GAP, FAMILY_GAP, PICTURE = 2.55, 3.05, 0.15, 0.06, 0.07, 0.16, 2.3
+CHARACTERS, MOST_LINES = 42, 3  # of a box's text
+QUIET, PALE, INK = "#8a8a8a", "#c9c9c9", "#1a1a1a"
+END = "(end)"
+LEGEND = "CLIP: 100 * cosine with the image. log p: mean of a token. Grey: did not grow on. Struck out: broken."
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a sentence stands: its left side, its middle's height, and the lines in it, the last one in small print."""
+
+    x: float
+    y: float
+    lines: tuple[str, ...]
+
+    @property
+    def height(self) -> float:
+        return len(self.lines) * LINE + 2 * PADDING
+
+
+def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
+    """Draw the tree as a PNG: the chosen answer blue, the rejected one red, what did not grow on in grey."""
+    boxes = _layout(tree)
+    width = PICTURE + 0.5 + COLUMN * (1 + max(len(tree.path(place)) - 1 for place in boxes))
+    bottom = min([box.y - box.height / 2 for box in boxes.values()] + [-PICTURE / 2 - 1.2])
+    top = max([box.y + box.height / 2 for box in boxes.values()] + [PICTURE / 2])
+    figure = Figure(figsize=(width, top - bottom + 1.1))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.2, width - 0.2), ylim=(bottom - 0.3, top + 0.8))
+    axes.axis("off")
+    axes.text(0, top + 0.5, title, fontsize=14, fontweight="bold", color=INK)
+    axes.text(0, top + 0.25, _explained(tree), fontsize=9, color=INK)
+    _draw_root(axes, tree, image)
+    for place, box in boxes.items():
+        _draw_edge(axes, tree, boxes, place, box)
+    for place, box in boxes.items():
+        _draw_box(axes, tree, place, box)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _explained(tree: Tree) -> str:
+    if tree.chosen is None or tree.rejected is None:
+        return f"No two different whole answers. {LEGEND}"
+    best, worst = (tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected))
+    return f"Blue: the chosen answer, reward {best:.2f}. Red: the rejected one, {worst:.2f}. {LEGEND}"
+
+
+def _layout(tree: Tree) -> dict[int, _Box]:
+    """Every level is a column, its sentences in the order of their parents, families apart, centred around 0."""
+    levels: dict[int, list[int]] = {}
+    equals = _drawn(tree)
+    for place in equals:
+        levels.setdefault(len(tree.path(place)), []).append(place)
+    boxes: dict[int, _Box] = {}
+    for level, places in levels.items():
+        places.sort(key=lambda place: (-_parents_height(tree, place, boxes), place))
+        x = PICTURE + 0.5 + (level - 1) * COLUMN
+        column = {place: _Box(x, 0.0, _lines(tree.sentences[place], equals[place])) for place in places}
+        gaps = [_gap(tree, before, after) for before, after in pairwise(places)] + [0.0]
+        y = (sum(box.height for box in column.values()) + sum(gaps)) / 2
+        for (place, box), gap in zip(column.items(), gaps, strict=True):
+            boxes[place] = _Box(x, y - box.height / 2, box.lines)
+            y -= box.height + gap
+    return boxes
+
+
+def _drawn(tree: Tree) -> dict[int, int]:
+    """Which sentences are drawn, each with how many streams said it: equal leaves of one parent are drawn once."""
+    paths = {*tree.path(tree.chosen), *tree.path(tree.rejected)}
+    shown: dict[int, int] = {}
+    leaves: dict[tuple[int, tuple[int, ...]], int] = {}
+    # Those on a path first, so that they are the ones to stand for their equals.
+    for place in sorted(range(len(tree.sentences)), key=lambda place: place not in paths):
+        sentence = tree.sentences[place]
+        first = place if sentence.fate == "grown" else leaves.setdefault((sentence.parent, sentence.ids), place)
+        shown[first] = shown.get(first, 0) + 1
+    return dict(sorted(shown.items()))
+
+
+def _parents_height(tree: Tree, place: int, boxes: dict[int, _Box]) -> float:
+    parent = tree.sentences[place].parent
+    return boxes[parent].y if parent in boxes else 0.0
+
+
+def _gap(tree: Tree, before: int, after: int) -> float:
+    return GAP if tree.sentences[before].parent == tree.sentences[after].parent else FAMILY_GAP
+
+
+def _lines(sentence: Sentence, streams: int) -> tuple[str, ...]:
+    times = f"   \N{MULTIPLICATION SIGN} {streams}" if streams > 1 else ""
+    if not sentence.text:
+        return (f"{END}   {_scores(sentence)}{times}",)
+    text = " ".join(sentence.text.split())
+    return (*textwrap.wrap(text, CHARACTERS, max_lines=MOST_LINES, placeholder=" …"), _scores(sentence) + times)
+
+
+def _scores(sentence: Sentence) -> str:
+    parts = [] if sentence.image is None else [f"CLIP {sentence.image:.1f}"]
+    parts.append(f"log p {sentence.logp / len(sentence.ids):.2f}")
+    if sentence.reward is not None:
+        parts.append(f"reward {sentence.reward:.2f}")
+    return "   ".join(parts).replace("-", "\N{MINUS SIGN}")
+
+
+def _colours(tree: Tree, place: int) -> list[str]:
+    """Of the paths that the sentence lies on."""
+    ends = ((tree.chosen, BLUE), (tree.rejected, RED))
+    return [colour for end, colour in ends if place in tree.path(end)]
+
+
+def _draw_root(axes: Axes, tree: Tree, image: Image.Image) -> None:
+    half = PICTURE / 2
+    fit = min(PICTURE / image.width, PICTURE / image.height)
+    width, height = image.width * fit, image.height * fit
+    axes.imshow(
+        np.asarray(image.convert("RGB")), extent=(0, width, -height / 2, height / 2), interpolation="nearest", aspect="auto"
+    )
+    axes.text(0, -half - 0.12, textwrap.fill(tree.prompt, 36), fontsize=9, va="top", color=INK)
+
+
+def _draw_edge(axes: Axes, tree: Tree, boxes: dict[int, _Box], place: int, box: _Box) -> None:
+    parent = boxes.get(tree.sentences[place].parent)
+    start = (PICTURE, 0.0) if parent is None else (parent.x + BOX, parent.y)
+    middle = (start[0] + box.x) / 2
+    curve = Curve([start, (middle, start[1]), (middle, box.y), (box.x, box.y)], [1, 4, 4, 4])
+    colours = _colours(tree, place)
+    for shift, colour in enumerate(colours or [PALE]):
+        width = 0.8 if not colours else 2.6 - 1.2 * shift
+        axes.add_patch(PathPatch(curve, fill=False, edgecolor=colour, linewidth=width, zorder=1 + len(colours)))
+
+
+def _draw_box(axes: Axes, tree: Tree, place: int, box: _Box) -> None:
+    sentence, colours = tree.sentences[place], _colours(tree, place)
+    bottom = box.y - box.height / 2
+    for shift, colour in enumerate(colours or [PALE]):
+        inset = 0.035 * shift
+        axes.add_patch(
+            FancyBboxPatch(
+                (box.x + inset, bottom + inset),
+                BOX - 2 * inset,
+                box.height - 2 * inset,
+                boxstyle="round,pad=0,rounding_size=0.05",
+                facecolor="white" if sentence.fate in ("grown", "final") else "#f4f4f4",
+                edgecolor=colour,
+                linewidth=1.8 if colours else 0.8,
+                zorder=4,
+            )
+        )
+    ink = INK if colours or sentence.fate in ("grown", "final") else QUIET
+    y = box.y + box.height / 2 - PADDING
+    *said, scores = box.lines
+    for line in said:
+        text = "".join(f"{c}\u0336" for c in line) if sentence.fate == "broken" else line
+        axes.text(box.x + 0.08, y, text.replace("$", r"\$"), fontsize=8.4, va="top", color=ink, zorder=5)
+        y -= LINE
+    axes.text(box.x + 0.08, y, scores, fontsize=7.2, va="top", color=QUIET, zorder=5)
+
+
+def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
+    """Reward, image score and length of the pairs over the rounds."""
+    panels = {"Reward of an answer": "reward", "Image score of a sentence": "image_score", "Tokens of an answer": "tokens"}
+    numbers = [row["round"] for row in rounds]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
+        for index, (title, name) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, len(panels), index)
+            axes.set_title(title)
+            for side, colour in (("chosen", BLUE), ("rejected", RED), ("all", QUIET)):
+                if side in rounds[0][name]:
+                    axes.plot(numbers, [row[name][side] for row in rounds], "o-", color=colour, linewidth=2, label=side)
+            axes.set_xticks(numbers)
+            axes.set_xlim(numbers[0] - 0.4, numbers[-1] + 0.4)
+            axes.margins(y=0.2)
+        figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+        figure.supxlabel("round (each with the model of the one before it)", fontsize=11, x=0.17)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def fragment(tree: Tree, title: str) -> str:
+    """The tree as a piece of HTML that needs no other file: nested lists, open along the two paths."""
+    first = [place for place, sentence in enumerate(tree.sentences) if sentence.parent < 0]
+    return (
+        '<section style="font-family:sans-serif;line-height:1.5">\n'
+        f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(tree.prompt)}</p>\n<p>{html.escape(_explained(tree))}</p>\n"
+        f"{_list(tree, first)}</section>\n"
+    )
+
+
+def _list(tree: Tree, places: Sequence[int]) -> str:
+    return f"<ul>{''.join(f'<li>{_item(tree, place)}</li>' for place in places)}</ul>\n"
+
+
+def _item(tree: Tree, place: int) -> str:
+    sentence, colours = tree.sentences[place], _colours(tree, place)
+    weight = "bold" if colours else "normal"
+    marks = "".join(f'<b style="color:{colour}">&#9679;</b> ' for colour in colours)
+    ink = INK if sentence.fate in ("grown", "final") else QUIET
+    said = f'{marks}<span style="color:{ink};font-weight:{weight}">{html.escape(sentence.text or END)}</span>'
+    said += f' <small style="color:{QUIET}">{html.escape(_scores(sentence))}</small>'
+    children = [child for child, other in enumerate(tree.sentences) if other.parent == place]
+    if not children:
+        return said
+    return f"<details{' open' if colours else ''}><summary>{said}</summary>{_list(tree, children)}</details>"

@@ -1,0 +1,236 @@
+"""CSR: pairs and filters; whole runs on the tiny model in rounds, stopped, resumed and continued, in every precision."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_visalign import vlm
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.errors import UserError
+from mlx_visalign.images import open_image
+from mlx_visalign.lora import LoRASettings, adapter_at, adapters
+from mlx_visalign.methods import csr
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.policy import TINY, load
+from mlx_visalign.preference import PreferenceSettings
+from mlx_visalign.prompts import make_prompts, world_mix, world_photos
+from mlx_visalign.records import Pair, read_jsonl
+from mlx_visalign.run import Run
+from mlx_visalign.sentences import RewardSettings, Sentence, Tree
+from mlx_visalign.vocabulary import Vocabulary
+from mlx_visalign.weights import read_adapter
+from mlx_visalign.world import language
+
+SETTINGS = csr.Settings(
+    groups=3,
+    sentence_tokens=14,
+    max_tokens=30,
+    keep_worst=1,
+    rounds=2,
+    batch=2,
+    train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=1),
+)
+WORLD = Vocabulary.from_rows(language.vocabulary(), "the tiny world")
+
+
+def tree(id, best, worst, lengths=(10, 10)):
+    sentences = tuple(
+        Sentence(-1, i, text, (5, 2), -1.0, -1.0, "final", 20.0, r, r) for i, (text, r) in enumerate((best, worst))
+    )
+    return Tree(id, f"{id}.png", "Q?", 4, sentences, 0, 1, best[0], worst[0], lengths, (-1.0, -2.0))
+
+
+def test_the_best_and_the_worst_make_a_pair():
+    [pair] = csr.make_pairs([tree("a", ("A cat.", -0.2), ("A dog.", -0.8))], SETTINGS, seed=3, number=2)
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, (-1.0, -2.0))
+
+
+def test_equal_rewards_and_small_margins_make_none():
+    trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.5)), tree("b", ("A cat.", -0.5), ("A dog.", -0.6))]
+    assert [pair.id for pair in csr.make_pairs(trees, SETTINGS, 0, 1)] == ["b"]
+    assert not csr.make_pairs(trees, replace(SETTINGS, margin=0.2), 0, 1)
+    assert not csr.make_pairs([replace(trees[0], chosen=None, rejected=None)], SETTINGS, 0, 1)
+
+
+def test_lengths_are_balanced_where_asked_for():
+    trees = [tree(name, ("A cat.", 1.0), ("A dog.", 0.0), lengths) for name, lengths in (("a", (9, 9)), ("b", (9, 40)))]
+    assert [pair.id for pair in csr.make_pairs(trees, replace(SETTINGS, length_gap=1.0), 0, 1)] == ["a"]
+
+
+def test_what_became_of_the_trees_is_told():
+    trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
+    told = csr.what_became(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
+    assert told.startswith("2 trees gave 1 pairs: 1 had no two different whole answers, 0 were left out")
+    assert told.endswith("100% (-0.50), 100% (-0.50).")
+
+
+def job(folder, change=lambda policy: policy, **more):
+    photos = world_photos(folder, "unlabelled", 4, 0)
+    return Alignment(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, vocabulary=WORLD, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two undisturbed rounds."""
+    one = job(tmp_path_factory.mktemp("whole"))
+    csr.train(one, SETTINGS)
+    csr.picture(one, SETTINGS)
+    one.run.close()
+    return one
+
+
+def weights(folder):
+    return (folder / "adapter" / "adapters.safetensors").read_bytes()
+
+
+def test_a_run_leaves_every_stage_and_a_picture(whole):
+    folder = whole.run.folder
+    for name in ("trees.jsonl", "pairs.jsonl", "trees-2.jsonl", "pairs-2.jsonl", "rounds.json", "metrics.jsonl"):
+        assert (folder / name).stat().st_size > 0
+    assert {file.name for file in whole.run.plots.iterdir()} == {"csr_tree.png", "csr_tree.html", "csr_rounds.png"}
+    assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 4  # descriptions only
+    assert [row["round"] for row in read_metrics(whole.run.metrics)] == [1, 1, 1, 2, 2, 2]
+    assert [row["iteration"] for row in read_metrics(whole.run.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_round_starts_at_ln_2(whole):
+    rows = read_metrics(whole.run.metrics)
+    assert [rows[i]["train_loss"] for i in (0, 3)] == pytest.approx([np.log(2)] * 2, abs=1e-5)
+    assert rows[5]["train_loss"] < rows[3]["train_loss"]
+
+
+def test_a_rounds_pairs_and_reference_are_the_model_it_starts_from(whole):
+    """Scored hot from the tree's prefix, and scored again alone with the adapter of the round before: the same."""
+    policy = whole.policy
+    for rounds, name in ((0, "pairs.jsonl"), (1, "pairs-2.jsonl")):
+        pairs = read_jsonl(whole.run.folder / name, Pair)
+        assert pairs and all(pair.round == rounds + 1 for pair in pairs)
+        for pair in pairs:
+            with adapter_at(policy.model, rounds):
+                ids = [policy.prompt_ids(pair.prompt)]
+                prefix = policy.prefill(policy.image_features([whole.run.folder / pair.images[0]]), ids)
+                again = policy.score(prefix, [[policy.response_ids(text) for text in (pair.chosen, pair.rejected)]])
+            np.testing.assert_allclose(again[0], pair.reference_logps, atol=5e-4)
+
+
+def test_a_tree_is_judged_as_its_settings_say(whole):
+    for found in read_jsonl(whole.run.folder / "trees.jsonl", Tree):
+        ends = [s for s in found.sentences if s.fate == "final" and s.total is not None]
+        best, worst = (found.sentences[place] for place in (found.chosen, found.rejected))
+        assert best.total == max(s.total for s in ends) and worst.total == min(s.total for s in ends)
+        for end, text in ((found.chosen, found.chosen_text), (found.rejected, found.rejected_text)):
+            path = [found.sentences[place] for place in found.path(end)]
+            assert " ".join(s.text for s in path if s.text) == text
+            assert np.mean([s.reward for s in path]) == pytest.approx(path[-1].total)
+        level = [place for place in range(len(found.sentences)) if len(found.path(place)) == 1]
+        assert sum(found.sentences[place].fate == "grown" for place in level) <= 2
+
+
+@pytest.mark.parametrize(("round_", "stop"), [(1, 2), (2, 1)])
+def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, round_, stop):
+    class StopError(Exception):
+        pass
+
+    seen = []
+
+    def stopping(row):
+        seen.append(row["iteration"])
+        if seen.count(1) == round_ and row["iteration"] == stop:
+            raise StopError
+
+    first = job(tmp_path, on_metrics=stopping)
+    with pytest.raises(StopError):
+        csr.train(first, SETTINGS)
+    first.run.close()
+    csr.train(job(tmp_path), SETTINGS)
+    assert weights(tmp_path) == weights(whole.run.folder)
+
+
+def test_a_finished_run_goes_on_with_one_more_round(whole, tmp_path):
+    first = job(tmp_path)
+    csr.train(first, replace(SETTINGS, rounds=1))
+    first.run.close()
+    assert read_adapter(first.run.adapter)[0]["round_ranks"] == [4]
+    csr.train(job(tmp_path), SETTINGS)
+    assert weights(tmp_path) == weights(whole.run.folder)
+
+
+def test_the_rounds_are_one_adapter_that_mlx_vlm_loads(whole):
+    import mlx_vlm
+
+    config, _ = read_adapter(whole.run.adapter)
+    assert config["round_ranks"] == [4, 4] and config["lora_parameters"]["rank"] == 8 and config["round"] == 2
+    theirs, _ = mlx_vlm.load(str(TINY), adapter_path=str(whole.run.adapter))
+    theirs.set_dtype(mx.float32)
+    policy, prompt = whole.policy, whole.prompts[0]
+    pixels, ids = policy.pixels(open_image(whole.image(prompt.image)))[None], policy.prompt_ids(prompt.prompt)
+    expected = theirs(mx.array([ids]), pixels.transpose(0, 3, 1, 2), mask=None).logits[0, -1]
+    found = vlm.decoder(policy.model).head(policy.prefill(policy.features(pixels), [ids]).state)[0]
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+    assert len(adapters(policy.model)) == 3 * 7
+
+
+def test_other_rewards_in_the_same_folder_are_refused(whole):
+    again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
+    with pytest.raises(UserError, match="reward"):
+        csr.train(again, replace(SETTINGS, reward=RewardSettings(image_weight=0.5)))
+
+
+def test_a_users_own_function_judges(tmp_path):
+    """One that likes red things."""
+    one = job(tmp_path, score=lambda images, texts: [100.0 * ("red" in text) for text in texts], score_name="mine:red")
+    csr.train(one, replace(SETTINGS, rounds=1, reward=RewardSettings("paper", 1.0)))
+    scores = [s.image for t in read_jsonl(tmp_path / "trees.jsonl", Tree) for s in t.sentences if s.text]
+    assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
+
+
+def test_whole_answers_are_judged_too(tmp_path):
+    one, reward = job(tmp_path), RewardSettings("calibrated", over="sum", threshold=10.0, repeat_penalty=1.0)
+    settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, rounds=1, reward=reward)
+    csr.train(one, settings)
+    for found in read_jsonl(tmp_path / "trees.jsonl", Tree):
+        roots = [s for s in found.sentences if s.parent == -1]
+        assert sorted(s.stream for s in roots) == [0, 1, 2]
+        assert all(s.image is not None or s.text == "" for s in found.sentences)
+        named: set[str] = set()
+        for place in found.path(found.chosen):
+            sentence = found.sentences[place]
+            objects = {mention.canonical for mention in WORLD.mentions(sentence.text)}
+            if objects and objects <= named:
+                assert sentence.reward < 0.0
+            named |= objects
+
+
+def bf16(policy):
+    policy.model.set_dtype(mx.bfloat16)
+    return policy
+
+
+def four_bit(policy):
+    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
+    return policy
+
+
+@pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])
+def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
+    one = job(tmp_path, change)
+    assert one.policy.dtype == dtype
+    csr.train(one, SETTINGS)
+    rows = read_metrics(one.run.metrics)
+    assert [rows[i]["train_loss"] for i in (0, 3)] == pytest.approx([np.log(2)] * 2, abs=0.02)
+    adapter = mx.load(str(one.run.adapter / "adapters.safetensors"))
+    assert all(array.dtype == mx.float32 for array in adapter.values())
+    assert any(mx.abs(array[4:]).max() > 0 for name, array in adapter.items() if name.endswith("lora_b"))
+
+
+def test_what_a_run_would_do_is_told(whole):
+    foreseen = SETTINGS.foresee(whole.prompts)
+    assert foreseen == {"rounds": 2, "trees": 8, "sampled_tokens_at_most": 8 * 6 * 44, "updates_at_most": 6}
+
+
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"groups": 0}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(UserError):
+        csr.Settings(**bad)

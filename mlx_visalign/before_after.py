@@ -15,6 +15,7 @@ from mlx_visalign.records import Response
 from mlx_visalign.sheet import PICTURE, Caption, Cell, Mark, Span, contact_sheet
 
 SHOWN, COLUMNS = 12, 4
+NAMES = ("before", "after")
 WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 LABELLED = (
     Span("Red", "wrong"),
@@ -29,18 +30,44 @@ UNLABELLED = (
 
 
 def before_after_sheet(before: Evaluation, after: Evaluation) -> Image.Image:
-    """A dozen images with both descriptions. Which ones depends on a hash of their names, never on the answers."""
+    """A dozen images with both descriptions."""
+    cells, benchmark = before_after_cells(before, after), before.benchmark
+    return contact_sheet(cells, min(COLUMNS, len(cells)), f"Before and after: {which(benchmark)}", legend(benchmark))
+
+
+def before_after_cells(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES, count: int = SHOWN) -> list[Cell]:
+    """`count` images with both descriptions. Which ones depends on a hash of their names, never on the answers."""
     benchmark = before.benchmark
-    images = sorted(benchmark.pictures, key=lambda image: number_for("shown", image))[:SHOWN]
-    cells = [
-        Cell(_opened(benchmark.pictures[image]), _captions(benchmark, before.description(image), after.description(image)))
-        for image in images
+    return [
+        Cell(
+            _opened(benchmark.pictures[image]),
+            _captions(benchmark, before.description(image), after.description(image), names),
+        )
+        for image in sorted(benchmark.pictures, key=lambda image: number_for("shown", image))[:count]
     ]
-    some = len(images) < len(benchmark.pictures)
-    of = f"{len(images)} of {benchmark.name}, chosen by a hash of their names" if some else benchmark.name
-    columns = min(COLUMNS, len(cells))
-    return contact_sheet(
-        cells, columns, f"Before and after: {of}", [Caption("", LABELLED if benchmark.annotations else UNLABELLED)]
+
+
+def which(benchmark: Benchmark, count: int = SHOWN) -> str:
+    """What `before_after_cells` shows, in words."""
+    some = count < len(benchmark.pictures)
+    return f"{count} of {benchmark.name}, chosen by a hash of their names" if some else benchmark.name
+
+
+def legend(benchmark: Benchmark) -> list[Caption]:
+    return [Caption("", LABELLED if benchmark.annotations else UNLABELLED)]
+
+
+def tally(before: Evaluation, after: Evaluation) -> str:
+    """Wins and losses counted over all images: where it is known what is in them, by the objects made up."""
+    images = list(before.benchmark.pictures)
+    changed = sum(before.description(image).text != after.description(image).text for image in images)
+    said = f"{changed} of {len(images)} descriptions changed"
+    if not before.benchmark.annotations:
+        return f"{said}."
+    made_up, then = (evaluation.counts["chair"][0].columns["hallucinated"] for evaluation in (before, after))
+    return (
+        f"{said}: {(then < made_up).sum()} name fewer objects that are not there than before, {(then > made_up).sum()} name "
+        f"more, and {changed - (then != made_up).sum()} as many."
     )
 
 
@@ -53,14 +80,14 @@ def _opened(picture: Picture) -> Image.Image:
     return photo
 
 
-def _captions(benchmark: Benchmark, before: Response, after: Response) -> tuple[Caption, ...]:
-    name = Caption("", (Span(Path(before.image).name, "quiet"),))
+def _captions(benchmark: Benchmark, before: Response, after: Response, names: tuple[str, str] = NAMES) -> tuple[Caption, ...]:
+    image = Caption("", (Span(Path(before.image).name, "quiet"),))
     if benchmark.annotations:
-        return name, Caption("before", _judged(benchmark, before)), Caption("after", _judged(benchmark, after))
+        return image, *(Caption(name, _judged(benchmark, said)) for name, said in zip(names, (before, after), strict=True))
     return (
-        name,
-        Caption("before", (*changed_words(before.text, after.text), *_cut_off(before))),
-        Caption("after", (*changed_words(after.text, before.text), *_cut_off(after))),
+        image,
+        Caption(names[0], (*changed_words(before.text, after.text), *_cut_off(before))),
+        Caption(names[1], (*changed_words(after.text, before.text), *_cut_off(after))),
     )
 
 

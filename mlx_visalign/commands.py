@@ -62,8 +62,10 @@ def align(options: Namespace) -> Result:
     if options.dry_run:
         return _told(foresee(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
-    report = run_recipe(plan, run)
-    places = {"adapter": str(run.adapter), "pictures": str(run.plots), "report": str(run.folder / "report.json")}
+    score = options.find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
+    report = run_recipe(plan, run, score=score)
+    files = {"report": "report.html", "figures": "report.json"}
+    places = {"adapter": str(run.adapter), **{name: str(run.folder / file) for name, file in files.items()}}
     return Result(report | places, Group(show(report), _lines(places)))
 
 

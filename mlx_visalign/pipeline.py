@@ -21,19 +21,23 @@ from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, worl
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
 from mlx_visalign.records import Pair, Prompt, Response, read_jsonl, read_text
 from mlx_visalign.report import make_report, write_report
+from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
+from mlx_visalign.scorers import Score
 from mlx_visalign.stage import Row, fingerprint
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
+from mlx_visalign.weights import read_adapter
 
 READ_TOGETHER = 8  # images, in an evaluation
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
 
 
-def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None) -> Row:
+def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None, score: Score | None = None) -> Row:
     """Align a model and report on it: returns what report.json holds.
 
-    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update.
+    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` is the
+    function that the recipe's `scorer` names.
     """
     report_file = run.folder / "report.json"
     if report_file.exists() and yaml.safe_load(read_text(run.config)) == plan.config:
@@ -42,26 +46,45 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     with run:
         if not run.config.exists():
             run.start(plan.config)
-        prompts, kept = ask(plan.recipe, run)
-        policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
-        job = Alignment(run, policy, prompts, plan.recipe.seed, kept, on_metrics, vocabulary)
-        benchmark = _benchmark(plan.recipe, job)
-        before = _measure(job, benchmark, "before", {})
-        plan.method.train(job, plan.settings)
-        after = _measure(job, benchmark, "after", {"adapter": weights_fingerprint(run.adapter)})
-        plan.method.picture(job, plan.settings)
-        run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
-        training = read_metrics(run.metrics)
-        report = make_report(
-            before,
-            after,
-            training=training,
-            held_out_pairs=_held_out_accuracy(job, plan.settings.train),
-            versions=json.loads(read_text(run.versions)),
-            settings=plan.config,
-        )
-        write_report(report, before, after, training, report_file, run.plots)
-        return report
+        page = ReportPage(run, plan.config, str(plan.method.__doc__).partition("\n")[0])
+        run.after_stage = page.refresh
+        return _carry_out(plan, run, page, on_metrics, score)
+
+
+def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
+    prompts, kept = ask(plan.recipe, run)
+    policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
+    shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
+    job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary, score, name)
+    benchmark = _benchmark(plan.recipe, job)
+    page.before = before = _measure(job, benchmark, "before", {})
+    plan.method.train(job, plan.settings)
+    page.after = after = _measure(job, benchmark, _moment(run), {"adapter": weights_fingerprint(run.adapter)})
+    plan.method.picture(job, plan.settings)
+    run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
+    training = read_metrics(run.metrics)
+    page.report = report = make_report(
+        before,
+        after,
+        training=training,
+        held_out_pairs=_held_out_accuracy(job, plan.settings.train),
+        versions=json.loads(read_text(run.versions)),
+        settings=plan.config,
+    )
+    page.write()
+    write_report(report, before, after, training, run.folder / "report.json", run.plots)  # last: where it is, all is done
+    return report
+
+
+def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callable[[Row], None]:
+    """What follows the training: the page, then whatever the caller wants."""
+
+    def follow(row: Row) -> None:
+        page.refresh()
+        if on_metrics is not None:
+            on_metrics(row)
+
+    return follow
 
 
 def _held_out_accuracy(job: Alignment, training: PreferenceSettings) -> dict[str, float] | None:
@@ -156,6 +179,12 @@ def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
     images = list(dict.fromkeys(prompt.image for prompt in job.held_out or job.prompts))[:PICTURES]
     name = f"{len(images)} images that were {'not ' if job.held_out else ''}trained on"
     return Benchmark(name, {image: job.image(image) for image in images})
+
+
+def _moment(run: Run) -> str:
+    """after, after-2 ..., by the adapter's rounds: a run that goes on with one more keeps what was measured before it."""
+    rounds = len(read_adapter(run.adapter)[0]["round_ranks"])
+    return "after" if rounds == 1 else f"after-{rounds}"
 
 
 def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) -> Evaluation:

@@ -47,9 +47,9 @@ def finished(model, photos, tmp_path_factory):
 
 def test_a_run_leaves_every_file(finished):
     folder, report, rows = finished
-    names = {"prompts.jsonl", "responses.jsonl", "pairs.jsonl", "metrics.jsonl", "config.yaml", "versions.json", "report.json"}
+    names = {"prompts.jsonl", "responses.jsonl", "pairs.jsonl", "metrics.jsonl", "config.yaml", "versions.json", "report.html"}
     assert names <= {path.name for path in folder.iterdir()}
-    assert {"training.png", "before_after.png", "seva.png"} == {path.name for path in (folder / "plots").iterdir()}
+    assert {"training.png", "before_after.png", "seva.png", "seva.html"} == {path.name for path in (folder / "plots").iterdir()}
     assert json.loads((folder / "report.json").read_text()) == report
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert report["benchmark"]["name"] == "2 images that were not trained on"

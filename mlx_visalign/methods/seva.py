@@ -31,12 +31,15 @@ from PIL import Image
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.augment import View, parse_view
+from mlx_visalign.before_after import changed_words
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.pope import parse_answer
+from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.lora import adapter_at
+from mlx_visalign.page import gallery, join, tag
 from mlx_visalign.policy import Policy
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
@@ -241,7 +244,7 @@ def balance(twos: list[Two], seed: int) -> list[Two]:
 
 
 def picture(job: Alignment, settings: Settings) -> None:
-    """`plots/seva.png`: one image, clean and more and more distorted, and what the base model says of each."""
+    """`plots/seva.png` and `.html`: one image, clean and more and more distorted, and what the base model says of each."""
     described = [prompt for prompt in job.prompts if prompt.kind == "describe"]
     if not described:
         return
@@ -257,12 +260,14 @@ def picture(job: Alignment, settings: Settings) -> None:
         prefix = job.policy.prefill(job.policy.features(pixels), [job.policy.prompt_ids(prompt.prompt)] * len(views))
         answers = job.policy.generate(prefix, settings.sampling_of("describe"))
     cells = [
-        Cell(job.policy.preprocessing.shown(image), (Caption(label, (Span(answer.text),)),))
+        Cell(job.policy.preprocessing.shown(image), (Caption(label, changed_words(answer.text, answers[0].text)),))
         for (label, _, _), image, answer in zip(views, pixels, answers, strict=True)
     ]
     legend = [
         Caption("asked:", (Span(prompt.prompt),)),
         Caption("SeVa", (Span("prefers the answer about the clean image to one about a distorted image."),)),
+        Caption("", (Span("Blue", "changed"), Span(": words that the answer about the clean image does not have.", "quiet"))),
     ]
-    sheet = contact_sheet(cells, 3, "What the base model says of more and more distortion", legend)
-    save_sheet(sheet, job.run.plots / "seva.png")
+    title = "What the base model says of more and more distortion"
+    save_sheet(contact_sheet(cells, 3, title, legend), job.run.plots / "seva.png")
+    write_atomically(job.run.plots / "seva.html", join(tag("h3", title), gallery(cells, legend)))

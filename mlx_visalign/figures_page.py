@@ -1,0 +1,117 @@
+"""A report's figures on a web page: a few of them large, all of them as a table, every change with its interval."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mlx_visalign.evaluate import Figures
+from mlx_visalign.metrics import Row
+from mlx_visalign.page import Html, join, table, tag
+from mlx_visalign.report import TABLE, Shown, verdict
+
+LARGE = (("chair", "chair_i"), ("chair", "recall"), ("chair", "f1"), ("pope_adversarial", "accuracy"))
+LARGE_UNLABELLED = (("length", "tokens"), ("length", "cut_off"))
+BAR = 100  # half the width of an interval's drawing, in its own units
+
+
+def tiles(report: Mapping[str, Any]) -> Html:
+    """The figures one looks for first: before, after, and the change."""
+    wanted = LARGE if "chair" in report["change"] else LARGE_UNLABELLED
+    made = [_tile(report, group, name) for group, name in wanted if group in report["change"]]
+    pairs = report["held_out_pairs"]
+    if pairs is not None:
+        value, among = f"{pairs['accuracy']:.0%}", f"of {pairs['pairs']:.0f} pairs; a coin would reach 50%"
+        made.append(_large("chosen answer preferred, held-out pairs", value, among, ""))
+    return tag("div", *made, cls="tiles")
+
+
+def _tile(report: Mapping[str, Any], group: str, name: str) -> Html:
+    shown, (before, after, change) = (
+        TABLE[group][1][name],
+        (report[side][group][name] for side in ("before", "after", "change")),
+    )
+    heading = TABLE[group][0]
+    label = f"{heading}: {shown.label}" if group.startswith("pope") else shown.label
+    value = f"{shown.format(before['value'])} → {shown.format(after['value'])}" + " %" * shown.is_share
+    judgement = verdict(change, shown.better)
+    return _large(label, value, " ".join((_change(shown, change), judgement)), judgement)
+
+
+def _large(label: str, value: str, below: str, cls: str) -> Html:
+    return tag(
+        "div",
+        tag("p", label, cls="label"),
+        tag("p", value, cls="value"),
+        tag("p", below, cls=f"change {_class(cls)}"),
+        cls="tile",
+    )
+
+
+def figures_table(report: Mapping[str, Any], names: Sequence[str] = ("before", "after")) -> Html:
+    """Every figure before and after, the change with its interval, drawn too; then what each control changed."""
+    controls = report.get("controls", {})
+    head = ["", *names, "change, 95 % interval", "", "", *(f"change, {name}" for name in controls)]
+    return table(head, _rows(report, [control["change"] for control in controls.values()], len(head)))
+
+
+def _rows(report: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], columns: int) -> Iterator[Html]:
+    for group, (title, figures) in TABLE.items():
+        if group not in report["change"]:
+            continue
+        yield _group(title, columns)
+        widest = max(_reach(report["change"][group][name]) for name, shown in figures.items() if shown.is_share)
+        for name, shown in figures.items():
+            before, after, change = (report[side][group][name] for side in ("before", "after", "change"))
+            judgement = verdict(change, shown.better)
+            yield tag(
+                "tr",
+                tag("th", shown.label, scope="row"),
+                tag("td", shown.format(before["value"])),
+                tag("td", shown.format(after["value"])),
+                tag("td", _change(shown, change)),
+                tag("td", _bar(change, widest) if shown.is_share else "", cls=f"bar {_class(judgement)}"),
+                tag("td", judgement, cls=f"verdict {_class(judgement)}"),
+                *(tag("td", _change(shown, control[group][name])) for control in controls),
+            )
+
+
+def one_evaluation(figures: Figures) -> Html:
+    """Every figure with its interval."""
+    rows = []
+    for group, (title, shown) in TABLE.items():
+        if group in figures:
+            rows.append(_group(title, 3))
+            for name, how in shown.items():
+                value, low, high = (how.format(number) for number in asdict(figures[group][name]).values())
+                rows.append(tag("tr", tag("th", how.label, scope="row"), tag("td", value), tag("td", f"[{low}, {high}]")))
+    return table(["", "value", "95 % interval"], rows)
+
+
+def _group(title: str, columns: int) -> Html:
+    return tag("tr", tag("th", title, colspan=str(columns), scope="colgroup"), cls="group")
+
+
+def _change(shown: Shown, change: Row) -> str:
+    value, low, high = (
+        shown.format(change[side], sign="+").replace("-", "\N{MINUS SIGN}") for side in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _reach(change: Row) -> float:
+    return max(abs(change["low"]), abs(change["high"]))
+
+
+def _bar(change: Row, widest: float) -> Html:
+    """The interval as a line with a dot, around a broken line at no change."""
+    low, value, high = (BAR * change[side] / (widest or 1) for side in ("low", "value", "high"))
+    lines = join(
+        tag("line", x1="0", x2="0", y1="-12", y2="12", cls="zero"),
+        tag("line", x1=f"{low:.1f}", x2=f"{high:.1f}", y1="0", y2="0", stroke_width="2.5"),
+        tag("circle", cx=f"{value:.1f}", cy="0", r="4", stroke="none"),
+    )
+    return tag("svg", lines, viewBox=f"{-BAR - 6} -12 {2 * BAR + 12} 24", aria_hidden="true")
+
+
+def _class(judgement: str) -> str:
+    return judgement if judgement in ("better", "worse") else ""

@@ -1,0 +1,167 @@
+"""report.html: a run for people to look at, in one file, written anew while the run goes on.
+
+A method leaves `plots/METHOD.png` and, where words say more than a picture, `plots/METHOD.html`, a fragment built with
+`page`; the page holds the fragment, or else the picture.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.before_after import before_after_cells, legend, tally, which
+from mlx_visalign.curves import curves
+from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.figures_page import figures_table, one_evaluation, tiles
+from mlx_visalign.files import write_atomically
+from mlx_visalign.metrics import read_metrics, warning_signs
+from mlx_visalign.page import Html, facts, gallery, page, paragraphs, png, section, tag
+from mlx_visalign.recipe import TINY_WORLD
+from mlx_visalign.records import read_text
+from mlx_visalign.report import sentences
+from mlx_visalign.run import Run
+
+SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
+
+
+@dataclass
+class ReportPage:
+    """The page of one run. Whoever carries the run out fills in what is there so far.
+
+    config   the recipe, as config.yaml has it
+    about    what the method says of itself: "SeVa: ..."
+    report   what report.json holds, once the run is finished
+    """
+
+    run: Run
+    config: Mapping[str, Any]
+    about: str
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    report: Mapping[str, Any] | None = None
+    _written: float = -SECONDS
+
+    def refresh(self) -> None:
+        """Write the page, unless that was a moment ago."""
+        if time.monotonic() - self._written >= SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        write_atomically(self.run.folder / "report.html", self.html())
+        self._written = time.monotonic()
+
+    def html(self) -> str:
+        title = f"{self._method_name} on {Path(self.config['model']).name}"
+        sections = (self._figures, self._images, self._training, self._picture, self._adapter, self._what_ran)
+        shown = [part for make in sections for part in make()]
+        head = (tag("h1", title), tag("p", self.about, cls="lead"), self._lead())
+        return page(title, *head, *shown, reload_after=None if self.report else SECONDS)
+
+    @property
+    def _method_name(self) -> str:
+        return self.about.partition(":")[0]
+
+    def _lead(self) -> Html:
+        if self.report is None:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            words = f"This run is not finished. Here is what was there at {now}; the page renews itself while it runs."
+            return tag("p", words, cls="note")
+        training = self.report["training"]
+        minutes = training["seconds"] / 60
+        return tag("p", f"{training['updates']} updates in {minutes:.1f} minutes. {_about_images(self.config)}", cls="lead")
+
+    def _figures(self) -> Iterator[Html]:
+        if self.before is None:
+            return
+        limits = self.before.benchmark.limits
+        if self.report is None:
+            title = f"Before training: {self.before.benchmark.name}"
+            yield section(title, one_evaluation(self.before.figures), tag("p", limits, cls="note"))
+            return
+        warnings = self.report["warnings"]
+        others = [words for words in sentences(self.report) if words != limits and not words.startswith("Warning: ")]
+        yield tiles(self.report)
+        yield section(
+            f"Before and after: {self.before.benchmark.name}",
+            tag("p", limits, cls="note"),
+            paragraphs(warnings, "warning"),
+            figures_table(self.report),
+            paragraphs(others, "soft"),
+        )
+
+    def _images(self) -> Iterator[Html]:
+        if self.before is not None and self.after is not None:
+            benchmark = self.before.benchmark
+            yield section(
+                f"What it said: {which(benchmark)}",
+                tag("p", tally(self.before, self.after)),
+                gallery(before_after_cells(self.before, self.after), legend(benchmark)),
+            )
+
+    def _training(self) -> Iterator[Html]:
+        rows = read_metrics(self.run.metrics)
+        if rows:
+            signs = () if self.report else warning_signs(rows).values()
+            yield section("Training", paragraphs(signs, "warning"), curves(rows))
+
+    def _picture(self) -> Iterator[Html]:
+        method = self.config["method"]
+        fragment, drawn = (self.run.plots / f"{method}.{kind}" for kind in ("html", "png"))
+        if fragment.exists():
+            yield section(f"How {self._method_name} works", Html(read_text(fragment)))
+        elif drawn.exists():
+            yield section(f"How {self._method_name} works", png(drawn.read_bytes(), f"What {method} does, drawn"))
+
+    def _adapter(self) -> Iterator[Html]:
+        if self.report is not None:
+            yield section("Use the adapter", tag("pre", "\n".join(_commands(self.run, self.config))))
+
+    def _what_ran(self) -> Iterator[Html]:
+        versions = json.loads(read_text(self.run.versions)) if self.run.versions.exists() else {}
+        yield section(
+            "What ran",
+            facts(_flat(self.config)),
+            tag("h3", "With"),
+            facts(versions.items()),
+            tag("h3", "Rows written, by stage"),
+            facts(self._stages()),
+        )
+
+    def _stages(self) -> list[tuple[str, str]]:
+        """The finished stages in the order in which they were finished, and how many rows each has."""
+        files = [file for file in self.run.folder.glob("*.jsonl") if file.with_suffix(".settings.json").exists()]
+        return [(file.stem, f"{_lines(file):,}") for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+
+
+def _about_images(config: Mapping[str, Any]) -> str:
+    if config["images"] == TINY_WORLD:
+        return f"Trained on {config['count']} scenes of the tiny world, without labels."
+    return f"Trained on images of {config['images'] or config['prompts']}, without labels."
+
+
+def _commands(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """What one can do with the adapter, to be copied."""
+    model, adapter = (shlex.quote(str(path)) for path in (config["model"], run.adapter))
+    images = TINY_WORLD if config["images"] == TINY_WORLD else "PHOTOS"
+    return [
+        f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',
+        f"visalign compare {model} {adapter} --model {model} --images {images}",
+        f"visalign run -c {shlex.quote(str(run.config))} --output ANOTHER-FOLDER    # the same run again",
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by their dotted names, as --set takes them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, str(value)
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)

@@ -1,32 +1,55 @@
-"""The way back: a float MLX folder as Hugging Face safetensors, which transformers loads."""
+"""The way back: a float MLX folder as Hugging Face safetensors, which transformers loads, or in LLaVA's authors' layout."""
 
 import argparse
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.convert import original
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.convert.llava_names import LAYOUTS, parameters
+from mlx_visalign.convert.original_config import authors
+from mlx_visalign.convert.original_words import take_back
 from mlx_visalign.convert.plan import describe, gigabytes
-from mlx_visalign.convert.source import open_source
-from mlx_visalign.convert.table import plan
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import Table, plan
 from mlx_visalign.convert.to_mlx import OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.errors import UserError
 from mlx_visalign.vlm import read_json
+from mlx_visalign.weights import stated
+
+ORIGINAL = "original"  # LLaVA's authors' layout
 
 EXAMPLES = (
     "--mlx-path llava-mlx --hf-path llava-hf",
     "--mlx-path llava-mlx --hf-path llava-hf --layout nested --dry-run",
+    "--mlx-path llava-mlx --hf-path llava-original --layout original",
 )
 
 
+@dataclass(frozen=True)
+class Way:
+    """The tensors to write, the config of Hugging Face's that has their shapes, their table, the config.json to write, and
+    what is left to do to the folder."""
+
+    source: Source
+    described: dict[str, Any]
+    table: Table
+    config: dict[str, Any]
+    finish: Callable[[Path], None]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mlx-path", "--model", metavar="FOLDER", required=True, help="a converted folder; only read")
+    parser.add_argument("--mlx-path", "--model", metavar="MODEL", required=True, help="a converted folder, or a hub name")
+    add_revision(parser)
     parser.add_argument("--hf-path", metavar="OUT", required=True, help="the new folder")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="of the names; that of the source, or classic")
+    parser.add_argument("--layout", choices=(*LAYOUTS, ORIGINAL), help="of the names; that of the source, or classic")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
     parser.add_argument("--verify", action="store_true", help="compare the checksum of every tensor")
 
@@ -34,17 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Export, or only plan to. Returns figures by name, to show. Every tensor keeps its type and its bits.
 
+    In the authors' layout embedding and head end with the words; their other rows go into a file beside the weights, from
+    which `llava_original` takes them again.
+
     Raises `UserError` for a quantised folder: nothing brings the weights back that it was made from.
     """
-    folder, output = Path(options.mlx_path), Path(options.hf_path)
+    folder, output = find_model(options.mlx_path, options.revision), Path(options.hf_path)
     config = complete(read_json(folder / "config.json"))
     source = open_source(folder)
     if source.metadata.get("format") != "mlx":
         raise UserError(f"{folder} is not in MLX's layout, so there is nothing to export.")
     layout = options.layout or _layout_of(config)
-    table = LAYOUTS[layout].inverse
-    moves = plan(source.tensors, table, table.through(parameters(config)), str(folder))
-    conversion = Conversion(source, moves)
+    way = _to_original(folder, source, config) if layout == ORIGINAL else _to_hugging_face(source, config, layout)
+    moves = plan(way.source.tensors, way.table, way.table.through(parameters(way.described)), str(folder))
+    conversion = Conversion(way.source, moves)
     if options.dry_run:
         check_output(output, folder)
         return describe(source, "MLX", moves, conversion)
@@ -54,9 +80,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with meter("exporting", size) as on_bytes:
             write_weights(unfinished, conversion.tensors, conversion.produce, {"format": "pt"}, on_bytes)
         seconds = time.perf_counter() - started
-        write_json(unfinished / "config.json", config)
+        write_json(unfinished / "config.json", way.config)
         carried = carry(folder, unfinished)
-        checked = {"verified": verify_checksums(conversion, table, unfinished)} if options.verify else {}
+        way.finish(unfinished)
+        checked = {"verified": verify_checksums(conversion, way.table, unfinished)} if options.verify else {}
     return {
         "tensors": f"{len(conversion.tensors)} in the layout {layout}",
         "carried over": ", ".join(carried) or "nothing",
@@ -64,6 +91,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
         "output": f"{output}, {gigabytes(size)}",
     }
+
+
+def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Way:
+    return Way(source, config, LAYOUTS[layout].inverse, config, lambda _: None)
+
+
+def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:
+    words = config["image_token_index"]
+    told = authors(config, stated(folder).get("aspect", "pad"))
+    source, added = original.without_added(source, words)
+
+    def finish(unfinished: Path) -> None:
+        original.write_added(unfinished, added)
+        take_back(unfinished, words)
+
+    described = config | {"text_config": config["text_config"] | {"vocab_size": words}}
+    return Way(source, described, original.BACK, told, finish)
 
 
 def _layout_of(config: dict[str, Any]) -> str:

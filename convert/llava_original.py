@@ -20,6 +20,7 @@ from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
 from mlx_visalign.convert.original_words import bring_words_and_pixels
+from mlx_visalign.convert.peft_folder import is_peft
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
 from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
@@ -61,6 +62,9 @@ def understand(folder: Path, base: Path | None = None, vision_tower: str | None 
     check_original(config)
     weights = original.gather(folder, base)
     weights, vision = _with_tower(weights, config, vision_tower)
+    if is_peft(folder):
+        weights = original.with_adapter(weights, folder)
+    original.check_projector(weights)
     words, added = vocabulary(config), original.added_rows(folder)
     described = hugging_face(config, vision, added=max((entry.tensor.shape[0] for entry in added.values()), default=None))
     weights = original.with_vocabulary(weights, words, described["text_config"]["vocab_size"], added)
@@ -79,13 +83,21 @@ def _with_tower(weights: Assembled, config: dict[str, Any], named: str | None) -
     if own and named:
         raise UserError(f"{weights.folder} has a vision tower of its own: leave --vision-tower out.")
     if own:
-        return weights, config.get(OURS, {}).get("vision_config") or vision_config(own)
+        return weights, _ours(config).get("vision_config") or vision_config(own)
     name = named or str(config["mm_vision_tower"])
     folder = find_model(name)
     if not folder.is_dir():
         raise UserError(f"{weights.folder} has no vision tower, and {name} is not here: say with --vision-tower where it is.")
     entries, vision = original.read_tower(folder)
     return replace(weights, entries=weights.entries | entries), vision
+
+
+def _ours(config: dict[str, Any]) -> dict[str, Any]:
+    """What our own export says in the config."""
+    ours = config.get(OURS, {})
+    if not isinstance(ours, dict):
+        raise UserError(f"config.json: {OURS} should be an object, got {ours!r}.")
+    return ours
 
 
 def _about(origin: Origin, folder: Path, base: Path | None) -> dict[str, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.convert.assembled import Assembled, Made, entry_named, merged, rows, with_rows
-from mlx_visalign.convert.deltas import AUTHORS, Update, read_deltas
+from mlx_visalign.convert.deltas import AUTHORS, read_deltas
 from mlx_visalign.convert.llava_names import BUFFERS
-from mlx_visalign.convert.peft_folder import is_peft
+from mlx_visalign.convert.peft_folder import NON_LORA, is_peft
 from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table
@@ -28,10 +28,9 @@ _TOWER_NAME = re.compile(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encode
 
 
 def gather(folder: Path, base: Path | None) -> Assembled:
-    """A model's tensors by the authors' names, as they are stored; of a LoRA folder those of `base`, merged.
+    """A model's tensors by the authors' names, as they are stored; those of `base` if `folder` has but a LoRA or a projector.
 
-    Whatever was trained beside a LoRA, the projector above all, takes the base's place. Raises `UserError` if a base is
-    missing or too much, if there is no projector, and if an adapter does not fit the base.
+    Raises `UserError` if a base is missing or too much.
     """
     is_part = is_peft(folder) or ((folder / LONE_PROJECTOR).is_file() and not any(folder.glob("*model*")))
     if is_part and base is None:
@@ -40,20 +39,7 @@ def gather(folder: Path, base: Path | None) -> Assembled:
         raise UserError(f"{folder} holds a whole model: leave --base out.")
     source = open_source(base or folder)
     entries = _projector(base or folder) | source.entries
-    updates: Mapping[str, Update] = {}
-    if base is not None:
-        entries |= _projector(folder)
-    if is_peft(folder):
-        deltas = read_deltas(folder)
-        updates = deltas.updates
-        for ours, (beside, name) in deltas.beside.items():
-            entries[_authors(ours)] = entry_named(beside.entries[name], _authors(ours))
-    if not any(name.startswith(PROJECTOR) for name in entries):
-        raise UserError(
-            f"{folder} has no projector: expected {PROJECTOR}0.weight ..., {LONE_PROJECTOR} or, beside a LoRA, "
-            "non_lora_trainables.bin. Without it the model cannot see."
-        )
-    return _merge(Assembled(folder, entries, source.metadata), updates, base or folder)
+    return Assembled(folder, entries | (_projector(folder) if base else {}), source.metadata)
 
 
 def _projector(folder: Path) -> dict[str, Entry]:
@@ -69,16 +55,33 @@ def _authors(ours: str) -> str:
     return found[1] if found else ours
 
 
-def _merge(source: Assembled, updates: Mapping[str, Update], base: Path) -> Assembled:
+def with_adapter(source: Assembled, folder: Path) -> Assembled:
+    """The model with the LoRA in `folder` merged; what was trained beside it takes the place of the model's own.
+
+    Raises `UserError` if the adapter is not for a model of these names and shapes.
+    """
+    deltas = read_deltas(folder)
+    beside = {_authors(ours): entries.entries[name] for ours, (entries, name) in deltas.beside.items()}
+    source = replace(source, entries=source.entries | {name: entry_named(entry, name) for name, entry in beside.items()})
     made: dict[str, Made] = {}
-    for ours, update in updates.items():
+    for ours, update in deltas.updates.items():
         name = _authors(ours)
         if name not in source.entries:
-            raise UserError(f"{base}: the adapter does not fit this base: {unknown(name, source.entries)}")
+            raise UserError(f"{folder}: the adapter does not fit its base: {unknown(name, source.entries)}")
         if (shape := source.tensors[name].shape) != update.shape:
-            raise UserError(f"{base}: {name} has the shape {shape}, the adapter is for {update.shape}: it is another base's.")
+            raise UserError(
+                f"{folder}: the adapter is for a {name} of {update.shape}, its base has {shape}: take the right one."
+            )
         made[name] = merged(source, name, update)
     return replace(source, made=made)
+
+
+def check_projector(source: Assembled) -> None:
+    if not any(name.startswith(PROJECTOR) for name in source.tensors):
+        raise UserError(
+            f"{source.folder} has no projector: expected {PROJECTOR}0.weight ..., {LONE_PROJECTOR} or, beside a LoRA, "
+            f"{NON_LORA}. Without it the model cannot see."
+        )
 
 
 def read_tower(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:

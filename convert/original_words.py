@@ -34,11 +34,13 @@ def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
 
 
 def _add_tokens(folder: Path, first: int) -> None:
-    from transformers import AddedToken, AutoTokenizer
+    from transformers import AddedToken, AutoTokenizer, LlamaTokenizer
 
+    # Of SentencePiece's file AutoTokenizer makes, for a LLaVA, a tokenizer without the space that LLaMA has in front.
+    reader: Any = AutoTokenizer if (folder / "tokenizer.json").is_file() else LlamaTokenizer
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The tokenizer cannot be read by transformers ({error}). Take the files of the original model."
         ) from None

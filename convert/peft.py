@@ -35,8 +35,7 @@ from mlx_visalign.convert.table import Plan, Rule, Table, Transpose, plan
 from mlx_visalign.convert.to_mlx import meter
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import unknown
-from mlx_visalign.lora import LINEARS
-from mlx_visalign.weights import CONFIG, WEIGHTS, Parameters, check_listed, fingerprint, read_config, stated
+from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Parameters, check_listed, fingerprint, read_config, stated
 
 EXAMPLES = (
     "--adapter-path llava-lora-peft --output adapter --model llava-mlx",

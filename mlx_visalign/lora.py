@@ -5,11 +5,13 @@ is the base, `adapter_at(n - 1)` is what round n started from, which is its DPO 
 into 4-bit weights destroys small updates.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,17 +19,10 @@ from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import unknown
+from mlx_visalign.files import replacing, write_atomically, writing
+from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Slices
 
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-Slices = list[tuple[mx.array, mx.array]]
 _LAYER = re.compile(r"language_model\.model\.layers\.\d+\.")
 
 
@@ -110,3 +105,59 @@ def adapter_at(model: Any, rounds: int) -> Iterator[None]:
     finally:
         for layer, count in zip(layers, before, strict=True):
             layer.rounds_on = count
+
+
+def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
+    """Write the model's adapter, every round of it. `about` adds fields of ours to the config."""
+    layers = adapters(model)
+    tensors: dict[str, mx.array] = {}
+    for name, layer in layers.items():
+        slices = layer.rounds()
+        tensors[f"{name}.lora_a"] = mx.concatenate([a for a, _ in slices], axis=1)
+        tensors[f"{name}.lora_b"] = mx.concatenate([b for _, b in slices], axis=0)
+    ranks = [a.shape[1] for a, _ in next(iter(layers.values())).rounds()]
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": -1,
+        "lora_parameters": {"rank": sum(ranks), "scale": 1.0, "dropout": 0.0, "keys": sorted(layers)},
+        "round_ranks": ranks,
+        **about,
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    with replacing(folder / WEIGHTS) as unfinished:
+        mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})
+
+
+def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> int:
+    """Add what `read_adapter` read to the model, every round of it, frozen. Returns how many layers it could have been for.
+
+    `whole`: an adapter that leaves out linear layers is refused; else they get a fresh round, which changes nothing.
+    """
+    for rounds in zip(*layers.values(), strict=True):
+        attach(model, LoRASettings(rounds[0][0].shape[1], 1.0), mx.random.key(0))
+        targets = adapters(model)
+        _check_names(folder, layers.keys(), targets.keys(), whole)
+        for name, (a, b) in zip(layers, rounds, strict=True):
+            layer = targets[name]
+            if (a.shape, b.shape) != (layer.lora_a.shape, layer.lora_b.shape):
+                raise UserError(
+                    f"{folder}: {name} has matrices of {a.shape} and {b.shape}, "
+                    f"this model takes {layer.lora_a.shape} and {layer.lora_b.shape}."
+                )
+            layer.lora_a, layer.lora_b = a, b
+    model.freeze()
+    return len(adapters(model))
+
+
+def _check_names(folder: Path, names: Set[str], targets: Set[str], whole: bool) -> None:
+    lost, bare = sorted(names - targets), sorted(targets - names)
+    if lost:
+        raise UserError(
+            f"{folder}: the tensors of {len(lost)} of {len(names)} layers fit no layer: {unknown(lost[0], targets)}"
+        )
+    if whole and bare:
+        raise UserError(
+            f"{folder}: {len(bare)} of the model's {len(targets)} linear layers have no tensors (first: {bare[:2]})."
+        )

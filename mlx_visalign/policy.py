@@ -21,9 +21,9 @@ from mlx_visalign.generate import Sampling, sample
 from mlx_visalign.images import Aspect, Preprocessing, open_image
 from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
-from mlx_visalign.lora import LoRASettings, attach
+from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
 from mlx_visalign.progress import say
-from mlx_visalign.weights import bind, check_base, fingerprint, read_adapter, save_adapter, stated
+from mlx_visalign.weights import check_base, fingerprint, read_adapter, stated
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
 PROBE = "Describe this image in detail."

@@ -6,8 +6,7 @@ aspect, fingerprints) stand beside the standard ones; other loaders ignore them.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +16,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, convert, unknown
-from mlx_visalign.files import replacing, write_atomically, writing
-from mlx_visalign.lora import LoRASettings, Slices, adapters, attach
+from mlx_visalign.fields import build, convert
 from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+Slices = list[tuple[mx.array, mx.array]]  # (A, scale * B) of every round of a layer
 STATED = ("template", "aspect", "source_fingerprint")  # in config.json's "visalign"
 
 
@@ -65,29 +72,6 @@ def check_base(folder: Path, config: Mapping[str, Any], here: Mapping[str, str],
             f"{str(trained_on)[:12]}, this model's {source()[:12]}. Use it with the model it was trained on."
         )
     say(f"{folder}: this adapter was trained on another precision of the same source weights.")
-
-
-def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
-    """Write the model's adapter, every round of it. `about` adds fields of ours to the config."""
-    layers = adapters(model)
-    tensors: dict[str, mx.array] = {}
-    for name, layer in layers.items():
-        slices = layer.rounds()
-        tensors[f"{name}.lora_a"] = mx.concatenate([a for a, _ in slices], axis=1)
-        tensors[f"{name}.lora_b"] = mx.concatenate([b for _, b in slices], axis=0)
-    ranks = [a.shape[1] for a, _ in next(iter(layers.values())).rounds()]
-    config = {
-        "fine_tune_type": "lora",
-        "num_layers": -1,
-        "lora_parameters": {"rank": sum(ranks), "scale": 1.0, "dropout": 0.0, "keys": sorted(layers)},
-        "round_ranks": ranks,
-        **about,
-    }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    with replacing(folder / WEIGHTS) as unfinished:
-        mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})
 
 
 @dataclass(frozen=True)
@@ -132,39 +116,6 @@ def check_listed(keys: Any, names: list[str], folder: Path) -> None:
         raise UserError(
             f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {len(bare)} layers of the config's keys have no "
             f"tensors (first: {bare[:2]}), {len(extra)} layers have tensors but are no keys (first: {extra[:2]})."
-        )
-
-
-def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> int:
-    """Add what `read_adapter` read to the model, every round of it, frozen. Returns how many layers it could have been for.
-
-    `whole`: an adapter that leaves out linear layers is refused; else they get a fresh round, which changes nothing.
-    """
-    for rounds in zip(*layers.values(), strict=True):
-        attach(model, LoRASettings(rounds[0][0].shape[1], 1.0), mx.random.key(0))
-        targets = adapters(model)
-        _check_names(folder, layers.keys(), targets.keys(), whole)
-        for name, (a, b) in zip(layers, rounds, strict=True):
-            layer = targets[name]
-            if (a.shape, b.shape) != (layer.lora_a.shape, layer.lora_b.shape):
-                raise UserError(
-                    f"{folder}: {name} has matrices of {a.shape} and {b.shape}, "
-                    f"this model takes {layer.lora_a.shape} and {layer.lora_b.shape}."
-                )
-            layer.lora_a, layer.lora_b = a, b
-    model.freeze()
-    return len(adapters(model))
-
-
-def _check_names(folder: Path, names: Set[str], targets: Set[str], whole: bool) -> None:
-    lost, bare = sorted(names - targets), sorted(targets - names)
-    if lost:
-        raise UserError(
-            f"{folder}: the tensors of {len(lost)} of {len(names)} layers fit no layer: {unknown(lost[0], targets)}"
-        )
-    if whole and bare:
-        raise UserError(
-            f"{folder}: {len(bare)} of the model's {len(targets)} linear layers have no tensors (first: {bare[:2]})."
         )
 
 

@@ -18,9 +18,9 @@ from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.peft import to_ours, to_peft
 from mlx_visalign.convert.peft_folder import read_non_lora, read_peft
 from mlx_visalign.errors import UserError
-from mlx_visalign.lora import adapters
+from mlx_visalign.lora import adapters, bind, save_adapter
 from mlx_visalign.policy import TINY
-from mlx_visalign.weights import bind, fingerprint, read_adapter, save_adapter
+from mlx_visalign.weights import fingerprint, read_adapter
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_llava

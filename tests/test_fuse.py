@@ -25,9 +25,8 @@ from mlx_visalign.convert.fuse import Fusion, fuse
 from mlx_visalign.convert.peft import to_ours
 from mlx_visalign.convert.source import open_source
 from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings, adapters
+from mlx_visalign.lora import LoRASettings, adapters, save_adapter
 from mlx_visalign.policy import load
-from mlx_visalign.weights import save_adapter
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft

@@ -10,8 +10,8 @@ from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
 
 from mlx_visalign import vlm
 from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach
-from mlx_visalign.weights import read_adapter, save_adapter
+from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach, save_adapter
+from mlx_visalign.weights import read_adapter
 
 IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
 

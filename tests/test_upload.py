@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from mlx_visalign import upload as uploading
 from mlx_visalign.cli import main
 from mlx_visalign.errors import UserError
+from mlx_visalign.lora import save_adapter
 from mlx_visalign.policy import TINY
 from mlx_visalign.upload import upload
-from mlx_visalign.weights import save_adapter
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft

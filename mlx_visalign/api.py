@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.cli import find_method
+from mlx_visalign.cli import find_method, find_scorer
 from mlx_visalign.pipeline import run_recipe
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.run import Run
@@ -31,4 +31,5 @@ def align(
     overrides = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     overrides["settings"] = settings
     plan = make_plan(find_recipe(recipe), find_method, preset, overrides)
-    return run_recipe(plan, Run(output, reuse=reuse), on_metrics)
+    score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
+    return run_recipe(plan, Run(output, reuse=reuse), on_metrics, score)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ from mlx_visalign.options import build_parser
 from mlx_visalign.progress import say
 from mlx_visalign.recipe import list_recipes
 from mlx_visalign.records import read_text
+from mlx_visalign.scorers import Score
 
 METHODS = Path(__file__).parent / "methods"
 
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser(_version()).parse_args(arguments)
     options.again = shlex.join(["visalign", *arguments])
     options.find_method = find_method
+    options.find_scorer = find_scorer
     try:
         _do(options)
     except UserError as error:
@@ -46,6 +49,20 @@ def find_method(name: str) -> ModuleType:
     if name not in list_methods():
         raise UserError(f"methods: {unknown(name, list_methods())}")
     return importlib.import_module(f"mlx_visalign.methods.{name}")
+
+
+def find_scorer(name: str) -> Score:
+    """The function called "module:function", of an installed module or one in the working folder."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # a command's path begins where the command is
+        sys.path.append(os.getcwd())
+    try:
+        found = vars(importlib.import_module(module)).get(function)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"The scorer {name!r} cannot be imported ({error}). Expected MODULE:FUNCTION.") from error
+    if not callable(found):
+        raise UserError(f"The module {module} has no function {function!r} to score with. Expected MODULE:FUNCTION.")
+    return found
 
 
 def list_methods() -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,7 @@ from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
 from mlx_visalign.records import Pair, Prompt, Response, read_jsonl, read_text
-from mlx_visalign.report import make_report, write_report
+from mlx_visalign.report import as_rows, make_report, write_report
 from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
 from mlx_visalign.scorers import Score
@@ -58,8 +59,10 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary, score, name)
     benchmark = _benchmark(plan.recipe, job)
     page.before = before = _measure(job, benchmark, "before", {})
+    measured: list[Evaluation] = []
+    job = replace(job, after_round=lambda: measured.append(_measure_trained(job, benchmark)))
     plan.method.train(job, plan.settings)
-    page.after = after = _measure(job, benchmark, _moment(run), {"adapter": weights_fingerprint(run.adapter)})
+    page.after = after = _measure_trained(job, benchmark)
     plan.method.picture(job, plan.settings)
     run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
     training = read_metrics(run.metrics)
@@ -71,6 +74,11 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
         versions=json.loads(read_text(run.versions)),
         settings=plan.config,
     )
+    if measured:
+        report["rounds"] = [
+            cost | {"figures": as_rows(evaluation.figures)}
+            for cost, evaluation in zip(json.loads(read_text(run.rounds)), measured, strict=True)
+        ]
     page.write()
     write_report(report, before, after, training, run.folder / "report.json", run.plots)  # last: where it is, all is done
     return report
@@ -181,10 +189,11 @@ def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
     return Benchmark(name, {image: job.image(image) for image in images})
 
 
-def _moment(run: Run) -> str:
-    """after, after-2 ..., by the adapter's rounds: a run that goes on with one more keeps what was measured before it."""
-    rounds = len(read_adapter(run.adapter)[0]["round_ranks"])
-    return "after" if rounds == 1 else f"after-{rounds}"
+def _measure_trained(job: Alignment, benchmark: Benchmark) -> Evaluation:
+    """In after.jsonl, after-2.jsonl ..., by the adapter's rounds: one more round keeps what was measured before it."""
+    rounds = len(read_adapter(job.run.adapter)[0]["round_ranks"])
+    moment = "after" if rounds == 1 else f"after-{rounds}"
+    return _measure(job, benchmark, moment, {"adapter": weights_fingerprint(job.run.adapter)})
 
 
 def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) -> Evaluation:

@@ -4,7 +4,7 @@ It is a YAML file (see `config`) with the fields of `Recipe` and, under `setting
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class Recipe:
     count       at most so many images, at least 1; of the tiny world exactly so many
     questions   existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
+    scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
     skip_bad    leave out images that cannot be decoded, where one otherwise stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
@@ -44,6 +45,7 @@ class Recipe:
     count: int | None = None
     questions: int = 2
     vocabulary: str | None = None
+    scorer: str | None = None
     skip_bad: bool = False
     cache_gb: float = 1.0
     scenes: int = 500
@@ -96,6 +98,8 @@ def make_plan(
     recipe = build(Recipe, values, where)
     _require_there(recipe)
     method = find_method(recipe.method)
+    if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
+        raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
     return Plan(recipe, method, build(method.Settings, settings, f"{where}: settings"))
 
 

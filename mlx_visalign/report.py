@@ -86,9 +86,9 @@ def make_report(
     """
     return {
         "benchmark": {"name": before.benchmark.name, "images": len(before.benchmark.pictures), **asdict(before.protocol)},
-        "before": _as_rows(before.figures),
-        "after": _as_rows(after.figures),
-        "change": _as_rows(changes(before, after)),
+        "before": as_rows(before.figures),
+        "after": as_rows(after.figures),
+        "change": as_rows(changes(before, after)),
         "held_out_pairs": None if held_out_pairs is None else dict(held_out_pairs),
         "training": summarise(training),
         "warnings": [*warning_signs(list(training)).values()],
@@ -182,5 +182,6 @@ def verdict(change: Row, better: int) -> str:
     return "better" if (change["low"] > 0) == (better > 0) else "worse"
 
 
-def _as_rows(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
+def as_rows(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures as JSON has them."""
     return {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}

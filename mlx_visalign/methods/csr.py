@@ -108,6 +108,8 @@ def train(job: Alignment, settings: Settings) -> None:
         job.policy.save_adapter(folder / "adapter", method="csr", round=number)
         job.policy.save_adapter(job.run.adapter, method="csr", round=number)
         job.run.join_metrics(number)
+        if job.after_round is not None:
+            job.after_round()
     write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
 
 

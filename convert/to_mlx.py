@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import check_output, new_folder, write_json, write_weights
 from mlx_visalign.convert.llava_names import LAYOUTS
@@ -153,8 +154,6 @@ def _hugging_face(origin: Origin) -> Source:
     """The source by names that transformers knows."""
     if origin.layout in LAYOUTS:
         return origin.source
-    from mlx_visalign.convert.assembled import renamed  # only now, for it takes seconds
-
     table = LAYOUTS["classic"].inverse
     found = {move.source.name: table.find(move.target.name) for move in origin.plan.moves}
     return renamed(origin.source, {name: pair[1] for name, pair in found.items() if pair})

@@ -32,6 +32,8 @@ class PreferenceSettings:
     """How pairs become an adapter.
 
     beta               strength of DPO's pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA)
+    rpo_alpha          weight of the chosen answers' own likelihood in the loss, 0 and up; DPO alone is content where both
+                       answers get less likely, as long as the rejected one does so faster, and ends in neither (0: DPO)
     epochs             passes over the pairs, above 0; `iters` updates instead where that is given
     batch_size         pairs in one forward; times `grad_accumulation` it is the pairs of one update
     checkpoint_layers  recompute layers in the backward pass: a quarter of the memory, half again the time
@@ -40,6 +42,7 @@ class PreferenceSettings:
     """
 
     beta: float = 0.1
+    rpo_alpha: float = 0.0
     epochs: float = 1.0
     iters: int | None = None
     batch_size: int = 1
@@ -54,8 +57,8 @@ class PreferenceSettings:
     lora: LoRASettings = field(default_factory=LoRASettings)
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.epochs <= 0 or self.batch_size < 1:
-            raise UserError(f"Expected beta > 0, epochs > 0 and batch_size >= 1, got {self}.")
+        if self.beta <= 0 or self.rpo_alpha < 0 or self.epochs <= 0 or self.batch_size < 1:
+            raise UserError(f"Expected beta > 0, rpo_alpha >= 0, epochs > 0 and batch_size >= 1, got {self}.")
         self.loop(pairs=1)  # the loop's settings are checked now, not when all answers are there
 
     def loop(self, pairs: int) -> TrainSettings:
@@ -165,16 +168,24 @@ def pair_logps(policy: Policy, batch: PairBatch) -> mx.array:
     return policy.score(prefix, batch.responses)
 
 
-def preference_loss(policy: Policy, beta: float) -> Callable[[PairBatch], tuple[mx.array, dict[str, mx.array]]]:
-    """DPO on a batch of pairs, with the metrics the training log shows."""
+def preference_loss(
+    policy: Policy, beta: float, rpo_alpha: float = 0.0
+) -> Callable[[PairBatch], tuple[mx.array, dict[str, mx.array]]]:
+    """DPO + rpo_alpha * NLL of the chosen answers on a batch of pairs, with the metrics the training log shows.
+
+    The NLL is the mean over all tokens of the chosen answers, as in TRL (`loss_type=["sigmoid", "sft"]`); Pang et al. 2024
+    (arXiv 2404.19733, equation 1), whose idea it is, take each answer's own mean.
+    """
 
     def loss(batch: PairBatch) -> tuple[mx.array, dict[str, mx.array]]:
         logps = pair_logps(policy, batch)
         reference = mx.array(batch.reference_logps)
         smoothing = mx.array(batch.label_smoothing)
-        value, metrics = dpo_loss(logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta, smoothing)
+        dpo, metrics = dpo_loss(logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta, smoothing)
         lengths = np.array([[len(ids) for ids in pair] for pair in batch.responses]).mean(axis=0)
+        value = dpo - rpo_alpha * logps[:, 0].mean() / float(lengths[0])
         return value, metrics | {
+            "dpo_loss": dpo,
             "chosen_logps": logps[:, 0].mean(),
             "rejected_logps": logps[:, 1].mean(),
             "chosen_length": mx.array(lengths[0]),
@@ -209,7 +220,14 @@ def train_on_pairs(
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.checkpoint_layers
     source = PairSource(policy, pairs, settings.batch_size, seed)
-    depends_on = {"beta": settings.beta, "seed": seed, "base": policy.base, "pairs": _digest(pairs), "lora": str(settings.lora)}
+    depends_on = {
+        "beta": settings.beta,
+        "rpo_alpha": settings.rpo_alpha,
+        "seed": seed,
+        "base": policy.base,
+        "pairs": _digest(pairs),
+        "lora": str(settings.lora),
+    }
     watch = Watch()
 
     def each_row(row: dict[str, Any]) -> None:
@@ -219,7 +237,7 @@ def train_on_pairs(
 
     fit(
         {"adapter": policy.model},
-        preference_loss(policy, settings.beta),
+        preference_loss(policy, settings.beta, settings.rpo_alpha),
         source,
         settings.loop(len(pairs)),
         folder,

@@ -5,7 +5,7 @@ import pytest
 from mlx_visalign.metrics import WINDOW, append_row, cut_back, read_metrics, warning_signs
 
 HEALTHY = {
-    "train_loss": 0.6931,
+    "dpo_loss": 0.6931,
     "accuracy": 0.8,
     "chosen_reward": 0.1,
     "chosen_length": 20.0,
@@ -42,7 +42,7 @@ def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"train_loss": 0.75}, "reference and policy disagree"),
+        ({"dpo_loss": 0.75}, "reference and policy disagree"),
         ({"chosen_reward": -1.5}, "less likely"),
         ({"accuracy": 0.51}, "a coin"),
         ({"chosen_length": 40.0}, "1.90 times the tokens"),

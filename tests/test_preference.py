@@ -57,6 +57,16 @@ def test_the_first_loss_is_ln_2(pairs):
     assert metrics["chosen_length"].item() == pytest.approx(np.mean(lengths, axis=0)[0])
 
 
+def test_the_chosen_answers_own_likelihood_is_the_mean_over_their_tokens(pairs):
+    policy = random_policy()
+    policy.attach(LoRASettings(rank=4), seed=0)
+    batch = pair_batch(policy, pairs)
+    loss, metrics = preference_loss(policy, beta=0.1, rpo_alpha=0.5)(batch)
+    nll = -sum(chosen for chosen, _ in batch.reference_logps) / sum(len(chosen) for chosen, _ in batch.responses)
+    assert loss.item() == pytest.approx(math.log(2) + 0.5 * nll, rel=1e-5)
+    assert metrics["dpo_loss"].item() == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_training_raises_chosen_above_rejected(pairs, tmp_path):
     policy = random_policy()
     train_on_pairs(policy, pairs, SETTINGS, tmp_path, seed=0)
@@ -117,14 +127,14 @@ def test_reference_is_the_policy_as_it_is(pairs):
 
 def test_what_looks_wrong_is_said_once(capsys):
     watch = Watch()
-    row = {"train_loss": 0.9, "accuracy": 0.8, "chosen_reward": 0.0, "chosen_length": 10, "rejected_length": 11}
+    row = {"dpo_loss": 0.9, "accuracy": 0.8, "chosen_reward": 0.0, "chosen_length": 10, "rejected_length": 11}
     for iteration in range(1, 102):
         watch(row | {"iteration": iteration})
     shown = capsys.readouterr().err
     assert shown.count("warning:") == 1 and "not ln 2" in shown
 
 
-@pytest.mark.parametrize("bad", [{"beta": 0.0}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"warmup": 2.0}])
+@pytest.mark.parametrize("bad", [{"beta": 0.0}, {"rpo_alpha": -1.0}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"warmup": 2.0}])
 def test_bad_settings_are_refused_at_once(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         PreferenceSettings(**bad)

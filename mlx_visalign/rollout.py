@@ -30,6 +30,7 @@ from mlx_visalign.progress import say
 from mlx_visalign.records import Prompt, read_jsonl, write_jsonl
 
 RATIO_TOLERANCE = 1e-3  # of |ratio - 1| before a rollout's first update
+FEW_REWARDED = 0.2  # a smaller share of rewards that are not 0 is worth a word
 EMPTY_ROLLOUTS = 10  # so many in a row without any reward end a training
 
 
@@ -125,8 +126,12 @@ class RolloutSource:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_jsonl(self._file(), self.rows)
-        self.start = self.start or figures(self.rows)
-        self._guard(figures(self.rows))
+        now = figures(self.rows)
+        if not self.start:
+            self.start = now
+            if now["rewarded"] < FEW_REWARDED:
+                say(f"warning: only {now['rewarded']:.0%} of the words judged earn or lose anything; denser rewards teach more")
+        self._guard(now)
 
     def _next_prompts(self) -> list[list[tuple[Prompt, int]]]:
         """The prompts of this rollout in batches, each with the number of its epoch."""

@@ -170,6 +170,14 @@ def test_a_run_leaves_what_it_did(whole):
     assert rows[4]["kl"] != 0 and rows[4]["value_loss"] > 0
 
 
+def test_the_pictures_of_a_run(whole):
+    one = replace(whole, held_out=whole.prompts[:2])
+    fisao.picture(one, SETTINGS)
+    found = (whole.run.plots / "fisao.html").read_text()
+    assert found.count("<b>before</b>") == found.count("<b>after</b>") == 2 and "Reconstructed" in found
+    assert {file.name for file in whole.run.plots.glob("*.png")} == {"fisao.png", "calibration.png", "training.png"}
+
+
 def test_the_critic_stays_out_of_the_adapter(whole):
     adapter = mx.load(str(whole.run.adapter / "adapters.safetensors"))
     assert len(adapter) == 2 * 7 * 3 and all(".lora_" in name for name in adapter)

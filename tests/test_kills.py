@@ -8,27 +8,25 @@ import sys
 import pytest
 import yaml
 
-RECIPE = {
-    "method": "seva",
-    "model": "tiny",
-    "images": "tiny-world",
-    "count": 12,
-    "questions": 1,
-    "scenes": 4,
-    "settings": {
-        "view": "crop",
-        "max_tokens": 64,
-        "batch": 4,
-        "train": {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}},
-    },
+WORLD = {"model": "tiny", "images": "tiny-world", "count": 12, "questions": 1, "scenes": 4}
+TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
+ANSWERS = {"max_tokens": 64, "batch": 4}
+SETTINGS = {
+    "seva": ANSWERS | {"view": "crop", "train": TRAIN},
+    "fisao": ANSWERS
+    | {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
+    | {"train": TRAIN | {"rollout": 4, "grad_accumulation": 1, "inner_epochs": 2}},
 }
-SAME = ("adapter/adapters.safetensors", "adapter/adapter_config.json", "prompts.jsonl", "responses.jsonl", "pairs.jsonl")
+ADAPTER = ("adapter/adapters.safetensors", "adapter/adapter_config.json", "prompts.jsonl")
+SAME = {
+    "seva": (*ADAPTER, "responses.jsonl", "pairs.jsonl"),
+    "fisao": (*ADAPTER, "calibration.jsonl", "rollouts/0000002.jsonl"),
+}
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
+def write_recipe(method, folder):
+    path = folder / f"{method}.yaml"
+    path.write_text(yaml.safe_dump(WORLD | {"method": method, "settings": SETTINGS[method]}))
     return path
 
 
@@ -56,8 +54,9 @@ def kill_after(recipe, folder, lines):
     assert not (folder / "report.json").exists()
 
 
-def test_three_kills_change_nothing(recipe, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+@pytest.mark.parametrize("method", ["seva", "fisao"])
+def test_three_kills_change_nothing(method, tmp_path):
+    whole, killed, recipe = tmp_path / "whole", tmp_path / "killed", write_recipe(method, tmp_path)
     lines = finish(recipe, whole)
     draw = random.Random(2024)
     for _ in range(3):
@@ -65,6 +64,6 @@ def test_three_kills_change_nothing(recipe, tmp_path):
         # is the machine's to choose.
         kill_after(recipe, killed, draw.randint(1, lines // 3))
     finish(recipe, killed)
-    for name in SAME:
+    for name in SAME[method]:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert len((killed / "metrics.jsonl").read_text().splitlines()) == 12

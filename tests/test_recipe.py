@@ -8,6 +8,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build
 from mlx_visalign.preference import PreferenceSettings
 from mlx_visalign.recipe import find_recipe, list_recipes, make_plan
+from mlx_visalign.records import Prompt
 
 
 def plan(name="seva", preset=None, **values):
@@ -76,3 +77,12 @@ def test_what_makes_no_sense_is_the_users_mistake(values, message):
 def test_an_unknown_recipe_is_met_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'seva'"):
         find_recipe("sevaa")
+
+
+@pytest.mark.parametrize(("preset", "updates"), [("laptop", 2 * 125), ("paper", 4 * 500), ("tiny", 160)])
+def test_fisaos_presets_make_so_many_updates(preset, updates):
+    overrides = {} if preset == "tiny" else {"images": "."}
+    made = make_plan(find_recipe("fisao"), find_method, preset, overrides)
+    asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.count)]
+    assert made.settings.foresee(asked)["updates"] == updates
+    assert made.settings.train.lora.scale == 2

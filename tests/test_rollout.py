@@ -184,6 +184,14 @@ def test_rollouts_without_reward_are_passed_over(policy, source, capsys):
         make_source(policy, source.folder.parent, judge=lambda prompts, answers: [() for _ in answers]).next()
 
 
+def test_few_rewards_are_worth_a_word(policy, source, capsys):
+    one, nothing = (Rewarded("word", 0, 4, 0, 1, 0.3, reward) for reward in (1.0, 0.0))
+    make_source(policy, source.folder.parent, judge=lambda prompts, answers: [(one, nothing)] * len(answers)).next()
+    assert "warning" not in capsys.readouterr().err
+    make_source(policy, source.folder.parent, judge=lambda prompts, answers: [(one, *9 * [nothing])] * len(answers)).next()
+    assert "warning: only 10% of the words" in capsys.readouterr().err
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(UserError, match="multiple of batch_size"):
         PPOSettings(rollout=10, batch_size=4, grad_accumulation=1)

@@ -15,7 +15,7 @@ hallucinated objects found with CHAIR, an object vocabulary, thresholds, the mod
 - only the first mention of an object may earn something (`repeat` may make further ones cost), every one may lose.
 - rewards have no weight against the KL but `beta`: advantages are whitened, so only the ratio counts.
 - pseudo-labels for calibration where nobody knows what is in the images: the model's own certain yes or no to "is there
-  a ...?". They stand in the report, in calibration.json and in the adapter's config.
+  a ...?". That it was so stands in calibration.json, in the pictures and in the adapter's config.
 - word debiasing (`debias_images`), the weight of what is right (`praise`), and the guards: a rollout ends early where the
   policy left it behind; the training stops far from the reference, and where answers get short or name little.
 """
@@ -45,10 +45,11 @@ from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.sheet import save_sheet
 from mlx_visalign.stage import fingerprint
 from mlx_visalign.verifier import RewardSettings, Verifier, WordJudge, score_mentions
+from mlx_visalign.vlm import read_json
 
-TITLE = "What each word of an answer earns"
+TITLE = "FiSAO (reconstructed): what each word of an answer earns"
 LEGEND = "Every object that an answer names is scored against the image; the score, as a reward, is the word's colour."
-RECONSTRUCTED = "FiSAO, reconstructed: the paper's reward equation and hyper-parameters could not be read."
+RECONSTRUCTED = "Reconstructed, because the paper's reward equation and hyper-parameters could not be read."
 LOOKED_AT, SHOWN = 12, 3  # images of the picture
 
 
@@ -162,7 +163,8 @@ def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibrati
 def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibration: Calibration) -> WordJudge:
     truth = None
     if settings.reward.shape == "oracle":
-        truth = read_labels(str(settings.labels), [prompt.image for prompt in job.prompts], job.vocabulary)
+        images = [prompt.image for prompt in job.prompts + job.held_out]
+        truth = read_labels(str(settings.labels), images, job.vocabulary)
     return WordJudge(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
 
 
@@ -172,7 +174,7 @@ def picture(job: Alignment, settings: Settings) -> None:
     other file.
     """
     plots, verifier = job.run.plots, make_verifier(job, settings)
-    calibration = measure(job, settings, verifier)
+    calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
     judge = make_judge(job, settings, verifier, calibration)
     judged = _before_and_after(job, settings, judge)
     save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
@@ -197,12 +199,15 @@ def _judged(
     job: Alignment, settings: Settings, judge: WordJudge, heading: str, prompts: Sequence[Prompt]
 ) -> list[JudgedAnswer]:
     """Greedy answers with their rewards."""
-    policy = job.policy
-    features = policy.image_features([job.image(prompt.image) for prompt in prompts])
-    prefix = policy.prefill(features, [policy.prompt_ids(prompt.prompt) for prompt in prompts])
-    answers = [answer.ids for answer in policy.generate(prefix, Sampling(settings.max_tokens))]
-    rewarded = judge(prompts, answers)
-    return [JudgedAnswer(heading, judge.reader.text(ids), parts) for ids, parts in zip(answers, rewarded, strict=True)]
+    found: list[JudgedAnswer] = []
+    for start in range(0, len(prompts), settings.batch):
+        some = prompts[start : start + settings.batch]
+        features = job.policy.image_features([job.image(prompt.image) for prompt in some])
+        prefix = job.policy.prefill(features, [job.policy.prompt_ids(prompt.prompt) for prompt in some])
+        answers = [answer.ids for answer in job.policy.generate(prefix, Sampling(settings.max_tokens))]
+        parts = zip(answers, judge(some, answers), strict=True)
+        found += [JudgedAnswer(heading, judge.reader.text(ids), rewarded) for ids, rewarded in parts]
+    return found
 
 
 def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -14,7 +14,7 @@ from mlx_visalign.progress import say
 
 # Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
 # the one that is asked for is imported.
-NAMES = ("llava", "llava_original", "export", "peft")
+NAMES = ("llava", "llava_original", "clip", "export", "peft")
 PROGRAM = "visalign convert"
 
 

@@ -5,8 +5,9 @@ channels-last and already normalised; vectors come out with unit length, so that
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.mlx import load_file
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build, convert
 
 ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}  # quick: x * sigmoid(1.702 x)
 
@@ -28,7 +30,7 @@ class TowerConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     layer_norm_eps: float = 1e-5
-    hidden_act: str = "quick_gelu"
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,31 @@ class CLIPConfig:
     projection_dim: int = 512
 
     @classmethod
-    def from_dict(cls, config: dict) -> "CLIPConfig":
-        """From the contents of a Hugging Face config.json; keys that do not shape the forward pass are ignored."""
-        text, vision = (
-            {field.name: values[field.name] for field in fields(kind) if field.name in values}
-            for kind, values in ((TextConfig, config["text_config"]), (VisionConfig, config["vision_config"]))
-        )
-        return cls(TextConfig(**text), VisionConfig(**vision), config["projection_dim"])
+    def from_dict(cls, config: dict[str, Any]) -> "CLIPConfig":
+        """From the contents of a Hugging Face config.json; keys that do not shape the forward pass are ignored.
+
+        Raises `UserError` for values that no CLIP has.
+        """
+        text, vision = _section(TextConfig, config, "text_config"), _section(VisionConfig, config, "vision_config")
+        return cls(text, vision, convert(config.get("projection_dim", 512), int, "config.json: projection_dim"))
+
+
+Section = TypeVar("Section", bound=TowerConfig)
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # beyond what any model has: a damaged config must not take all memory
+
+
+def _section(kind: type[Section], config: dict[str, Any], name: str) -> Section:
+    values = config.get(name)
+    if not isinstance(values, dict):
+        raise UserError(f"config.json has no {name}; a CLIP has one.")
+    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    found = build(kind, known, f"config.json: {name}")
+    for size, value in asdict(found).items():
+        if isinstance(value, int) and not 1 <= value <= (MAX_LAYERS if size == "num_hidden_layers" else MAX_SIZE):
+            raise UserError(f"config.json: {name}.{size} is {value}, which no CLIP has.")
+    if found.hidden_size % found.num_attention_heads:
+        raise UserError(f"config.json: {name}.hidden_size is not a multiple of num_attention_heads.")
+    return found
 
 
 class Attention(nn.Module):
@@ -200,25 +220,47 @@ class CLIP(nn.Module):
 def load_clip(folder: Path) -> CLIP:
     """CLIP from a Hugging Face folder (config.json, model.safetensors or its shards), in float32.
 
-    Raises UserError when the folder has no CLIP, or weights that cannot be read or do not fit its config.json.
+    Of a folder that `visalign convert clip --llava` wrote, the vision tower comes from the LLaVA that it names. Raises
+    UserError when the folder has no CLIP, or weights that cannot be read or do not fit its config.json.
     """
     config_file, weight_files = folder / "config.json", sorted(folder.glob("model*.safetensors"))
     if not (config_file.is_file() and weight_files):
         raise UserError(f"{folder} holds no CLIP: expected config.json and model.safetensors there.")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        weights = {name: value for file in weight_files for name, value in load_file(file).items()}
-    except (ValueError, OSError, SafetensorError) as error:
+        weights = from_hugging_face({name: value for file in weight_files for name, value in load_file(file).items()})
+        if SHARED in (ours := config.get("visalign", {})):
+            weights |= _tower_of(folder / ours[SHARED], ours["llava_fingerprint"], folder)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The CLIP in {folder} cannot be read ({error}). Download or export it again.") from error
     if config.get("model_type") != "clip":
         raise UserError(f"{config_file} describes a {config.get('model_type')!r} model, expected 'clip'.")
     clip = CLIP(CLIPConfig.from_dict(config))
     try:
-        clip.load_weights(list(from_hugging_face(weights).items()))
+        clip.load_weights(list(weights.items()))
     except ValueError as error:
         raise UserError(f"The weights in {folder} do not fit its config.json: {error}") from error
     mx.eval(clip.parameters())
     return clip
+
+
+SHARED = "llava"  # in config.json's "visalign": the folder, seen from this one, of the LLaVA that holds the vision tower
+
+
+def _tower_of(llava: Path, fingerprint: str, folder: Path) -> dict[str, mx.array]:
+    """The vision tower of a LLaVA in MLX's layout, in float32. `fingerprint`: of the source of the right LLaVA."""
+    file = llava / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("visalign", {}) if file.is_file() else {}
+    if found.get("source_fingerprint") != fingerprint:
+        raise UserError(
+            f"The CLIP in {folder} shares the vision tower of a LLaVA that was at {llava} and is not there now: put it back, "
+            "or convert the CLIP again."
+        )
+    files = sorted(llava.glob("model*.safetensors"))
+    loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in files]  # lazy: only the tower is ever read
+    arrays = {name: array for part in loaded for name, array in part.items()}
+    tower = {name: array for name, array in arrays.items() if name.startswith("vision_tower.vision_model.")}
+    return {name.removeprefix("vision_tower."): array.astype(mx.float32) for name, array in tower.items()}
 
 
 PATCHES = "vision_model.embeddings.patch_embedding.weight"

@@ -1,0 +1,136 @@
+"""CLIP in Hugging Face's or OpenAI's own layout, to a folder that the scorers load, without what a LLaVA holds already.
+
+OpenAI's own files are programs (TorchScript), which are refused: save their `state_dict()` as a .bin first.
+
+LLaVA-1.5 sees through a frozen CLIP. With --llava its tower is compared with CLIP's, and if they are equal the new folder
+holds only what the LLaVA does not: text tower, projections and logit scale, and where to find the rest.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_visalign.convert.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, with_thirds
+from mlx_visalign.convert.conversion import Conversion
+from mlx_visalign.convert.folder import carry, check_output, new_folder, without_code, write_json, write_weights
+from mlx_visalign.convert.hub import add_revision, find_model
+from mlx_visalign.convert.plan import describe, gigabytes
+from mlx_visalign.convert.source import Source, open_source
+from mlx_visalign.convert.table import CHANNELS_LAST, Move, Plan, Shape, Table, plan
+from mlx_visalign.convert.tensors import cast
+from mlx_visalign.convert.to_mlx import CODES, OURS, meter
+from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.errors import UserError
+from mlx_visalign.models.clip import CLIP, PATCHES, SHARED, CLIPConfig
+from mlx_visalign.vlm import read_json
+from mlx_visalign.weights import stated
+
+EXAMPLES = (
+    "--hf-path openai/clip-vit-large-patch14-336 --mlx-path clip",
+    "--hf-path openai/clip-vit-large-patch14-336 --llava llava-mlx --mlx-path clip --dry-run",
+)
+TOWER = "vision_tower."  # what a LLaVA has in front of CLIP's own names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hf-path", "--model", metavar="MODEL", required=True, help="a CLIP: a folder, a file or a hub name")
+    add_revision(parser)
+    parser.add_argument("--mlx-path", metavar="OUT", default="clip", help="the new folder; %(default)s")
+    parser.add_argument("--llava", metavar="FOLDER", help="a converted LLaVA whose vision tower is to be shared")
+    parser.add_argument("--dtype", choices=tuple(CODES), default="float16", help="%(default)s")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--verify", action="store_true", help="compare the checksum of every tensor")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Convert, or only plan to. Returns figures by name, to show."""
+    folder, output = find_model(options.hf_path, options.revision), Path(options.mlx_path)
+    source, layout, table, config = understand(folder)
+    moves = plan(source.tensors, table, parameters(config), str(folder))
+    figures: dict[str, Any] = {}
+    if options.llava:
+        llava = Path(options.llava)
+        moves, figures["shared"], equal = share(source, moves, llava)
+        config = config | ({OURS: config.get(OURS, {}) | _pointer(llava, output)} if equal else {})
+    conversion = Conversion(source, moves, CODES[options.dtype])
+    figures["parameters"] = f"{sum(move.target.count for move in moves.moves):,} stored"
+    check_output(output, folder)
+    if options.dry_run:
+        return figures | describe(source, layout, moves, conversion)
+    started = time.perf_counter()
+    with new_folder(output, folder) as unfinished:
+        size = sum(tensor.nbytes for tensor in conversion.tensors)
+        with meter("converting", size) as on_bytes:
+            write_weights(unfinished, conversion.tensors, conversion.produce, {"format": "pt"}, on_bytes)
+        seconds = time.perf_counter() - started
+        write_json(unfinished / "config.json", config | {"torch_dtype": options.dtype})
+        carried = carry(folder, unfinished)
+        if options.verify:
+            figures["verified"] = verify_checksums(conversion, table, unfinished)
+    return figures | {
+        "carried over": ", ".join(carried) or "nothing: copy CLIP's tokenizer and preprocessor_config.json here",
+        "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
+        "output": f"{output}, {gigabytes(size)}",
+    }
+
+
+def understand(path: Path) -> tuple[Source, str, Table, dict[str, Any]]:
+    """A CLIP's weights, the name and table of their layout, and its config.json, which OpenAI's layout does not have."""
+    source = open_source(path)
+    if is_openai(source):
+        return with_thirds(source), "OpenAI, quick_gelu", OPENAI, openai_config(source)
+    config = without_code(read_json(source.folder / "config.json"))
+    if config.get("model_type") != "clip":
+        raise UserError(f"{path}/config.json describes a {config.get('model_type')!r} model, expected 'clip'.")
+    return source, "Hugging Face", HUGGING_FACE, config
+
+
+def parameters(config: dict[str, Any]) -> dict[str, Shape]:
+    """The names and shapes that Hugging Face's CLIPModel has. MLX is lazy: no weight is ever made."""
+    arrays = dict(tree_flatten(CLIP(CLIPConfig.from_dict(config)).parameters()))
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return shapes | {PATCHES: CHANNELS_LAST.inverse.shape(shapes[PATCHES], ())}
+
+
+def share(source: Source, moves: Plan, llava: Path) -> tuple[Plan, str, bool]:
+    """The moves that are left if the LLaVA's tower is this CLIP's, equal to the bit in float16; all of them if it is not."""
+    tower = open_source(llava)
+    if tower.metadata.get("format") != "mlx" or "source_fingerprint" not in stated(llava):
+        raise UserError(f"{llava} was not converted by `visalign convert`: do that first, with `llava` or `llava_original`.")
+    both = [move for move in moves.moves if TOWER + move.target.name in tower.tensors]
+    different = [move.target.name for move in both if not _is_equal(source, move, tower)]
+    if different or not both:
+        what = (
+            f"{len(different)} of {len(both)} tensors differ, {different[0]} first"
+            if different
+            else "it has none of these tensors"
+        )
+        return moves, f"nothing: the tower of {llava} is another one ({what})", False
+    left = [move for move in moves.moves if move not in both]
+    saved = sum(move.target.count for move in both)
+    return replace(moves, moves=left), f"{len(both)} tensors, {saved:,} parameters, with {llava}", True
+
+
+def _is_equal(source: Source, move: Move, tower: Source) -> bool:
+    theirs = tower.tensors[TOWER + move.target.name]
+    if theirs.dtype not in CODES.values():
+        return False  # quantised
+    ours = move.rule.change.apply(source.read(move.source.name), move.target.shape)
+    if move.target.name == PATCHES:
+        ours = CHANNELS_LAST.apply(ours, theirs.shape)
+    mine, other = cast(ours, move.source.dtype, "F16")[0], cast(tower.read(theirs.name), theirs.dtype, "F16")[0]
+    return np.array_equal(mine.view(np.uint16), other.view(np.uint16))
+
+
+def _pointer(llava: Path, output: Path) -> dict[str, str]:
+    """Where the LLaVA lies, seen from the new folder, and which one it is."""
+    return {
+        SHARED: os.path.relpath(llava.resolve(), output.resolve()),
+        "llava_fingerprint": stated(llava)["source_fingerprint"],
+    }

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
@@ -17,11 +18,16 @@ from mlx_visalign.sheet import PICTURE, Caption, Cell, Mark, Span, contact_sheet
 SHOWN, COLUMNS = 12, 4
 NAMES = ("before", "after")
 WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+Place = tuple[int, int, Mark]
+"""Characters of a text, from the first to the last (not included), and how they are marked."""
+
 LABELLED = (
     Span("Red", "wrong"),
     Span(": named, but not there.  ", "quiet"),
     Span("Amber", "missed"),
-    Span(": there, but not named.", "quiet"),
+    Span(": there, but not named.  ", "quiet"),
+    Span("Blue", "changed"),
+    Span(": words that only this answer has.", "quiet"),
 )
 UNLABELLED = (
     Span("Blue", "changed"),
@@ -57,17 +63,18 @@ def legend(benchmark: Benchmark) -> list[Caption]:
     return [Caption("", LABELLED if benchmark.annotations else UNLABELLED)]
 
 
-def tally(before: Evaluation, after: Evaluation) -> str:
+def tally(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES) -> str:
     """Wins and losses counted over all images: where it is known what is in them, by the objects made up."""
     images = list(before.benchmark.pictures)
-    changed = sum(before.description(image).text != after.description(image).text for image in images)
-    said = f"{changed} of {len(images)} descriptions changed"
+    different = sum(before.description(image).text != after.description(image).text for image in images)
+    said = f"{different} of {len(images)} descriptions differ"
     if not before.benchmark.annotations:
         return f"{said}."
-    made_up, then = (evaluation.counts["chair"][0].columns["hallucinated"] for evaluation in (before, after))
+    first, second = (evaluation.counts["chair"][0].columns["hallucinated"] for evaluation in (before, after))
+    fewer, more = (second < first).sum(), (second > first).sum()
     return (
-        f"{said}: {(then < made_up).sum()} name fewer objects that are not there than before, {(then > made_up).sum()} name "
-        f"more, and {changed - (then != made_up).sum()} as many."
+        f"{said}. In {fewer} of them \u201c{names[1]}\u201d names fewer objects that are not there than "
+        f"\u201c{names[0]}\u201d, in {more} more, and in {different - fewer - more} as many."
     )
 
 
@@ -82,41 +89,38 @@ def _opened(picture: Picture) -> Image.Image:
 
 def _captions(benchmark: Benchmark, before: Response, after: Response, names: tuple[str, str] = NAMES) -> tuple[Caption, ...]:
     image = Caption("", (Span(Path(before.image).name, "quiet"),))
+    first, second = ((before, after), (after, before))
+    return image, *(Caption(name, _shown(benchmark, *two)) for name, two in zip(names, (first, second), strict=True))
+
+
+def _shown(benchmark: Benchmark, said: Response, other: Response) -> tuple[Span, ...]:
+    """The description with what changed and what is wrong in it marked, then what is missing from it."""
+    places = _changes(said.text, other.text)
+    missed = ""
     if benchmark.annotations:
-        return image, *(Caption(name, _judged(benchmark, said)) for name, said in zip(names, (before, after), strict=True))
-    return (
-        image,
-        Caption(names[0], (*changed_words(before.text, after.text), *_cut_off(before))),
-        Caption(names[1], (*changed_words(after.text, before.text), *_cut_off(after))),
-    )
-
-
-def _judged(benchmark: Benchmark, said: Response) -> tuple[Span, ...]:
-    """The description with what is wrong in it marked, then what is missing from it."""
-    truth = benchmark.annotations[said.image]
-    mentions = benchmark.vocabulary.mentions(said.text)
-    wrong = [(mention.start, mention.end) for mention in mentions if mention.canonical not in truth]
-    missed = ", ".join(sorted(truth - {mention.canonical for mention in mentions}))
-    note = (Span("  missed: ", "quiet"), Span(missed, "missed")) if missed else ()
-    return *marked(said.text, wrong, "wrong"), *_cut_off(said), *note
-
-
-def _cut_off(said: Response) -> tuple[Span, ...]:
-    return () if said.finished else (Span(" … (cut off)", "quiet"),)
+        truth, mentions = benchmark.annotations[said.image], benchmark.vocabulary.mentions(said.text)
+        places += [(mention.start, mention.end, "wrong") for mention in mentions if mention.canonical not in truth]
+        missed = ", ".join(sorted(truth - {mention.canonical for mention in mentions}))
+    cut_off = () if said.finished else (Span(" … (cut off)", "quiet"),)
+    return *marked(said.text, places), *cut_off, *((Span("  missed: ", "quiet"), Span(missed, "missed")) if missed else ())
 
 
 def changed_words(text: str, other: str) -> tuple[Span, ...]:
     """The text with the words marked that have no counterpart in the other; punctuation does not count."""
+    return marked(text, _changes(text, other))
+
+
+def _changes(text: str, other: str) -> list[Place]:
     words, others = list(WORD.finditer(text)), WORD.findall(other)
     matcher = difflib.SequenceMatcher(None, [word[0] for word in words], others, autojunk=False)
     changes = [(i, j) for kind, i, j, _, _ in matcher.get_opcodes() if kind != "equal" and i < j]
-    return marked(text, [(words[i].start(), words[j - 1].end()) for i, j in changes], "changed")
+    return [(words[i].start(), words[j - 1].end(), "changed") for i, j in changes]
 
 
-def marked(text: str, places: Iterable[tuple[int, int]], mark: Mark) -> tuple[Span, ...]:
-    """The text in spans, those from start to end (not included) marked. Places are in order and do not overlap."""
-    spans, at = [], 0
-    for start, end in places:
-        spans += [Span(text[at:start]), Span(text[start:end], mark)]
-        at = end
-    return tuple(span for span in (*spans, Span(text[at:])) if span.text)
+def marked(text: str, places: Iterable[Place]) -> tuple[Span, ...]:
+    """The text in spans, marked at the places; of places that overlap the later one is seen."""
+    marks: list[Mark] = ["plain"] * len(text)
+    for start, end, mark in places:
+        marks[start:end] = [mark] * (end - start)
+    runs = groupby(zip(marks, text, strict=True), key=lambda pair: pair[0])
+    return tuple(Span("".join(character for _, character in run), mark) for mark, run in runs)

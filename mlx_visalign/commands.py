@@ -1,7 +1,7 @@
 """What each command does: it takes the parsed options and returns what is to be printed."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.before_after import tally
+from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.convert.hub import find_model
@@ -19,6 +21,7 @@ from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
 from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import build, unknown
+from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
@@ -32,6 +35,7 @@ from mlx_visalign.records import Pair
 from mlx_visalign.report import show, show_figures
 from mlx_visalign.run import Run
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.stream import stream
 from mlx_visalign.upload import upload
 from mlx_visalign.weights import WEIGHTS
 from mlx_visalign.world import language, scenes
@@ -50,6 +54,25 @@ class Result:
 
     def show(self) -> None:
         Console(highlight=False, markup=False).print(self.shown, crop=False)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A result that is shown while it is made: an answer to each image."""
+
+    images: Sequence[str]
+    pieces: Callable[[str], Iterator[str]]
+
+    @property
+    def data(self) -> list[dict[str, str]]:
+        return [{"image": image, "answer": "".join(self.pieces(image))} for image in self.images]
+
+    def show(self) -> None:
+        for image in self.images:
+            print(f"{image}: " if len(self.images) > 1 else "", end="")
+            for piece in self.pieces(image):
+                print(piece, end="", flush=True)
+            print()
 
 
 def align(options: Namespace) -> Result:
@@ -112,15 +135,26 @@ def check(options: Namespace) -> Result:
     return Result(figures | {"first_pair": first.plain}, Group(_lines(figures), "", "The first pair:", first))
 
 
-def generate(options: Namespace) -> Result:
+def generate(options: Namespace) -> Answers:
     """`visalign generate`: each image asked about alone."""
     policy = load(options.model, options.adapter_path)
     sampling = Sampling(options.max_tokens, options.temp, options.top_p)
-    answers = [
-        {"image": image, "answer": policy.answer(image, options.prompt, sampling, options.seed)} for image in options.image
-    ]
-    heading = len(answers) > 1
-    return Result(answers, Text("\n".join(f"{row['image']}: " * heading + row["answer"] for row in answers)))
+    return Answers(options.image, lambda image: stream(policy, image, options.prompt, sampling, options.seed))
+
+
+def compare(options: Namespace) -> Result:
+    """`visalign compare`: two models' answers about the same images, as a web page."""
+    output = Path(options.output)
+    if output.suffix != ".html":
+        raise UserError(f"--output: a web page is written, so a name ending in .html is expected: {output}")
+    names = (options.first, options.second)
+    contenders = [contender(name, options.model) for name in names]
+    benchmark = images_to_compare(options.images, options.count)
+    sampling = Sampling(options.max_tokens, options.temp, options.top_p)
+    protocol = Protocol(options.prompt, options.max_tokens)
+    first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
+    write_atomically(output, compare_page(first, second, names))
+    return _told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": str(output)})
 
 
 def evaluate_model(options: Namespace) -> Result:
@@ -174,11 +208,12 @@ def upload_folder(options: Namespace) -> Result:
     return _told(upload(Path(options.path), options.upload_repo, _path(options.run), options.base_model, options.private))
 
 
-COMMANDS: dict[str, Callable[[Namespace], Result]] = {
+COMMANDS: dict[str, Callable[[Namespace], Result | Answers]] = {
     "demo": align,
     "run": align,
     "train": train,
     "check": check,
+    "compare": compare,
     "generate": generate,
     "eval": evaluate_model,
     "world": world,

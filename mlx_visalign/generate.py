@@ -5,6 +5,7 @@ depend on what else is in the batch: batched and sequential sampling give the sa
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -42,19 +43,31 @@ def sample(
     An answer that reached max_tokens has no end token: that is how a cut answer is told from a finished one.
     `keys`: one random key a branch; needed unless greedy.
     """
+    steps = list(sample_steps(decoder, branches, state, end, sampling, keys))
+    return [_until(row, end) for row in np.stack(steps, axis=1).tolist()]
+
+
+def sample_steps(
+    decoder: Decoder,
+    branches: Branches,
+    state: Float[mx.array, "n e"],
+    end: int,
+    sampling: Sampling,
+    keys: list[mx.array] | None = None,
+) -> Iterator[Integer[np.ndarray, " n"]]:
+    """As `sample`, while it goes on: every branch's next token, which means nothing behind its end token."""
     uniform = None if sampling.temperature == 0 else _uniforms(keys, len(branches.mask), sampling.max_tokens)
     done = np.zeros(len(branches.mask), dtype=bool)
-    steps: list[np.ndarray] = []
     for step in range(sampling.max_tokens):
         logits = decoder.head(state).astype(mx.float32)
         tokens = mx.argmax(logits, axis=-1) if uniform is None else _draw(logits, uniform[:, step], sampling)
-        steps.append(np.array(tokens))
-        done |= steps[-1] == end
+        found = np.array(tokens)
+        yield found
+        done |= found == end
         if done.all() or step + 1 == sampling.max_tokens:
-            break
+            return
         states, branches = extend(decoder, branches, tokens[:, None], np.ones((len(done), 1), dtype=bool))
         state = states[:, 0]
-    return [_until(row, end) for row in np.stack(steps, axis=1).tolist()]
 
 
 def _uniforms(keys: list[mx.array] | None, rows: int, steps: int) -> Float[mx.array, "n s"]:

@@ -30,7 +30,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _run, _train, _check, _generate, _eval, _world, _convert, _fuse, _upload, _methods, _recipes):
+    for add in (_demo, _run, _train, _check, _generate, _compare, _eval, _world, _convert, _fuse, _upload, _methods, _recipes):
         add(commands)
     return parser
 
@@ -141,11 +141,32 @@ def _generate(commands: Any) -> None:
     )
     _model_options(parser)
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="each is asked about alone")
+    _sampling_options(parser)
+
+
+def _compare(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "compare",
+        "write a web page with two models' answers about the same images",
+        "visalign compare tiny runs/demo/adapter --images tiny-world",
+        "visalign compare runs/csr/adapter@1 runs/csr/adapter@2 --model MODEL --images PHOTOS --output rounds.html",
+    )
+    parser.add_argument("first", metavar="A", help="a model, an adapter, or ADAPTER@2: only its first two rounds")
+    parser.add_argument("second", metavar="B", help="the other one")
+    parser.add_argument("--model", default="tiny", help="what adapters are for: a LLaVA folder; %(default)s, the embedded one")
+    parser.add_argument("--images", required=True, metavar="FOLDER", help='"tiny-world" takes scenes whose content is known')
+    parser.add_argument("--count", type=_positive, default=24, help="at most so many images; %(default)s")
+    parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
+    _sampling_options(parser)
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default=DESCRIBE, help="%(default)s")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; %(default)s")
     parser.add_argument("--temp", "--temperature", type=float, default=0.0, help="0 is greedy, the default")
     parser.add_argument("--top-p", type=float, default=1.0, help="%(default)s: all tokens")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, where there are any; %(default)s")
 
 
 def _eval(commands: Any) -> None:

@@ -28,6 +28,7 @@ def test_wrong_and_missing_objects_are_marked():
     assert marks(first.spans, "wrong") == ["cups"] and marks(first.spans, "missed") == ["cat"]
     assert marks(second.spans, "wrong") == marks(second.spans, "missed") == []
     assert marks(second.spans, "quiet") == [" … (cut off)"]
+    assert marks(first.spans, "changed") == ["A dog, two "] and marks(second.spans, "changed") == ["Cats"]
 
 
 def test_without_labels_changed_words_are_marked():
@@ -44,10 +45,10 @@ def test_marking_changes_no_text(other):
     assert bool(marks(spans, "changed")) == (other != "A cat and a dog.")
 
 
-def test_marked_at_the_ends():
-    assert [(span.text, span.mark) for span in marked("abc", [(0, 1), (2, 3)], "wrong")] == [
+def test_of_marks_that_overlap_the_later_is_seen():
+    assert [(span.text, span.mark) for span in marked("abc", [(0, 3, "changed"), (0, 1, "wrong"), (2, 3, "wrong")])] == [
         ("a", "wrong"),
-        ("b", "plain"),
+        ("b", "changed"),
         ("c", "wrong"),
     ]
 

@@ -60,7 +60,8 @@ print([name for name in ("mlx.core", "mlx_vlm", "transformers", "matplotlib", "P
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "run", "train", "check", "generate", "eval", "world draw", "world train", "fuse", "upload", "methods"]
+    "command",
+    ["demo", "run", "train", "check", "generate", "compare", "eval", "world draw", "world train", "fuse", "upload", "methods"],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -82,6 +83,8 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("check --data nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("generate --image a.jpg --model nowhere", "config.json is missing"),
         ("eval --benchmark clair", "Did you mean 'chair'"),
+        ("compare tiny tiny --images nowhere", "nowhere is not a folder"),
+        ("compare tiny tiny --images . --output page.txt", "ending in .html"),
         ("world draw --output scenes.txt", "ending in .png"),
     ],
 )
@@ -136,7 +139,7 @@ def test_a_dry_run_of_the_demo_writes_nothing(visalign, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = visalign("demo", "--count", 20, "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["prompts"] == {"describe": 18, "exists": 36}
+    assert json.loads(out)["prompts"] == {"describe": 18, "exists": 16 * 18}
     assert not list(tmp_path.iterdir())
 
 
@@ -163,6 +166,11 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
     assert code == 0 and [row["image"] for row in json.loads(out)] == [str(image)]
     code, out, _ = visalign(*generate, "--temp", 1, "--top-p", 0.9, "--seed", 3, "--image", image, image)
     assert code == 0 and out.count(f"{image}: ") == 2
+
+    page = tmp_path / "page.html"
+    compare = ["compare", model, tmp_path / "out@1", "--images", "tiny-world", "--count", 2, "--max-tokens", 5]
+    code, out, _ = visalign(*compare, "--output", page, "--json")
+    assert code == 0 and json.loads(out)["page"] == str(page) and "2 validation scenes" in page.read_text()
 
 
 def test_check_shows_the_first_pair_as_it_is_trained(visalign, model, data):

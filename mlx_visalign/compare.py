@@ -1,0 +1,93 @@
+"""Two models side by side: the same images, the same question, the same random keys."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_visalign.before_after import before_after_cells, legend, tally
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.benchmark import Benchmark, Picture, world_benchmark
+from mlx_visalign.evaluate import Evaluation, Protocol, changes, features
+from mlx_visalign.figures_page import figures_table
+from mlx_visalign.generate import Sampling
+from mlx_visalign.keys import key_for
+from mlx_visalign.lora import adapter_at
+from mlx_visalign.page import gallery, page, section, tag
+from mlx_visalign.photos import find_photos
+from mlx_visalign.policy import load
+from mlx_visalign.progress import progress
+from mlx_visalign.recipe import TINY_WORLD
+from mlx_visalign.records import Response
+from mlx_visalign.report import as_rows
+from mlx_visalign.weights import CONFIG, read_config
+
+BATCH = 8  # images read together
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model, with the first `rounds` rounds of an adapter on top."""
+
+    name: str
+    model: str
+    adapter: Path | None = None
+    rounds: int = 0
+
+
+def contender(name: str, model: str) -> Contender:
+    """What `name` means: the folder of a model, or "tiny"; an adapter for `model`; ADAPTER@2, its first two rounds.
+
+    A run's folder stands for its adapter. Raises `UserError` for a round that the adapter does not have.
+    """
+    path, _, number = name.rpartition("@") if name.rpartition("@")[2].isdecimal() else (name, "", "")
+    found = [folder for folder in (Path(path), Path(path, "adapter")) if (folder / CONFIG).is_file()]
+    if not found:
+        return Contender(name, name)
+    rounds = len(read_config(found[0])[2])
+    if number and int(number) > rounds:
+        raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")
+    return Contender(name, model, found[0], int(number or rounds))
+
+
+def images_to_compare(images: str, count: int) -> Benchmark:
+    """The first `count` of a folder's images, or validation scenes of the tiny world, with what is in them."""
+    if images == TINY_WORLD:
+        return replace(world_benchmark("validation", count), questions={})
+    pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count)}
+    return Benchmark(f"{len(pictures)} images of {images}", pictures)
+
+
+def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Sampling, seed: int) -> Evaluation:
+    """The model's answers. The key of an answer depends on the seed and the image alone."""
+    policy, images = load(one.model, one.adapter), list(benchmark.pictures)
+    ids = policy.prompt_ids(protocol.prompt)
+    responses: list[Response] = []
+    with progress(one.name, len(images), unit="image") as bar, adapter_at(policy.model, one.rounds):
+        for start in range(0, len(images), BATCH):
+            some = images[start : start + BATCH]
+            prefix = policy.prefill(features(policy, [benchmark.pictures[image] for image in some]), [ids] * len(some))
+            answers = policy.generate(prefix, sampling, [key_for(seed, "compare", image) for image in some])
+            responses += [
+                Response(image, image, protocol.prompt, "describe", "clean", answer.text, answer.finished, len(answer.ids))
+                for image, answer in zip(some, answers, strict=True)
+            ]
+            bar.advance(len(some))
+    return Evaluation(benchmark, protocol, responses)
+
+
+def compare_page(first: Evaluation, second: Evaluation, names: tuple[str, str]) -> str:
+    """Figures where it is known what is in the images, then every image with both answers."""
+    benchmark = first.benchmark
+    title = f"{names[0]} and {names[1]}"
+    figures = {"before": as_rows(first.figures), "after": as_rows(second.figures), "change": as_rows(changes(first, second))}
+    return page(
+        title,
+        tag("h1", title),
+        tag("p", f"Both were asked about {benchmark.name}: {first.protocol.prompt}", cls="lead"),
+        tag("p", benchmark.limits, cls="note"),
+        figures_table(figures, names),
+        section(
+            "What they said",
+            tag("p", tally(first, second, names)),
+            gallery(before_after_cells(first, second, names, len(benchmark.pictures)), legend(benchmark)),
+        ),
+    )

@@ -1,0 +1,115 @@
+"""report.html: what is there at each moment of a run, figures and marks, and nothing that a text can break."""
+
+import json
+
+import pytest
+from made_evaluations import PROTOCOL, benchmark, said
+from PIL import Image
+
+from mlx_visalign import report_page
+from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
+from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.page import tag
+from mlx_visalign.records import Response
+from mlx_visalign.report import make_report
+from mlx_visalign.report_page import ReportPage
+from mlx_visalign.run import Run
+
+ANSWERS = {"a": "Yes.", "b": "No."}
+BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, ANSWERS)
+AFTER = said({"a": "A cat.", "b": "A cat and a cup.", "c": "Nothing."}, ANSWERS)
+CONFIG = {
+    "method": "seva",
+    "model": "my <model>",
+    "images": "tiny-world",
+    "prompts": None,
+    "count": 3,
+    "settings": {"train": {"beta": 0.1}},
+}
+TRAINING = [{"iteration": i, "train_loss": 1 / i, "accuracy": 0.5, "iterations_per_second": 2.0} for i in range(1, 5)]
+HOSTILE = "</section><script>alert(1)</script>"
+
+
+def report(before, after, pairs=None):
+    return make_report(before, after, training=TRAINING, held_out_pairs=pairs, versions={}, settings={})
+
+
+def unlabelled(text):
+    pictures = benchmark().pictures
+    answers = [Response(image, image, PROTOCOL.prompt, "describe", "clean", text, True, 4) for image in pictures]
+    return Evaluation(Benchmark("photos", pictures), PROTOCOL, answers)
+
+
+@pytest.fixture
+def page(tmp_path):
+    run = Run(tmp_path)
+    run.start(CONFIG)
+    yield ReportPage(run, CONFIG, "SeVa: about it.")
+    run.close()
+
+
+def finish(page, before=BEFORE, after=AFTER):
+    page.before, page.after, page.report = before, after, report(before, after, {"pairs": 5, "accuracy": 0.8, "margin": 0.1})
+    page.run.metrics.write_text("".join(json.dumps(row) + "\n" for row in TRAINING))
+    return page.html()
+
+
+def test_it_shows_what_is_there_so_far(page):
+    first = page.html()
+    assert "SeVa on my &lt;model&gt;" in first and "not finished" in first and 'http-equiv="refresh"' in first
+    assert "settings.train.beta" in first and "mlx-vlm" in first and "<svg" not in first
+    page.before = BEFORE
+    page.run.stage("prompts", [1, 2], lambda some: [{"row": item} for item in some], settings={}, batch=2, title="t")
+    page.run.metrics.write_text(json.dumps(TRAINING[0]) + "\n")
+    under_way = page.html()
+    assert "Before training: three images" in under_way and "<dt>prompts</dt><dd>2</dd>" in under_way
+    assert "<svg" in under_way and "What it said" not in under_way
+
+
+def test_a_finished_run(page):
+    made = finish(page)
+    assert "not finished" not in made and 'http-equiv="refresh"' not in made
+    assert "50.0 → 33.3" in made and "80%" in made  # false mentions; held-out pairs
+    assert '<mark class="wrong">dog</mark>' in made and '<mark class="missed">dog</mark>' in made
+    assert "3 of 3 descriptions differ. In 2 of them" in made and "in 1 more, and in 0 as many" in made  # losses too
+    assert "visalign compare 'my &lt;model&gt;'" in made.replace("&#x27;", "'")
+    assert "another seed would give another model" in made
+
+
+def test_without_labels_it_says_that_there_is_no_chair(page):
+    made = finish(page, unlabelled("A cat."), unlabelled("A dog."))
+    assert f'<p class="note">{UNLABELLED}</p>' in made and "CHAIR_i" not in made
+    assert '<mark class="changed">cat</mark>' in made and 'class="wrong"' not in made
+
+
+def test_a_hostile_answer_is_only_text(page):
+    made = finish(page, unlabelled(HOSTILE), unlabelled(f"{HOSTILE} A dog."))
+    assert "<script" not in made and made.count("&lt;script&gt;") == 6
+
+
+def test_a_methods_fragment_goes_before_its_picture(page):
+    page.run.plots.mkdir()
+    Image.new("RGB", (5, 5)).save(page.run.plots / "seva.png")
+    assert "How SeVa works" in page.html() and 'class="drawn"' in page.html()
+    (page.run.plots / "seva.html").write_text(tag("p", "drawn in words"))
+    assert "<p>drawn in words</p>" in page.html() and 'class="drawn"' not in page.html()
+
+
+def test_controls_stand_beside_the_change(page):
+    finish(page)
+    assert "change, blind" not in page.html()
+    page.report["controls"] = {"blind": {"change": page.report["change"]}}
+    assert "change, blind" in page.html()
+
+
+def test_it_is_written_anew_only_now_and_then(page, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(report_page.time, "monotonic", lambda: now[0])
+    file = page.run.folder / "report.html"
+    page.refresh()
+    file.unlink()
+    page.refresh()
+    assert not file.exists()
+    now[0] += report_page.SECONDS
+    page.refresh()
+    assert file.exists()

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hf-path", "--model", metavar="MODEL", required=True, help="a CLIP: a folder, a file or a hub name")
     add_revision(parser)
     parser.add_argument("--mlx-path", metavar="OUT", default="clip", help="the new folder; %(default)s")
-    parser.add_argument("--llava", metavar="FOLDER", help="a converted LLaVA whose vision tower is to be shared")
+    parser.add_argument("--llava", metavar="MODEL", help="a converted LLaVA whose vision tower is to be shared")
     parser.add_argument("--dtype", choices=tuple(CODES), default="float16", help="%(default)s")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--verify", action="store_true", help="compare the checksum of every tensor")
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     moves = plan(source.tensors, table, parameters(config), str(folder))
     figures: dict[str, Any] = {}
     if options.llava:
-        llava = Path(options.llava)
+        llava = find_model(options.llava)
         moves, figures["shared"], equal = share(source, moves, llava)
         config = config | ({OURS: config.get(OURS, {}) | _pointer(llava, output)} if equal else {})
     conversion = Conversion(source, moves, CODES[options.dtype])

@@ -15,6 +15,7 @@ from PIL import Image
 from mlx_visalign import template as templates
 from mlx_visalign import vlm
 from mlx_visalign.convert.fingerprint import source_fingerprint
+from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
@@ -267,13 +268,14 @@ def load(
 ) -> Policy:
     """Load a LLaVA-1.5 or LLaVA-OneVision folder, or "tiny" for the embedded one, and an adapter on top.
 
+    Both may be names on the hub, owner/name, of folders as `visalign convert` and `visalign upload` make them.
     `template` and `aspect` are read from the folder (`"visalign"` in config.json); `pad` and the family's own template,
     `vicuna_v1` or `onevision`, are the default where it says nothing. OneVision takes no other aspect than `pad`.
     `dtype` casts the weights (None keeps them; "tiny" runs in float32).
     """
     from transformers import AutoTokenizer
 
-    folder = TINY if str(path) == "tiny" else Path(path)
+    folder = TINY if str(path) == "tiny" else find_model(path)
     config = vlm.read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
     onevision = config.get("model_type") == "llava_onevision"
@@ -298,7 +300,7 @@ def load(
     find_source = partial(source_fingerprint, folder)
     policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source)
     if adapter is not None:
-        policy.load_adapter(Path(adapter))
+        policy.load_adapter(find_model(adapter))
     return policy
 
 

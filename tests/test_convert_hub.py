@@ -120,3 +120,11 @@ def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="the hub cannot be reached"):
         find_model("nobody-here/nothing-there")
+
+
+def test_the_policy_loads_hub_names(monkeypatch):
+    """A converted model, and an adapter on it, by their names."""
+    from mlx_visalign.policy import TINY, load
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(TINY))
+    assert load("owner/tiny-llava").base == load("tiny").base

@@ -225,7 +225,10 @@ def load_clip(folder: Path) -> CLIP:
     """
     config_file, weight_files = folder / "config.json", sorted(folder.glob("model*.safetensors"))
     if not (config_file.is_file() and weight_files):
-        raise UserError(f"{folder} holds no CLIP: expected config.json and model.safetensors there.")
+        raise UserError(
+            f"{folder} holds no CLIP: expected config.json and model.safetensors there. Other files than these are converted "
+            "with `visalign convert clip`."
+        )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         weights = from_hugging_face({name: value for file in weight_files for name, value in load_file(file).items()})

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from mlx.utils import tree_flatten
 
 from mlx_visalign import vlm
+from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import Aspect, Preprocessing, open_image
 from mlx_visalign.models.clip import CLIP, load_clip
@@ -100,7 +101,7 @@ class CLIPScorer:
 
 
 def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
-    """The CLIP in a Hugging Face folder; where none is named the tiny one, if the policy is the tiny model.
+    """The CLIP in a Hugging Face folder or on the hub; where none is named the tiny one, if the policy is the tiny model.
 
     `view`: whether images are padded to a square or cropped, as CLIP's own preprocessing does. Where the policy sees
     images in the same way and through the same tower, that is run once for both.
@@ -110,7 +111,7 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
             "Which CLIP is to judge? Name its folder with --set clip=FOLDER; the one that LLaVA-1.5 sees through is "
             "openai/clip-vit-large-patch14-336."
         )
-    path = TINY_CLIP if folder is None else Path(folder)
+    path = TINY_CLIP if folder is None else find_model(folder)
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
     shared = preprocessing == policy.preprocessing and _begins_as(clip, vlm.tower_weights(policy.model))

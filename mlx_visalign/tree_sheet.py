@@ -191,11 +191,11 @@ def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
             for side, colour in (("chosen", BLUE), ("rejected", RED), ("all", QUIET)):
                 if side in rounds[0][name]:
                     axes.plot(numbers, [row[name][side] for row in rounds], "o-", color=colour, linewidth=2, label=side)
+            axes.set_xlabel("round")
             axes.set_xticks(numbers)
             axes.set_xlim(numbers[0] - 0.4, numbers[-1] + 0.4)
             axes.margins(y=0.2)
-        figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-        figure.supxlabel("round (each with the model of the one before it)", fontsize=11, x=0.17)
+        figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/tiny_proof.py --recipe tiny --split held-out --output runs/proof
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
-shorter answer preferred (`shorter`). For the first seed, if asked for, SeVa with mirrored images (`flip`), which distorts
-nothing a caption speaks of and so must change little. Settings are fixed in the recipe, chosen on validation scenes; the
+shorter answer preferred (`shorter`). For the first seed, if asked for, SeVa with a view that should teach little: `flip`
+mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen on validation scenes; the
 held-out scenes are for one run of this script. Everything resumes.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from mlx_visalign import load
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.augment.views import AUGMENTATIONS
 from mlx_visalign.evals.benchmark import world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, changes, evaluate
 from mlx_visalign.keys import number_for
@@ -65,7 +66,7 @@ def main() -> None:
     print_row("base", table["base"])
     for seed in args.seeds:
         for arm in args.arms:
-            if arm == "flip" and seed != args.seeds[0]:
+            if arm in AUGMENTATIONS and seed != args.seeds[0]:
                 continue
             found = evaluate(aligned(args, plan, arm, seed), benchmark, protocol, batch=32, title=f"{arm} {seed}")
             table[f"{arm} {seed}"] = row(found) | {"change": row_of_changes(base, found)}
@@ -89,8 +90,8 @@ def aligned(args: argparse.Namespace, plan, arm: str, seed: int):
     """The policy after one arm's training."""
     folder = args.output / f"{arm}-{seed}"
     settings = plan.settings
-    if arm == "flip":
-        settings = replace(settings, view="flip", exists_view="flip")
+    if arm in AUGMENTATIONS:
+        settings = replace(settings, view=arm, exists_view=arm)
     policy = load(args.model, dtype=mx.float32)
     if arm in ("random", "shorter"):
         pairs = controlled(args.output / f"method-{seed}", arm, seed)

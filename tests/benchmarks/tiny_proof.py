@@ -4,8 +4,8 @@
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
 shorter answer preferred (`shorter`). For the first seed, if asked for, SeVa with a view that should teach little: `flip`
-mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen on validation scenes; the
-held-out scenes are for one run of this script. Everything resumes.
+mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen on
+validation scenes; the held-out scenes are for one run of this script. Everything resumes.
 """
 
 import argparse

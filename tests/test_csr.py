@@ -66,8 +66,8 @@ def test_what_became_of_the_trees_is_told():
     assert told.endswith("100% (-0.50), 100% (-0.50).")
 
 
-def job(folder, change=lambda policy: policy, **more):
-    photos = world_photos(folder, "unlabelled", 4, 0)
+def job(folder, change=lambda policy: policy, images=3, **more):
+    photos = world_photos(folder, "unlabelled", images, 0)
     return Alignment(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, vocabulary=WORLD, **more)
 
 
@@ -90,7 +90,7 @@ def test_a_run_leaves_every_stage_and_a_picture(whole):
     for name in ("trees.jsonl", "pairs.jsonl", "trees-2.jsonl", "pairs-2.jsonl", "rounds.json", "metrics.jsonl"):
         assert (folder / name).stat().st_size > 0
     assert {file.name for file in whole.run.plots.iterdir()} == {"csr_tree.png", "csr_tree.html", "csr_rounds.png"}
-    assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 4  # descriptions only
+    assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 3  # descriptions only
     assert [row["round"] for row in read_metrics(whole.run.metrics)] == [1, 1, 1, 2, 2, 2]
     assert [row["iteration"] for row in read_metrics(whole.run.metrics)] == [1, 2, 3, 4, 5, 6]
 
@@ -128,8 +128,7 @@ def test_a_tree_is_judged_as_its_settings_say(whole):
         assert sum(found.sentences[place].fate == "grown" for place in level) <= 2
 
 
-@pytest.mark.parametrize(("round_", "stop"), [(1, 2), (2, 1)])
-def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, round_, stop):
+def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp_path):
     class StopError(Exception):
         pass
 
@@ -137,7 +136,7 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, round_, stop)
 
     def stopping(row):
         seen.append(row["iteration"])
-        if seen.count(1) == round_ and row["iteration"] == stop:
+        if len(seen) == 5:
             raise StopError
 
     first = job(tmp_path, on_metrics=stopping)
@@ -179,8 +178,8 @@ def test_other_rewards_in_the_same_folder_are_refused(whole):
 
 
 def test_a_users_own_function_judges(tmp_path):
-    """One that likes red things."""
-    one = job(tmp_path, score=lambda images, texts: [100.0 * ("red" in text) for text in texts], score_name="mine:red")
+    """One that likes large things."""
+    one = job(tmp_path, score=lambda images, texts: [100.0 * ("large" in text) for text in texts], score_name="mine:large")
     csr.train(one, replace(SETTINGS, rounds=1, reward=RewardSettings("paper", 1.0)))
     scores = [s.image for t in read_jsonl(tmp_path / "trees.jsonl", Tree) for s in t.sentences if s.text]
     assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
@@ -215,7 +214,7 @@ def four_bit(policy):
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])
 def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
-    one = job(tmp_path, change)
+    one = job(tmp_path, change, images=2)
     assert one.policy.dtype == dtype
     csr.train(one, SETTINGS)
     rows = read_metrics(one.run.metrics)
@@ -227,7 +226,7 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
 
 def test_what_a_run_would_do_is_told(whole):
     foreseen = SETTINGS.foresee(whole.prompts)
-    assert foreseen == {"rounds": 2, "trees": 8, "sampled_tokens_at_most": 8 * 6 * 44, "updates_at_most": 6}
+    assert foreseen == {"rounds": 2, "trees": 6, "sampled_tokens_at_most": 6 * 6 * 44, "updates_at_most": 6}
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"groups": 0}])

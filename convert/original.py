@@ -94,7 +94,10 @@ def read_tower(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
 
 def added_rows(folder: Path) -> dict[str, Entry]:
     """The rows that an export left beside a model, of the embedding and the head; nothing if there are none."""
-    return open_source(folder / ROWS).entries if (folder / ROWS).is_file() else {}
+    found = open_source(folder / ROWS).entries if (folder / ROWS).is_file() else {}
+    if any(len(entry.tensor.shape) != 2 for entry in found.values()):
+        raise UserError(f"{folder / ROWS} does not hold rows of matrices. Remove it.")
+    return found
 
 
 def with_vocabulary(source: Assembled, words: int, count: int, added: Mapping[str, Entry]) -> Assembled:

@@ -10,13 +10,26 @@ from typing import Any
 from mlx_visalign.convert.folder import carry, write_json
 from mlx_visalign.convert.processor import IMAGES, TOKENIZER
 from mlx_visalign.errors import UserError
-from mlx_visalign.template import IMAGE
+from mlx_visalign.files import write_atomically
+from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
 
 PAD = "<pad>"
 SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would undo what the newer ones say
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WORDS = ("tokenizer.json", "tokenizer.model")
+SYSTEM = TEMPLATES["vicuna_v1"].partition("USER:")[0]
+
+# The words around questions and answers, for transformers and mlx-vlm: template.TEMPLATES["vicuna_v1"] for any number of turns.
+CHAT_TEMPLATE = (
+    SYSTEM + "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ ' ' }}{% else %}{{ '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 
 
 def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
@@ -29,6 +42,7 @@ def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
     config = read_json(folder / "config.json")
     if any((folder / name).is_file() for name in WORDS):
         _add_tokens(folder, config["image_token_index"])
+        write_atomically(folder / "chat_template.jinja", CHAT_TEMPLATE)
     write_json(folder / IMAGES, _image_settings(config["vision_config"]["image_size"], config["visalign"]["aspect"]))
     return names
 
@@ -78,14 +92,19 @@ def _image_settings(size: int, aspect: str) -> dict[str, Any]:
 def take_back(folder: Path, first: int) -> None:
     """Remove from a folder's tokenizer what was added from the id `first` on; the authors' code has no use for it."""
     words, settings = folder / "tokenizer.json", folder / TOKENIZER
-    if words.is_file():
-        found = read_json(words)
-        found["added_tokens"] = [token for token in found.get("added_tokens", []) if token["id"] < first]
-        write_json(words, found)
-    if settings.is_file():
-        found = {name: value for name, value in read_json(settings).items() if name not in ("image_token", "processor_class")}
-        added = found.pop("added_tokens_decoder", {})
-        found["added_tokens_decoder"] = {number: token for number, token in added.items() if int(number) < first}
-        write_json(settings, found | {"pad_token": found.get("unk_token", "<unk>")})
-    for name in ("processor_config.json", *SUPERSEDED):
+    try:
+        if words.is_file():
+            found = read_json(words)
+            write_json(words, found | {"added_tokens": [token for token in found["added_tokens"] if token["id"] < first]})
+        if settings.is_file():
+            write_json(settings, _without_added(read_json(settings), first))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{TOKENIZER} or tokenizer.json is not what transformers writes: take the original model's.") from None
+    for name in ("processor_config.json", "chat_template.jinja", *SUPERSEDED):
         (folder / name).unlink(missing_ok=True)
+
+
+def _without_added(settings: dict[str, Any], first: int) -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if name not in ("image_token", "processor_class")}
+    added = {number: token for number, token in kept.get("added_tokens_decoder", {}).items() if int(number) < first}
+    return kept | {"pad_token": kept.get("unk_token", "<unk>"), "added_tokens_decoder": added}

@@ -197,6 +197,30 @@ def test_the_policy_asks_as_the_authors_code_does(tmp_path, to_mlx):
     assert policy.preprocessing.background == (122, 116, 104) and policy.preprocessing.aspect == "pad"
 
 
+def test_the_chat_template_is_the_prompt_template(tmp_path, to_mlx):
+    from transformers import AutoTokenizer
+
+    source = write_folder(tmp_path / "llava", tensors())
+    layout.write_tokenizer(source)
+    tokenizer = AutoTokenizer.from_pretrained(to_mlx(source)[0])
+    asked = {"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image"}]}
+    expected = TEMPLATES["vicuna_v1"].replace("{question}", "What?")
+    assert tokenizer.apply_chat_template([asked], add_generation_prompt=True, tokenize=False) == expected
+    again = [asked, {"role": "assistant", "content": "A dog."}, {"role": "user", "content": "Big?"}]
+    later = f"{expected} A dog.</s>USER: Big? ASSISTANT:"
+    assert tokenizer.apply_chat_template(again, add_generation_prompt=True, tokenize=False) == later
+
+
+def test_mlx_vlm_loads_the_folder_too(tmp_path, to_mlx):
+    from mlx_vlm import load as load_upstream
+
+    source = write_folder(tmp_path / "llava", tensors())
+    layout.write_tokenizer(source)
+    model, processor = load_upstream(str(to_mlx(source)[0]))
+    assert_same(model, layout.authors_model())
+    assert processor.tokenizer.convert_tokens_to_ids("<image>") == WORDS
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, refusal):
     small = {name: array[:-1] if name in layout.VOCABULARY else array for name, array in tensors().items()}
     source = write_folder(tmp_path / "llava", small, AUTHORS | {"vocab_size": WORDS - 1})
@@ -432,6 +456,18 @@ def test_a_sidecar_of_another_model_is_refused(tmp_path, convert, refusal):
     convert("export", "--mlx-path", tmp_path / "mlx", "--hf-path", tmp_path / "back", "--layout", "original")
     save_file({"lm_head.weight": np.zeros((48, 32), np.float16)}, tmp_path / "back" / "vocabulary_rows.safetensors")
     assert "vocabulary_rows.safetensors does not fit model.embed_tokens.weight" in refusal(tmp_path / "back")
+    save_file({"lm_head.weight": np.array(1.0, np.float16)}, tmp_path / "back" / "vocabulary_rows.safetensors")
+    assert "does not hold rows of matrices" in refusal(tmp_path / "back")
+
+
+@pytest.mark.parametrize("damage", [{"added_tokens": 5}, {"added_tokens": [5]}, {}])
+def test_a_damaged_tokenizer_cannot_go_back(tmp_path, convert, damage):
+    source = write_folder(tmp_path / "llava", tensors())
+    layout.write_tokenizer(source)
+    convert("llava_original", "--hf-path", source, "--mlx-path", tmp_path / "mlx")
+    (tmp_path / "mlx" / "tokenizer.json").write_text(json.dumps(damage))
+    arguments = ("--mlx-path", tmp_path / "mlx", "--hf-path", tmp_path / "back", "--layout", "original")
+    assert "is not what transformers writes" in convert("export", *arguments, refused=True)
 
 
 def test_an_image_token_among_the_words_cannot_go_back(tmp_path, convert):

@@ -49,6 +49,7 @@ COLUMNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--preset", help="of the recipe")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
@@ -58,7 +59,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in args.set)
-    plan = make_plan(find_recipe(args.recipe), method, overrides={name: json_or_text(v) for name, v in overrides.items()})
+    overrides = {name: json_or_text(value) for name, value in overrides.items()}
+    plan = make_plan(find_recipe(args.recipe), method, args.preset, {"images": "tiny-world", **overrides})
     benchmark = world_benchmark(args.split, args.scenes)
     protocol = Protocol(max_tokens=plan.settings.max_tokens)
     base = evaluate(load(args.model, dtype=mx.float32), benchmark, protocol, batch=32, title="base")
@@ -101,7 +103,7 @@ def aligned(args: argparse.Namespace, plan, arm: str, seed: int):
         count = plan.recipe.count
         photos = world_photos(folder, "unlabelled", count, start=seed * count)
         prompts = make_prompts(photos, world_mix(plan.recipe.questions), seed)
-        plan.method.train(Alignment(run, policy, prompts, seed), settings)
+        plan.method.train(Alignment(run, policy, prompts, seed, vocabulary=world_mix(0).vocabulary), settings)
     return policy
 
 

@@ -55,6 +55,13 @@ def test_a_run_leaves_every_file(finished):
     assert report["benchmark"]["name"] == "2 images that were not trained on"
 
 
+def test_the_page_of_a_finished_run_holds_the_methods_picture_in_words(finished):
+    folder, _, _ = finished
+    page, fragment = ((folder / name).read_text() for name in ("report.html", "plots/seva.html"))
+    assert fragment in page and fragment.count("<figure>") == 6
+    assert "not finished" not in page and "SeVa on tiny" in page and "<script" not in page
+
+
 def test_a_tenth_of_the_images_is_in_no_pair(finished):
     folder, _, _ = finished
     rows = [row for _, row in read_rows(folder / "prompts.jsonl")]

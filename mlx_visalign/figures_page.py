@@ -1,6 +1,6 @@
 """A report's figures on a web page: a few of them large, all of them as a table, every change with its interval."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,13 +16,17 @@ BAR = 100  # half the width of an interval's drawing, in its own units
 
 def tiles(report: Mapping[str, Any]) -> Html:
     """The figures one looks for first: before, after, and the change."""
-    wanted = LARGE if "chair" in report["change"] else LARGE_UNLABELLED
-    made = [_tile(report, group, name) for group, name in wanted if group in report["change"]]
+    made = [_tile(report, group, name) for group, name in _wanted(report)]
     pairs = report["held_out_pairs"]
     if pairs is not None:
         value, among = f"{pairs['accuracy']:.0%}", f"of {pairs['pairs']:.0f} pairs; a coin would reach 50%"
         made.append(_large("chosen answer preferred, held-out pairs", value, among, ""))
     return tag("div", *made, cls="tiles")
+
+
+def _wanted(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    wanted = LARGE if "chair" in report["change"] else LARGE_UNLABELLED
+    return [(group, name) for group, name in wanted if group in report["change"]]
 
 
 def _tile(report: Mapping[str, Any], group: str, name: str) -> Html:
@@ -85,6 +89,37 @@ def one_evaluation(figures: Figures) -> Html:
                 value, low, high = (how.format(number) for number in asdict(figures[group][name]).values())
                 rows.append(tag("tr", tag("th", how.label, scope="row"), tag("td", value), tag("td", f"[{low}, {high}]")))
     return table(["", "value", "95 % interval"], rows)
+
+
+def rounds_table(report: Mapping[str, Any]) -> Html:
+    """What each round cost and brought, and the figures that one looks for first, before the first and after each."""
+    rounds = report["rounds"]
+    head = ["", "before", *(f"after round {one['round']}" for one in rounds)]
+    rows = [_group("Figures", len(head))]
+    for group, name in _wanted(report):
+        shown, sides = TABLE[group][1][name], (report["before"], *(one["figures"] for one in rounds))
+        label = f"{TABLE[group][0]}: {shown.label}" if group.startswith("pope") else shown.label
+        rows.append(_line(label, [shown.format(side[group][name]["value"]) for side in sides]))
+    rows.append(_group("What the round cost and made", len(head)))
+    flat = [dict(_flat(one)) for one in rounds]
+    return table(head, rows + [_line(name.replace("_", " "), ["", *(one[name] for one in flat)]) for name in flat[0]])
+
+
+def _flat(one_round: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A round's numbers, those in groups by both names."""
+    for name, value in one_round.items():
+        if isinstance(value, Mapping) and name != "figures":
+            yield from ((f"{name}: {side}", _number(number)) for side, number in value.items())
+        elif name not in ("round", "figures"):
+            yield name, _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _line(label: str, values: Iterable[str]) -> Html:
+    return tag("tr", tag("th", label, scope="row"), *(tag("td", value) for value in values))
 
 
 def _group(title: str, columns: int) -> Html:

@@ -15,7 +15,7 @@ from typing import Any
 from mlx_visalign.before_after import before_after_cells, legend, tally, which
 from mlx_visalign.curves import curves
 from mlx_visalign.evaluate import Evaluation
-from mlx_visalign.figures_page import figures_table, one_evaluation, tiles
+from mlx_visalign.figures_page import figures_table, one_evaluation, rounds_table, tiles
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import read_metrics, warning_signs
 from mlx_visalign.page import Html, facts, gallery, page, paragraphs, png, section, tag
@@ -55,7 +55,7 @@ class ReportPage:
 
     def html(self) -> str:
         title = f"{self._method_name} on {Path(self.config['model']).name}"
-        sections = (self._figures, self._images, self._training, self._picture, self._adapter, self._what_ran)
+        sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
         shown = [part for make in sections for part in make()]
         head = (tag("h1", title), tag("p", self.about, cls="lead"), self._lead())
         return page(title, *head, *shown, reload_after=None if self.report else SECONDS)
@@ -91,6 +91,10 @@ class ReportPage:
             figures_table(self.report),
             paragraphs(others, "soft"),
         )
+
+    def _rounds(self) -> Iterator[Html]:
+        if self.report is not None and "rounds" in self.report:
+            yield section("Round by round", rounds_table(self.report))
 
     def _images(self) -> Iterator[Html]:
         if self.before is not None and self.after is not None:

@@ -1,13 +1,7 @@
-"""Pictures of rewards: answers with every word in the colour of its reward, and what the scorer's numbers are worth.
+"""Pictures of rewards: answers with every word in the colour of its reward, and what the scorer's numbers are worth."""
 
-Each comes as a PNG, and all together as a piece of HTML that needs no other file.
-"""
-
-import base64
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +12,9 @@ from PIL import Image
 
 from mlx_visalign.calibration import Calibration, Scored
 from mlx_visalign.experience import Rewarded
+from mlx_visalign.page import Html, gallery
 from mlx_visalign.plots import BLUE, RED, STYLE
-from mlx_visalign.sheet import PICTURE, Caption, Cell, Span, contact_sheet
+from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet
 
 GOOD, BAD, NOTHING = (130, 185, 240), (245, 140, 130), (228, 228, 228)  # backgrounds at a reward of 1, -1 and 0
 COLUMNS = 3
@@ -62,11 +57,21 @@ def coloured(answer: JudgedAnswer) -> tuple[Span, ...]:
 
 def words_sheet(judged: Sequence[Judged], title: str, legend: str) -> Image.Image:
     """The images with their answers, a colour to every rewarded word."""
-    cells = [
-        Cell(one.image, tuple(Caption(f"{answer.heading}:", coloured(answer)) for answer in one.answers)) for one in judged
-    ]
+    return contact_sheet(_cells(judged), min(COLUMNS, len(judged)), title, _scale(legend))
+
+
+def words_gallery(judged: Sequence[Judged], legend: str) -> Html:
+    """What `words_sheet` draws, for a page."""
+    return gallery(_cells(judged), _scale(legend))
+
+
+def _cells(judged: Sequence[Judged]) -> list[Cell]:
+    return [Cell(one.image, tuple(Caption(f"{answer.heading}:", coloured(answer)) for answer in one.answers)) for one in judged]
+
+
+def _scale(legend: str) -> list[Caption]:
     scale = [Span(f" {reward:+.1f} ", background=shade(reward)) for reward in (-1, -0.5, 0, 0.5, 1)]
-    return contact_sheet(cells, min(COLUMNS, len(cells)), title, [Caption("reward", (*scale, Span(legend)))])
+    return [Caption("reward", (*scale, Span(legend)))]
 
 
 def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callable[[float], float], path: Path) -> None:
@@ -103,50 +108,3 @@ def _draw_rewards(axes: Axes, reward: Callable[[float], float], low: float, high
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-
-
-def fragment(title: str, judged: Sequence[Judged], legend: str, notes: Sequence[str], figures: Sequence[Path]) -> str:
-    """A piece of HTML with the answers as coloured text, `notes` below the title, and the figures (PNG files) inside."""
-    scale = " ".join(_word(f"{reward:+.1f}", reward, "") for reward in (-1, -0.5, 0, 0.5, 1))
-    parts = [
-        f"<h2>{html.escape(title)}</h2>",
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
-        f"<p>reward {scale} {html.escape(legend)}</p>",
-        f'<div style="display:flex;flex-wrap:wrap;gap:2em">{"".join(map(_column, judged))}</div>',
-        *(
-            f'<p><img alt="{file.stem}" style="max-width:min(100%,72em)" src="{_inline(file.read_bytes())}"></p>'
-            for file in figures
-        ),
-    ]
-    return '<section style="font-family:sans-serif;line-height:1.6">\n' + "\n".join(parts) + "\n</section>\n"
-
-
-def _column(one: Judged) -> str:
-    buffer = BytesIO()
-    one.image.convert("RGB").resize(_shown_size(one.image), Image.Resampling.NEAREST).save(buffer, "PNG")
-    answers = "".join(f"<p><b>{html.escape(answer.heading)}</b>: {_words(answer)}</p>" for answer in one.answers)
-    return f'<div style="width:20em"><img alt="" style="width:100%" src="{_inline(buffer.getvalue())}">{answers}</div>'
-
-
-def _shown_size(image: Image.Image) -> tuple[int, int]:
-    factor = min(PICTURE[0] / image.width, PICTURE[1] / image.height)
-    return round(factor * image.width), round(factor * image.height)
-
-
-def _words(answer: JudgedAnswer) -> str:
-    parts, at = [], 0
-    for part in answer.rewarded:
-        parts.append(html.escape(answer.text[at : part.start]))
-        parts.append(_word(answer.text[part.start : part.end], part.reward, f"score {part.score:.3g}"))
-        at = part.end
-    return "".join(parts) + html.escape(answer.text[at:])
-
-
-def _word(text: str, reward: float, note: str) -> str:
-    title = f"reward {reward:+.2f}" + (f", {note}" if note else "")
-    style = f"background:{shade(reward)};padding:0 .15em;white-space:nowrap"
-    return f'<span title="{title}" style="{style}">{html.escape(text)}</span>'
-
-
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,6 +1,8 @@
-"""A tree of sentences as a picture: levels from left to right, with every sentence's scores and two paths in colour."""
+"""A tree of sentences as a picture: levels from left to right, with every sentence's scores and two paths in colour.
 
-import html
+And as a piece of HTML, where nothing is cut off.
+"""
+
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +18,16 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from PIL import Image
 
+from mlx_visalign.page import Html, gallery, join, paragraphs, tag
 from mlx_visalign.plots import BLUE, RED, STYLE
 from mlx_visalign.sentences import Sentence, Tree
+from mlx_visalign.sheet import Caption, Cell, Span
 
 # Inches.
 BOX, COLUMN, LINE, PADDING, GAP, FAMILY_GAP, PICTURE = 2.55, 3.05, 0.15, 0.06, 0.07, 0.16, 2.3
 CHARACTERS, MOST_LINES = 42, 3  # of a box's text
 QUIET, PALE, INK = "#8a8a8a", "#c9c9c9", "#1a1a1a"
+COLOURS = {"chosen": BLUE, "rejected": RED}
 END = "(end)"
 LEGEND = "CLIP: 100 * cosine with the image. log p: mean of a token. Grey: did not grow on. Struck out: broken."
 
@@ -110,11 +115,15 @@ def _gap(tree: Tree, before: int, after: int) -> float:
 
 
 def _lines(sentence: Sentence, streams: int) -> tuple[str, ...]:
-    times = f"   \N{MULTIPLICATION SIGN} {streams}" if streams > 1 else ""
+    scores = _scores(sentence) + _times(streams)
     if not sentence.text:
-        return (f"{END}   {_scores(sentence)}{times}",)
+        return (f"{END}   {scores}",)
     text = " ".join(sentence.text.split())
-    return (*textwrap.wrap(text, CHARACTERS, max_lines=MOST_LINES, placeholder=" …"), _scores(sentence) + times)
+    return (*textwrap.wrap(text, CHARACTERS, max_lines=MOST_LINES, placeholder=" …"), scores)
+
+
+def _times(streams: int) -> str:
+    return f"   \N{MULTIPLICATION SIGN} {streams}" if streams > 1 else ""
 
 
 def _scores(sentence: Sentence) -> str:
@@ -125,10 +134,14 @@ def _scores(sentence: Sentence) -> str:
     return "   ".join(parts).replace("-", "\N{MINUS SIGN}")
 
 
+def _sides(tree: Tree, place: int) -> list[str]:
+    """The answers whose path the sentence lies on."""
+    ends = {"chosen": tree.chosen, "rejected": tree.rejected}
+    return [side for side, end in ends.items() if place in tree.path(end)]
+
+
 def _colours(tree: Tree, place: int) -> list[str]:
-    """Of the paths that the sentence lies on."""
-    ends = ((tree.chosen, BLUE), (tree.rejected, RED))
-    return [colour for end, colour in ends if place in tree.path(end)]
+    return [COLOURS[side] for side in _sides(tree, place)]
 
 
 def _draw_root(axes: Axes, tree: Tree, image: Image.Image) -> None:
@@ -188,7 +201,7 @@ def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
         for index, (title, name) in enumerate(panels.items(), 1):
             axes = figure.add_subplot(1, len(panels), index)
             axes.set_title(title)
-            for side, colour in (("chosen", BLUE), ("rejected", RED), ("all", QUIET)):
+            for side, colour in (COLOURS | {"all": QUIET}).items():
                 if side in rounds[0][name]:
                     axes.plot(numbers, [row[name][side] for row in rounds], "o-", color=colour, linewidth=2, label=side)
             axes.set_xlabel("round")
@@ -200,28 +213,31 @@ def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=130)
 
 
-def fragment(tree: Tree, title: str) -> str:
-    """The tree as a piece of HTML that needs no other file: nested lists, open along the two paths."""
-    first = [place for place, sentence in enumerate(tree.sentences) if sentence.parent < 0]
-    return (
-        '<section style="font-family:sans-serif;line-height:1.5">\n'
-        f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(tree.prompt)}</p>\n<p>{html.escape(_explained(tree))}</p>\n"
-        f"{_list(tree, first)}</section>\n"
-    )
+def fragment(tree: Tree, image: Image.Image, title: str) -> Html:
+    """The tree as a piece of HTML: the image with its two answers, and nested lists, open along the two paths."""
+    answers = (("asked", tree.prompt), ("chosen", tree.chosen_text), ("rejected", tree.rejected_text))
+    cell = Cell(image, tuple(Caption(heading, (Span(text),)) for heading, text in answers if text))
+    top = _list(tree, _drawn(tree), -1, "tree")
+    return join(tag("h3", title), paragraphs([_explained(tree)], "soft"), gallery([cell]), top)
 
 
-def _list(tree: Tree, places: Sequence[int]) -> str:
-    return f"<ul>{''.join(f'<li>{_item(tree, place)}</li>' for place in places)}</ul>\n"
+def _list(tree: Tree, equals: dict[int, int], parent: int, cls: str) -> Html:
+    children = [place for place in equals if tree.sentences[place].parent == parent]
+    return tag("ul", *(tag("li", _item(tree, equals, place)) for place in children), cls=cls) if children else Html()
 
 
-def _item(tree: Tree, place: int) -> str:
-    sentence, colours = tree.sentences[place], _colours(tree, place)
-    weight = "bold" if colours else "normal"
-    marks = "".join(f'<b style="color:{colour}">&#9679;</b> ' for colour in colours)
-    ink = INK if sentence.fate in ("grown", "final") else QUIET
-    said = f'{marks}<span style="color:{ink};font-weight:{weight}">{html.escape(sentence.text or END)}</span>'
-    said += f' <small style="color:{QUIET}">{html.escape(_scores(sentence))}</small>'
-    children = [child for child, other in enumerate(tree.sentences) if other.parent == place]
-    if not children:
-        return said
-    return f"<details{' open' if colours else ''}><summary>{said}</summary>{_list(tree, children)}</details>"
+def _item(tree: Tree, equals: dict[int, int], place: int) -> Html:
+    """A sentence as it grew on: it unfolds."""
+    below = _list(tree, equals, place, "")
+    if not below:
+        return _said(tree, place, equals[place])
+    on_path = {"open": ""} if _sides(tree, place) else {}
+    return tag("details", tag("summary", _said(tree, place, equals[place])), below, **on_path)
+
+
+def _said(tree: Tree, place: int, streams: int) -> Html:
+    sentence, sides = tree.sentences[place], _sides(tree, place)
+    look = "on-path" if sides else "" if sentence.fate in ("grown", "final") else "left"
+    dots = [tag("span", "\N{BLACK CIRCLE} ", cls=side, title=side) for side in sides]
+    text = tag("s" if sentence.fate == "broken" else "span", sentence.text or END, cls=look)
+    return join(*dots, text, " ", tag("small", _scores(sentence) + _times(streams)))

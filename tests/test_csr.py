@@ -89,7 +89,7 @@ def test_a_run_leaves_every_stage_and_a_picture(whole):
     folder = whole.run.folder
     for name in ("trees.jsonl", "pairs.jsonl", "trees-2.jsonl", "pairs-2.jsonl", "rounds.json", "metrics.jsonl"):
         assert (folder / name).stat().st_size > 0
-    assert {file.name for file in whole.run.plots.iterdir()} == {"csr_tree.png", "csr_tree.html", "csr_rounds.png"}
+    assert {file.name for file in whole.run.plots.iterdir()} == {"csr.png", "csr.html", "csr_rounds.png"}
     assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 3  # descriptions only
     assert [row["round"] for row in read_metrics(whole.run.metrics)] == [1, 1, 1, 2, 2, 2]
     assert [row["iteration"] for row in read_metrics(whole.run.metrics)] == [1, 2, 3, 4, 5, 6]

@@ -102,6 +102,18 @@ def test_controls_stand_beside_the_change(page):
     assert "change, blind" in page.html()
 
 
+def test_rounds_are_told_one_by_one(page):
+    assert "Round by round" not in finish(page)
+    page.report["rounds"] = [
+        {"round": number, "pairs": 1000 * number, "reward": {"chosen": 0.5, "rejected": -0.5}, "figures": page.report["after"]}
+        for number in (1, 2)
+    ]
+    made = page.html()
+    assert '<th scope="col">after round 2</th>' in made and "<td>1,000</td><td>2,000</td>" in made
+    assert '<th scope="row">reward: rejected</th><td></td><td>\N{MINUS SIGN}0.50</td>' in made
+    assert "CHAIR_i (false mentions)</th><td>50.0</td><td>33.3</td><td>33.3</td></tr>" in made
+
+
 def test_it_is_written_anew_only_now_and_then(page, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(report_page.time, "monotonic", lambda: now[0])

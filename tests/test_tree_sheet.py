@@ -49,14 +49,17 @@ def test_a_tree_without_a_pair_is_drawn_too(tmp_path):
     lone = Tree("a", "a.png", "What?", 2, (Sentence(-1, 0, "nonono", (4, 4), -9.0, -9.0, "broken"),))
     draw_tree(lone, IMAGE, "A tree", tmp_path / "tree.png")
     assert (tmp_path / "tree.png").stat().st_size > 1000
-    assert "No two different whole answers" in fragment(lone, "A tree")
+    assert "No two different whole answers" in fragment(lone, IMAGE, "A tree")
 
 
-def test_the_html_needs_no_other_file_and_escapes_text():
-    page = fragment(grown(2), "A <tree>")
-    assert "A &lt;tree&gt;" in page and "&lt;b&gt;lies" in page and "<b>lies" not in page
-    assert "src=" not in page and "href=" not in page
-    assert page.count("<li>") == len(grown(2).sentences)
+def test_the_html_escapes_text_and_says_every_sentence_once():
+    tree = grown(2)
+    made = fragment(tree, IMAGE, "A <tree>")
+    assert "A &lt;tree&gt;" in made and "&lt;b&gt;lies" in made and "<b>lies" not in made
+    assert made.count("<li>") == len(_drawn(tree)) < len(tree.sentences)
+    assert made.count('<details open="">') == len({*tree.path(tree.chosen)[:-1], *tree.path(tree.rejected)[:-1]})
+    dots = {side: made.count(f'class="{side}"') for side in ("chosen", "rejected")}
+    assert dots == {"chosen": len(tree.path(tree.chosen)), "rejected": len(tree.path(tree.rejected))}
 
 
 def test_rounds_are_plotted(tmp_path):

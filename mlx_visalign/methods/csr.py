@@ -37,6 +37,7 @@ from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.judging import AnswerSettings, answer
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.metrics import read_metrics
+from mlx_visalign.page import join, png
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, read_jsonl
@@ -235,11 +236,14 @@ def _image_scores(tree: Tree, side: str) -> list[float]:
 
 
 def picture(job: Alignment, settings: Settings) -> None:
-    """`plots/csr_tree.png` and `csr_tree.html`: one tree with its two answers; `plots/csr_rounds.png`: reward over rounds."""
-    trees = read_jsonl(job.run.folder / "trees.jsonl", Tree)
+    """`plots/csr.png`: one tree with its two answers; `csr_rounds.png`: reward over rounds; `csr.html`: both."""
+    plots, trees = job.run.plots, read_jsonl(job.run.folder / "trees.jsonl", Tree)
     shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees
     tree = max(shown[:LOOKED_AT], key=lambda tree: len(tree.sentences))
     with open_image(job.image(tree.image)) as image:
-        draw_tree(tree, image, TITLE, job.run.plots / "csr_tree.png")
-    write_atomically(job.run.plots / "csr_tree.html", fragment(tree, TITLE))
-    plot_rounds(json.loads(job.run.rounds.read_text(encoding="utf-8")), job.run.plots / "csr_rounds.png")
+        draw_tree(tree, image, TITLE, plots / "csr.png")
+        parts = [fragment(tree, image, TITLE)]
+    if settings.rounds > 1:
+        plot_rounds(json.loads(job.run.rounds.read_text(encoding="utf-8")), plots / "csr_rounds.png")
+        parts.append(png((plots / "csr_rounds.png").read_bytes(), "Reward, image score and length over the rounds"))
+    write_atomically(plots / "csr.html", join(*parts))

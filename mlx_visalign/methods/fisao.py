@@ -34,13 +34,12 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.mentions import Reader
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.plots import plot_training
+from mlx_visalign.page import join, paragraphs, png, tag
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.progress import say
 from mlx_visalign.records import Prompt, read_jsonl
 from mlx_visalign.reinforcement import train_on_rollouts
-from mlx_visalign.reward_pictures import Judged, JudgedAnswer, draw_calibration, fragment, words_sheet
+from mlx_visalign.reward_pictures import Judged, JudgedAnswer, draw_calibration, words_gallery, words_sheet
 from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.sheet import save_sheet
 from mlx_visalign.stage import fingerprint
@@ -169,9 +168,8 @@ def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibrati
 
 
 def picture(job: Alignment, settings: Settings) -> None:
-    """`plots/fisao.png`: answers before and after with every word in the colour of its reward. `plots/calibration.png`:
-    the scores that rewards are measured against. Both with the training's curves: `plots/fisao.html`, which needs no
-    other file.
+    """`plots/fisao.png`: answers before and after with every word in the colour of its reward; `calibration.png`: the
+    scores that rewards are measured against; `fisao.html`: both.
     """
     plots, verifier = job.run.plots, make_verifier(job, settings)
     calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
@@ -180,9 +178,9 @@ def picture(job: Alignment, settings: Settings) -> None:
     save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
     rows = read_jsonl(job.run.folder / "calibration.jsonl", Scored)
     draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
-    plot_training(read_metrics(job.run.metrics), plots / "training.png")
-    figures = [plots / "calibration.png", plots / "training.png"]
-    write_atomically(plots / "fisao.html", fragment(TITLE, judged, LEGEND, [RECONSTRUCTED, calibration.in_words], figures))
+    drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions, as histograms")
+    notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
+    write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(judged, LEGEND), drawn))
 
 
 def _before_and_after(job: Alignment, settings: Settings, judge: WordJudge) -> list[Judged]:

@@ -250,9 +250,10 @@ class _Update:
         for _ in range(self.settings.grad_accumulation):
             batch = self.source.next()
             (loss, values), gradients = self.gradients_of(batch)
-            _, norm = optim.clip_grad_norm(gradients, math.inf)  # only the norm is used, so only the norm is computed
             total = tree_map(mx.add, total, gradients) if total else gradients
-            mx.eval(loss, values, total, norm)
+            del gradients  # or their buffers would stay beside the sum's
+            mx.eval(loss, values, total)  # before the norm: with it MLX takes an order that keeps every recomputed layer
+            _, norm = optim.clip_grad_norm(total, math.inf)  # only the norm is used, so only the norm is computed
             _require_finite(loss.item(), norm.item(), batch, step)
             metrics.append({"train_loss": loss.item()} | {name: value.item() for name, value in values.items()})
         return tree_map(lambda gradient: gradient / len(metrics), total), metrics

@@ -199,7 +199,7 @@ def test_eval_on_images_of_ones_own(visalign, model, data, tmp_path):
     code, out, _ = visalign(*command, "--images", data.parent / "photos")
     assert code == 0 and json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
     code, _, err = visalign(*command)
-    assert code == 2 and "there is no image 0.png" in err
+    assert code == 2 and f"there is no image {tmp_path / '0.png'}" in err
 
 
 def test_scenes_are_drawn(visalign, tmp_path):

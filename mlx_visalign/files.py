@@ -68,6 +68,6 @@ def image_inside(root: Path, name: str, where: str) -> Path:
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
         raise UserError(f"{where}: the image {name} lies outside {root}. Name the folder of the images with --images.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise UserError(f"{where}: there is no image {path}. Name the folder of the images with --images.")
     return path

@@ -79,7 +79,7 @@ def test_an_unknown_recipe_is_met_with_the_nearest():
         find_recipe("sevaa")
 
 
-@pytest.mark.parametrize(("preset", "updates"), [("laptop", 2 * 125), ("paper", 4 * 500), ("tiny", 96)])
+@pytest.mark.parametrize(("preset", "updates"), [("laptop", 2 * 125), ("paper", 4 * 500), ("tiny", 240)])
 def test_fisaos_presets_make_so_many_updates(preset, updates):
     overrides = {} if preset == "tiny" else {"images": "."}
     made = make_plan(find_recipe("fisao"), find_method, preset, overrides)

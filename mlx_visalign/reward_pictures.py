@@ -71,7 +71,7 @@ def _cells(judged: Sequence[Judged]) -> list[Cell]:
 
 def _scale(legend: str) -> list[Caption]:
     scale = [Span(f" {reward:+.1f} ", background=shade(reward)) for reward in (-1, -0.5, 0, 0.5, 1)]
-    return [Caption("reward", (*scale, Span(legend)))]
+    return [Caption("reward", (*scale, Span(f" {legend}")))]
 
 
 def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callable[[float], float], path: Path) -> None:

@@ -196,7 +196,11 @@ class RolloutSource:
 
     def _guard(self, now: Mapping[str, float]) -> None:
         """Stop a policy that runs away, or learns to say nothing."""
-        cure = "Lower the learning rate or raise beta; the weights so far are in the checkpoints."
+        run = self.folder.parent
+        cure = (
+            "No adapter was written. Lower the learning rate or raise beta and train into another folder, with --reuse "
+            f"{run} for what was made before the training. The last checkpoints are kept in {run / 'checkpoints'}."
+        )
         if now["kl"] > self.settings.max_kl:
             raise UserError(
                 f"Stopped at rollout {self.number}: the policy is {now['kl']:.1f} nats an answer away from the reference, "

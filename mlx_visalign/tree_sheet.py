@@ -70,7 +70,8 @@ def _explained(tree: Tree) -> str:
     if tree.chosen is None or tree.rejected is None:
         return f"No two different whole answers. {LEGEND}"
     best, worst = (tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected))
-    return f"Blue: the chosen answer, reward {best:.2f}. Red: the rejected one, {worst:.2f}. {LEGEND}"
+    told = f"Blue: the chosen answer, reward {best:.2f}. Red: the rejected one, {worst:.2f}."
+    return f"{_with_minus(told)} {LEGEND}"
 
 
 def _layout(tree: Tree) -> dict[int, _Box]:
@@ -131,7 +132,11 @@ def _scores(sentence: Sentence) -> str:
     parts.append(f"log p {sentence.logp / len(sentence.ids):.2f}")
     if sentence.reward is not None:
         parts.append(f"reward {sentence.reward:.2f}")
-    return "   ".join(parts).replace("-", "\N{MINUS SIGN}")
+    return _with_minus("   ".join(parts))
+
+
+def _with_minus(numbers: str) -> str:
+    return numbers.replace("-", "\N{MINUS SIGN}")
 
 
 def _sides(tree: Tree, place: int) -> list[str]:

@@ -166,8 +166,10 @@ def test_a_machine_that_cannot_repeat_itself_is_found_out(source):
     ],
 )
 def test_a_policy_that_runs_away_is_stopped(policy, source, change, why):
-    with pytest.raises(UserError, match=why):
+    with pytest.raises(UserError, match=why) as stopped:
         make_source(policy, source.folder.parent, settings=replace(SETTINGS, **change)).next()
+    run = source.folder.parent
+    assert f"--reuse {run}" in str(stopped.value) and str(run / "checkpoints") in str(stopped.value)
 
 
 def test_rollouts_without_reward_are_passed_over(policy, source, capsys):

@@ -34,9 +34,9 @@ def image(tmp_path_factory):
 def test_the_specs_cosines(policy, image, monkeypatch):
     """T1, with a CLIP whose vectors are given."""
     scorer = clip_scorer(None, "crop", policy)
-    texts = mx.array([[2.0, 1.0, 2.0], [-2.0, 1.0, -1.0]] + [[1.0, 0.0, 0.0]] * 14)
+    texts = iter([[2.0, 1.0, 2.0], [-2.0, 1.0, -1.0]])
     monkeypatch.setattr(scorer.clip, "encode_image", lambda pixels: _unit(mx.array([[1.0, 2.0, 2.0]])))
-    monkeypatch.setattr(scorer.clip, "encode_text", lambda ids: _unit(texts))
+    monkeypatch.setattr(scorer.clip, "encode_text", lambda ids: _unit(mx.array([next(texts)])))
     assert scorer([image] * 2, ["a", "b"]) == pytest.approx([88.888889, -27.216553], abs=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_a_text_is_read_once(policy, image, monkeypatch):
     monkeypatch.setattr(scorer.clip, "encode_text", lambda ids: read.append(ids.shape) or encode(ids))
     scorer([image] * 3, ["A cat.", "A dog.", "A cat."])
     scorer([image], ["A dog."])
-    assert read == [(16, 8)]
+    assert [rows for rows, _ in read] == [1, 1]
     assert scorer([], []) == []
 
 

@@ -1,4 +1,4 @@
-"""FiSAO, reconstructed: fine-grained self-alignment optimization (Cui et al., arXiv 2410.14148).
+"""FiSAO (reconstructed): fine-grained self-alignment optimization (Cui et al., arXiv 2410.14148).
 
 The scorer that belongs to the model's own eye (CLIP, image against text) judges every object that an answer names. Its
 score, measured against those of correct and of hallucinated mentions, is a reward for that word alone; PPO learns from it.

@@ -1,11 +1,10 @@
 """How well a text fits an image, by CLIP: score(images, texts) -> 100 * cosine of each image with its text.
 
-Any function of the same form may stand in its place. Images are read one at a time and texts in batches of one shape, so
-that a score is the same to the last bit whatever else is scored with it, before or after a restart.
+Any function of the same form may stand in its place. Images and texts are read one at a time: in a batch the last bits of
+a row depend on its place, and a score must be the same whatever else is scored with it, before or after a restart.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint
 
-ROWS, COLUMNS = 16, 8  # texts are read 16 at a time, at lengths that are multiples of 8
 CACHE_GB = 0.25
 TINY_CLIP = TINY.parent / "clip"
 
@@ -42,50 +40,30 @@ class CLIPScorer:
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         """100 * cos(image, text) for every image with the text in its place; in [-100, 100]."""
-        if not texts:
-            return []
-        by_text = self.text_vectors(texts)
         by_image = {image: self.image_vector(image) for image in dict.fromkeys(images)}
-        products = [by_image[image] * by_text[text] for image, text in zip(images, texts, strict=True)]
-        return [100 * float(cosine) for cosine in np.array(mx.stack(products).sum(axis=-1))]
+        products = [by_image[image] * self.text_vector(text) for image, text in zip(images, texts, strict=True)]
+        return [100 * float(np.array(product).sum()) for product in products]
 
     def image_vector(self, image: Path) -> Float[mx.array, " p"]:
         """An image's unit vector, known by the image's bytes: the preprocessing is this scorer's one."""
-        key = f"image {image_digest(image)}"
-        vector = self._vectors.get(key)
-        if vector is None:
-            vector = self._see(image)
-            mx.eval(vector)
-            self._vectors.put(key, vector)
-        return vector
+        return self._once(f"image {image_digest(image)}", lambda: self._see(image))
 
-    def text_vectors(self, texts: Sequence[str]) -> dict[str, Float[mx.array, " p"]]:
-        """Each text's unit vector, each text read once."""
-        found = {text: self._vectors.get(f"text {text}") for text in texts}
-        by_length: dict[int, dict[str, list[int]]] = defaultdict(dict)
-        for text in (text for text, vector in found.items() if vector is None):
-            ids = self._ids(text)
-            by_length[min(-(-len(ids) // COLUMNS) * COLUMNS, self._longest)][text] = ids
-        new = {text: vector for length, rows in by_length.items() for text, vector in self._read(rows, length)}
-        for text, vector in new.items():
-            self._vectors.put(f"text {text}", vector)
-        return {text: vector for text, vector in (found | new).items() if vector is not None}
+    def text_vector(self, text: str) -> Float[mx.array, " p"]:
+        """A text's unit vector."""
+        return self._once(f"text {text}", lambda: self.clip.encode_text(mx.array([self._ids(text)]))[0])
+
+    def _once(self, name: str, read: Callable[[], mx.array]) -> mx.array:
+        vector = self._vectors.get(name)
+        if vector is None:
+            vector = read()
+            mx.eval(vector)
+            self._vectors.put(name, vector)
+        return vector
 
     def _see(self, image: Path) -> Float[mx.array, " p"]:
         if self.policy is not None:
             return self.clip.encode_states(self.policy.image_states(image)[None].astype(mx.float32))[0]
         return self.clip.encode_image(self.preprocessing(open_image(image))[None])[0]
-
-    def _read(self, texts: dict[str, list[int]], length: int) -> Iterator[tuple[str, Float[mx.array, " p"]]]:
-        """Texts of one length. What fills up their rows, and the batch, are end tokens, which nothing looks at."""
-        for start in range(0, len(texts), ROWS):
-            some = list(texts.items())[start : start + ROWS]
-            ids = np.full((ROWS, length), some[0][1][-1], dtype=np.int32)
-            for row, (_, text_ids) in enumerate(some):
-                ids[row, : len(text_ids)] = text_ids
-            vectors = self.clip.encode_text(mx.array(ids))
-            mx.eval(vectors)
-            yield from ((text, vectors[row]) for row, (text, _) in enumerate(some))
 
     def _ids(self, text: str) -> list[int]:
         """The text's ids; of a text that is too long the beginning and the end token, whose vector is the text's."""

@@ -18,7 +18,7 @@ from mlx_visalign.options import build_parser
 from mlx_visalign.progress import say
 from mlx_visalign.recipe import list_recipes
 from mlx_visalign.records import read_text
-from mlx_visalign.scorers import Score
+from mlx_visalign.scorers import Score, checked
 
 METHODS = Path(__file__).parent / "methods"
 
@@ -52,17 +52,18 @@ def find_method(name: str) -> ModuleType:
 
 
 def find_scorer(name: str) -> Score:
-    """The function called "module:function", of an installed module or one in the working folder."""
+    """The function called "module:function", of an installed module or one in the working folder, its answers checked."""
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:  # a command's path begins where the command is
         sys.path.append(os.getcwd())
     try:
         found = vars(importlib.import_module(module)).get(function)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"The scorer {name!r} cannot be imported ({error}). Expected MODULE:FUNCTION.") from error
+    except Exception as error:  # a user's file is run, so anything may come of it
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"The scorer {name!r} cannot be imported ({why}). Expected MODULE:FUNCTION.") from error
     if not callable(found):
         raise UserError(f"The module {module} has no function {function!r} to score with. Expected MODULE:FUNCTION.")
-    return found
+    return checked(found, name)
 
 
 def list_methods() -> dict[str, str]:

@@ -16,6 +16,7 @@ from mlx_visalign.evaluate import Evaluation, Protocol, examination
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, find_photos, held_out
 from mlx_visalign.policy import load
+from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.preference import PreferenceSettings, reward_accuracy
 from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
@@ -95,7 +96,7 @@ def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callab
     return follow
 
 
-def _held_out_accuracy(job: Alignment, training: PreferenceSettings) -> dict[str, float] | None:
+def _held_out_accuracy(job: Alignment, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
     """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
     file = job.run.folder / "held_out_pairs.jsonl"
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []

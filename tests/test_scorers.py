@@ -1,16 +1,74 @@
 """A scorer of one's own: found by its name, given to the method, refused where nothing is scored."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from mlx_visalign.cli import find_method, find_scorer
+from mlx_visalign.calibration import Scored
+from mlx_visalign.cli import find_method, find_scorer, main
 from mlx_visalign.errors import UserError
 from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.records import read_jsonl
+from mlx_visalign.scorers import checked
+from mlx_visalign.sentences import Tree
 
 
 def test_a_function_in_the_working_folder_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_scorer_of_reds.py").write_text("def reds(images, texts):\n    return [float('red' in t) for t in texts]\n")
     monkeypatch.chdir(tmp_path)
-    assert find_scorer("my_scorer_of_reds:reds")(["a.png"] * 2, ["a red cat", "a cat"]) == [1.0, 0.0]
+    assert find_scorer("my_scorer_of_reds:reds")([Path("a.png")] * 2, ["a red cat", "a cat"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("given", [[1.0], [1.0, None], [1.0, float("nan")], None, [[1.0, 2.0]] * 2])
+def test_what_is_not_a_number_for_every_text_says_so(given):
+    with pytest.raises(UserError, match="'mine:f' should return 2 finite numbers, one for each text; it returned"):
+        checked(lambda images, texts: given, "mine:f")([Path("a.png")] * 2, ["a", "b"])
+
+
+def test_a_scorer_is_not_asked_about_nothing():
+    assert checked(lambda images, texts: 1 / 0, "mine:f")([], []) == []
+
+
+def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
+    (tmp_path / "my_broken_scorer.py").write_text("def f(:")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"SyntaxError.*MODULE:FUNCTION"):
+        find_scorer("my_broken_scorer:f")
+
+
+TRAIN = {"batch_size": 2, "iters": 1, "lora": {"rank": 2}}
+SMALL = {
+    "csr": {"groups": 2, "sentence_tokens": 14, "max_tokens": 14, "batch": 2, "train": TRAIN},
+    "fisao": {
+        "max_tokens": 32,
+        "labels": "tiny-world",
+        "least_mentions": 1,
+        "reward": {"shape": "affine"},
+        "train": TRAIN | {"rollout": 2, "grad_accumulation": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
+    """From the command line to the records: what the user's function says of a text is what the method goes by."""
+    (tmp_path / "my_scorer_of_scenes.py").write_text(
+        "import re\n"
+        "from mlx_visalign.world.scenes import scene\n"
+        "def fits(images, texts):\n"
+        "    scenes = [scene(int(re.findall('[0-9]+', image.name)[0])) for image in images]\n"
+        "    return [float(any(str(t) in text for t in s.types)) for s, text in zip(scenes, texts)]\n"
+    )
+    recipe = {"method": method, "images": "tiny-world", "count": 10, "questions": 0, "scenes": 1, "settings": SMALL[method]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe | {"scorer": "my_scorer_of_scenes:fits"}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "-c", "mine.yaml", "--output", "out"]) == 0, capsys.readouterr().err
+    if method == "csr":
+        scores = [s.image for tree in read_jsonl(tmp_path / "out/trees.jsonl", Tree) for s in tree.sentences if s.text]
+    else:
+        scores = [row.score for row in read_jsonl(tmp_path / "out/calibration.jsonl", Scored)]
+    assert {0.0, 1.0} <= set(scores) <= {0.0, 1.0, None}
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such_function", "json", ":f", "json:__name__", ""])

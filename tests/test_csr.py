@@ -1,5 +1,6 @@
 """CSR: pairs and filters; whole runs on the tiny model in rounds, stopped, resumed and continued, in every precision."""
 
+import shutil
 from dataclasses import replace
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import pytest
 
 from mlx_visalign import vlm
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.convert.peft import to_peft
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import open_image
 from mlx_visalign.lora import LoRASettings, adapter_at, adapters
@@ -28,10 +30,10 @@ SETTINGS = csr.Settings(
     sentence_tokens=14,
     max_tokens=30,
     keep_worst=1,
-    rounds=2,
     batch=2,
     train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=1),
 )
+THREE = replace(SETTINGS, rounds=3)
 WORLD = Vocabulary.from_rows(language.vocabulary(), "the tiny world")
 
 
@@ -73,12 +75,22 @@ def job(folder, change=lambda policy: policy, images=3, **more):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Two undisturbed rounds."""
+    """Three undisturbed rounds."""
     one = job(tmp_path_factory.mktemp("whole"))
-    csr.train(one, SETTINGS)
-    csr.picture(one, SETTINGS)
+    csr.train(one, THREE)
+    csr.picture(one, THREE)
     one.run.close()
     return one
+
+
+def after_rounds(whole, rounds, folder):
+    """The whole run's folder as it was after so many rounds."""
+    shutil.copytree(whole.run.folder, folder, dirs_exist_ok=True)
+    for later in range(rounds + 1, 4):
+        shutil.rmtree(folder / f"round-{later}")
+        for file in folder.glob(f"*-{later}.*"):
+            file.unlink()
+    shutil.copytree(folder / f"round-{rounds}/adapter", folder / "adapter", dirs_exist_ok=True)
 
 
 def weights(folder):
@@ -91,13 +103,13 @@ def test_a_run_leaves_every_stage_and_a_picture(whole):
         assert (folder / name).stat().st_size > 0
     assert {file.name for file in whole.run.plots.iterdir()} == {"csr.png", "csr.html", "csr_rounds.png"}
     assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 3  # descriptions only
-    assert [row["round"] for row in read_metrics(whole.run.metrics)] == [1, 1, 1, 2, 2, 2]
-    assert [row["iteration"] for row in read_metrics(whole.run.metrics)] == [1, 2, 3, 4, 5, 6]
+    assert [row["round"] for row in read_metrics(whole.run.metrics)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [row["iteration"] for row in read_metrics(whole.run.metrics)] == [*range(1, 10)]
 
 
 def test_each_round_starts_at_ln_2(whole):
     rows = read_metrics(whole.run.metrics)
-    assert [rows[i]["train_loss"] for i in (0, 3)] == pytest.approx([np.log(2)] * 2, abs=1e-5)
+    assert [rows[i]["train_loss"] for i in (0, 3, 6)] == pytest.approx([np.log(2)] * 3, abs=1e-5)
     assert rows[5]["train_loss"] < rows[3]["train_loss"]
 
 
@@ -132,43 +144,62 @@ def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp
     class StopError(Exception):
         pass
 
-    seen = []
-
     def stopping(row):
-        seen.append(row["iteration"])
-        if len(seen) == 5:
+        if row["iteration"] == 2:
             raise StopError
 
+    after_rounds(whole, 1, tmp_path)
     first = job(tmp_path, on_metrics=stopping)
     with pytest.raises(StopError):
-        csr.train(first, SETTINGS)
+        csr.train(first, replace(SETTINGS, rounds=2))
     first.run.close()
-    csr.train(job(tmp_path), SETTINGS)
-    assert weights(tmp_path) == weights(whole.run.folder)
+    csr.train(job(tmp_path), replace(SETTINGS, rounds=2))
+    assert weights(tmp_path) == weights(whole.run.folder / "round-2")
 
 
 def test_a_finished_run_goes_on_with_one_more_round(whole, tmp_path):
-    first = job(tmp_path)
-    csr.train(first, replace(SETTINGS, rounds=1))
-    first.run.close()
-    assert read_adapter(first.run.adapter)[0]["round_ranks"] == [4]
-    csr.train(job(tmp_path), SETTINGS)
+    after_rounds(whole, 2, tmp_path)
+    assert read_adapter(tmp_path / "adapter")[0]["round_ranks"] == [4, 4]
+    csr.train(job(tmp_path), THREE)
     assert weights(tmp_path) == weights(whole.run.folder)
 
 
-def test_the_rounds_are_one_adapter_that_mlx_vlm_loads(whole):
+def asked(whole):
+    """An image and a prompt, and our logits of the first token of the answer."""
+    policy, prompt = whole.policy, whole.prompts[0]
+    pixels, ids = policy.pixels(open_image(whole.image(prompt.image)))[None], policy.prompt_ids(prompt.prompt)
+    logits = vlm.decoder(policy.model).head(policy.prefill(policy.features(pixels), [ids]).state)[0]
+    return pixels.transpose(0, 3, 1, 2), [ids], np.array(logits)
+
+
+def test_three_rounds_are_one_adapter_that_mlx_vlm_loads(whole):
     import mlx_vlm
 
     config, _ = read_adapter(whole.run.adapter)
-    assert config["round_ranks"] == [4, 4] and config["lora_parameters"]["rank"] == 8 and config["round"] == 2
+    assert config["round_ranks"] == [4, 4, 4] and config["lora_parameters"]["rank"] == 12 and config["round"] == 3
     theirs, _ = mlx_vlm.load(str(TINY), adapter_path=str(whole.run.adapter))
     theirs.set_dtype(mx.float32)
-    policy, prompt = whole.policy, whole.prompts[0]
-    pixels, ids = policy.pixels(open_image(whole.image(prompt.image)))[None], policy.prompt_ids(prompt.prompt)
-    expected = theirs(mx.array([ids]), pixels.transpose(0, 3, 1, 2), mask=None).logits[0, -1]
-    found = vlm.decoder(policy.model).head(policy.prefill(policy.features(pixels), [ids]).state)[0]
-    np.testing.assert_allclose(found, expected, atol=5e-5)
-    assert len(adapters(policy.model)) == 3 * 7
+    pixels, ids, logits = asked(whole)
+    np.testing.assert_allclose(logits, theirs(mx.array(ids), pixels, mask=None).logits[0, -1], atol=5e-5)
+    assert len(adapters(whole.policy.model)) == 3 * 7
+
+
+@pytest.mark.reference
+def test_peft_loads_the_three_rounds(whole, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import LlavaForConditionalGeneration
+
+    to_peft(whole.run.adapter, tmp_path / "peft")
+    base = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    pixels, ids, logits = asked(whole)
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(ids), pixel_values=torch.tensor(np.array(pixels))).logits[0, -1]
+        with theirs.disable_adapter():
+            base_logits = theirs(input_ids=torch.tensor(ids), pixel_values=torch.tensor(np.array(pixels))).logits[0, -1]
+    np.testing.assert_allclose(logits, expected, atol=5e-5)
+    assert np.abs(logits - base_logits.numpy()).max() > 1e-2
 
 
 def test_other_rewards_in_the_same_folder_are_refused(whole):
@@ -180,14 +211,14 @@ def test_other_rewards_in_the_same_folder_are_refused(whole):
 def test_a_users_own_function_judges(tmp_path):
     """One that likes large things."""
     one = job(tmp_path, score=lambda images, texts: [100.0 * ("large" in text) for text in texts], score_name="mine:large")
-    csr.train(one, replace(SETTINGS, rounds=1, reward=RewardSettings("paper", 1.0)))
+    csr.train(one, replace(SETTINGS, reward=RewardSettings("paper", 1.0)))
     scores = [s.image for t in read_jsonl(tmp_path / "trees.jsonl", Tree) for s in t.sentences if s.text]
     assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
 
 
 def test_whole_answers_are_judged_too(tmp_path):
     one, reward = job(tmp_path), RewardSettings("calibrated", over="sum", threshold=10.0, repeat_penalty=1.0)
-    settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, rounds=1, reward=reward)
+    settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, reward=reward)
     csr.train(one, settings)
     for found in read_jsonl(tmp_path / "trees.jsonl", Tree):
         roots = [s for s in found.sentences if s.parent == -1]
@@ -216,7 +247,7 @@ def four_bit(policy):
 def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
     one = job(tmp_path, change, images=2)
     assert one.policy.dtype == dtype
-    csr.train(one, SETTINGS)
+    csr.train(one, replace(SETTINGS, rounds=2))
     rows = read_metrics(one.run.metrics)
     assert [rows[i]["train_loss"] for i in (0, 3)] == pytest.approx([np.log(2)] * 2, abs=0.02)
     adapter = mx.load(str(one.run.adapter / "adapters.safetensors"))
@@ -225,8 +256,8 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
 
 
 def test_what_a_run_would_do_is_told(whole):
-    foreseen = SETTINGS.foresee(whole.prompts)
-    assert foreseen == {"rounds": 2, "trees": 6, "sampled_tokens_at_most": 6 * 6 * 44, "updates_at_most": 6}
+    foreseen = THREE.foresee(whole.prompts)
+    assert foreseen == {"rounds": 3, "trees": 9, "sampled_tokens_at_most": 9 * 6 * 44, "updates_at_most": 9}
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"groups": 0}])

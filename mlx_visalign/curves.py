@@ -11,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, join, tag
-from mlx_visalign.plots import BLUE, RED, SMOOTHING, Panel, panels_of, trailing_mean
+from mlx_visalign.plots import BLUE, GREY, RED, SMOOTHING, Panel, panels_of, trailing_mean
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 350, 44, 186  # of the plane
 POINTS = 400  # of a line, at most about so many
-COLOURS = {BLUE: "var(--blue)", RED: "var(--red)"}
+COLOURS = {BLUE: "var(--blue)", RED: "var(--red)", GREY: "var(--quiet)"}
 
 Place = Callable[[float], float]
 """From a value to where it lies in the drawing."""
@@ -26,8 +26,13 @@ def curves(rows: Sequence[Row]) -> Html:
     """`rows`: one for each update, at least one, as `metrics.read_metrics` gives them."""
     return join(
         tag("p", "Thin: each update's own value. Thick: the mean over the last 5 % of all updates.", cls="soft"),
-        tag("div", *(_panel(panel, rows) for panel in panels_of(rows)), cls="curves"),
+        drawn(panels_of(rows), rows),
     )
+
+
+def drawn(panels: Iterable[Panel], rows: Sequence[Row]) -> Html:
+    """These panels, in as many columns as there is room for."""
+    return tag("div", *(_panel(panel, rows) for panel in panels), cls="curves")
 
 
 def _panel(panel: Panel, rows: Sequence[Row]) -> Html:
@@ -35,19 +40,19 @@ def _panel(panel: Panel, rows: Sequence[Row]) -> Html:
     low, high = panel.limits or _limits(panel, values.values())
     updates = [row["iteration"] for row in rows]
     across, up = _scale(0, updates[-1], LEFT, RIGHT), _scale(low, high, BOTTOM, TOP)
-    drawn = [
+    shapes = [
         *(_across(up(tick), _number(tick)) for tick in _ticks(low, high)),
         *(_text(across(tick), BOTTOM + 16, _number(tick), "middle", "soft") for tick in _ticks(0, updates[-1], True)),
     ]
     if panel.level is not None:
-        drawn.append(_line(LEFT, up(panel.level), RIGHT, up(panel.level), "level"))
+        shapes.append(_line(LEFT, up(panel.level), RIGHT, up(panel.level), "level"))
     for name, (_, colour) in panel.lines.items():
-        drawn += _curve(updates, values[name], across, up, COLOURS[colour])
+        shapes += _curve(updates, values[name], across, up, COLOURS[colour])
     return tag(
         "svg",
         _text(0, 14, panel.title, "start", "title"),
         _text(RIGHT, 32, join(*_legend(panel)), "end", "soft"),
-        *drawn,
+        *shapes,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=panel.title,

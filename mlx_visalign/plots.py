@@ -72,16 +72,21 @@ def plot_training(rows: Sequence[Row], path: Path) -> None:
 
     Thin lines are the updates' own values, thick ones the mean over the last 5 % of all updates.
     """
+    below = "update   (thin: its own value, thick: mean over the last 5 % of all updates)"
+    plot_panels(panels_of(rows), rows, path, below)
+
+
+def plot_panels(panels: Sequence[Panel], rows: Sequence[Row], path: Path, below: str) -> None:
+    """Draw these panels side by side, with a line of text below them."""
     import matplotlib
 
-    panels = panels_of(rows)
     columns = min(COLUMNS, len(panels))
     height = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * PANEL_SIZE[0], height * PANEL_SIZE[1]), layout="constrained")
         for index, panel in enumerate(panels):
             _draw(figure.add_subplot(height, columns, index + 1), panel, rows)
-        figure.supxlabel("update   (thin: its own value, thick: mean over the last 5 % of all updates)", fontsize=11)
+        figure.supxlabel(below, fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from PIL import Image
 
+from mlx_visalign.curves import drawn
+from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, gallery, join, paragraphs, tag
-from mlx_visalign.plots import BLUE, RED, STYLE
+from mlx_visalign.plots import BLUE, GREY, RED, Panel, plot_panels
 from mlx_visalign.sentences import Sentence, Tree
 from mlx_visalign.sheet import Caption, Cell, Span
 
@@ -198,24 +199,25 @@ def _draw_box(axes: Axes, tree: Tree, place: int, box: _Box) -> None:
 
 
 def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
-    """Reward, image score and length of the pairs over the rounds."""
-    panels = {"Reward of an answer": "reward", "Image score of a sentence": "image_score", "Tokens of an answer": "tokens"}
-    numbers = [row["round"] for row in rounds]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
-        for index, (title, name) in enumerate(panels.items(), 1):
-            axes = figure.add_subplot(1, len(panels), index)
-            axes.set_title(title)
-            for side, colour in (COLOURS | {"all": QUIET}).items():
-                if side in rounds[0][name]:
-                    axes.plot(numbers, [row[name][side] for row in rounds], "o-", color=colour, linewidth=2, label=side)
-            axes.set_xlabel("round")
-            axes.set_xticks(numbers)
-            axes.set_xlim(numbers[0] - 0.4, numbers[-1] + 0.4)
-            axes.margins(y=0.2)
-        figure.axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+    """Reward, image score and length of the pairs over the rounds, as a PNG."""
+    plot_panels(*_over_rounds(rounds), path, "round")
+
+
+def rounds_in_html(rounds: Sequence[dict[str, Any]]) -> Html:
+    """What `plot_rounds` draws, for a page."""
+    return join(tag("h3", "Over the rounds"), drawn(*_over_rounds(rounds)))
+
+
+def _over_rounds(rounds: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Row]]:
+    """The panels, and a row for every round."""
+    titles = {"reward": "Reward of an answer", "image_score": "Image score", "tokens": "Tokens of an answer"}
+    sides = COLOURS | {"all": GREY}
+    panels = [
+        Panel(title, {f"{name} {side}": (side, sides[side]) for side in sides if side in rounds[0][name]})
+        for name, title in titles.items()
+    ]
+    numbers = [{f"{name} {side}": one[name][side] for name in titles for side in one[name]} for one in rounds]
+    return panels, [{"iteration": one["round"], **row} for one, row in zip(rounds, numbers, strict=True)]
 
 
 def fragment(tree: Tree, image: Image.Image, title: str) -> Html:

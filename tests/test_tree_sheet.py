@@ -5,7 +5,7 @@ from itertools import pairwise
 from PIL import Image
 
 from mlx_visalign.sentences import Sentence, Tree
-from mlx_visalign.tree_sheet import _drawn, _layout, draw_tree, fragment, plot_rounds
+from mlx_visalign.tree_sheet import _drawn, _layout, draw_tree, fragment, plot_rounds, rounds_in_html
 
 IMAGE = Image.new("RGB", (48, 30), "#204060")
 
@@ -75,3 +75,5 @@ def test_rounds_are_plotted(tmp_path):
     for count in (1, 3):
         plot_rounds(rounds[:count], tmp_path / f"{count}.png")
         assert (tmp_path / f"{count}.png").stat().st_size > 1000
+    made = rounds_in_html(rounds)
+    assert made.count("<svg") == 3 and made.count("<polyline") == 2 * (2 + 3 + 2)

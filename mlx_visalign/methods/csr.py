@@ -37,7 +37,7 @@ from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.judging import AnswerSettings, answer
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.metrics import read_metrics
-from mlx_visalign.page import join, png
+from mlx_visalign.page import join
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, read_jsonl
@@ -45,7 +45,7 @@ from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.sentences import Tree
 from mlx_visalign.stage import fingerprint as items_fingerprint
-from mlx_visalign.tree_sheet import draw_tree, fragment, plot_rounds
+from mlx_visalign.tree_sheet import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.weights import fingerprint
 
 TITLE = "How CSR grew and judged one answer"
@@ -244,6 +244,7 @@ def picture(job: Alignment, settings: Settings) -> None:
         draw_tree(tree, image, TITLE, plots / "csr.png")
         parts = [fragment(tree, image, TITLE)]
     if settings.rounds > 1:
-        plot_rounds(json.loads(job.run.rounds.read_text(encoding="utf-8")), plots / "csr_rounds.png")
-        parts.append(png((plots / "csr_rounds.png").read_bytes(), "Reward, image score and length over the rounds"))
+        rounds = json.loads(job.run.rounds.read_text(encoding="utf-8"))
+        plot_rounds(rounds, plots / "csr_rounds.png")
+        parts.append(rounds_in_html(rounds))
     write_atomically(plots / "csr.html", join(*parts))

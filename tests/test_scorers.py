@@ -50,9 +50,13 @@ SMALL = {
 }
 
 
+def stop(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("method", SMALL)
 def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
-    """From the command line to the records: what the user's function says of a text is what the method goes by."""
+    """From the command line to the trained model: what the user's function says of a text is what the method goes by."""
     (tmp_path / "my_scorer_of_scenes.py").write_text(
         "import re\n"
         "from mlx_visalign.world.scenes import scene\n"
@@ -63,7 +67,9 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
     recipe = {"method": method, "images": "tiny-world", "count": 10, "questions": 0, "scenes": 1, "settings": SMALL[method]}
     (tmp_path / "mine.yaml").write_text(json.dumps(recipe | {"scorer": "my_scorer_of_scenes:fits"}))
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "-c", "mine.yaml", "--output", "out"]) == 0, capsys.readouterr().err
+    monkeypatch.setattr(find_method(method), "picture", stop)  # all is done by then
+    assert main(["run", "-c", "mine.yaml", "--output", "out"]) == 130, capsys.readouterr().err
+    assert (tmp_path / "out/adapter/adapters.safetensors").exists()
     if method == "csr":
         scores = [s.image for tree in read_jsonl(tmp_path / "out/trees.jsonl", Tree) for s in tree.sentences if s.text]
     else:

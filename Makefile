@@ -6,19 +6,25 @@ BIN := .venv/bin
 BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
 ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
 
-.PHONY: demo test slow reference check clean
+.PHONY: demo test slow reference kills check clean
 
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
 
 test: .venv/ready
 	@$(ENV) $(BIN)/python -m pytest -q
+	@$(ENV) $(BIN)/python -m pytest -q -m alone
 
 slow: .venv/ready
 	@$(ENV) $(BIN)/python -m pytest -q -m slow
 
 reference: .venv/reference
 	@$(ENV) $(BIN)/python -m pytest -q -m reference
+
+# Runs killed with SIGKILL at N random moments, for each method, and gone on with: the same adapters, bit for bit?
+N ?= 20
+kills: .venv/ready
+	@$(ENV) $(BIN)/python tests/benchmarks/kills.py --kills $(N)
 
 check: .venv/ready
 	$(BIN)/ruff check .

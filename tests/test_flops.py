@@ -1,4 +1,7 @@
-"""The FLOP counter against hand formulas, and the understudy's notes against whole graphs."""
+"""The FLOP counter against hand formulas, and the understudy's notes against whole graphs.
+
+In a process of its own: late in a long one, `mx.export_function` with a callback crashes MLX 0.32.4.
+"""
 
 import sys
 from pathlib import Path
@@ -20,6 +23,8 @@ from mlx_visalign import vlm
 from mlx_visalign.lora import LoRASettings, adapter_at
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from mlx_visalign.preference import pair_logps, preference_loss
+
+pytestmark = pytest.mark.alone
 
 # A LLaVA with two blocks and prompts of 600 tokens, 576 of them the image's.
 WIDTH, HIDDEN, LAYERS, WORDS, VISION, RANK, P, R = 32, 48, 2, 640, 16, 4, 600, 10

@@ -6,28 +6,13 @@ import subprocess
 import sys
 
 import pytest
-import yaml
+from small_runs import write_recipe
 
-WORLD = {"model": "tiny", "images": "tiny-world", "count": 12, "questions": 1, "scenes": 4}
-TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
-ANSWERS = {"max_tokens": 64, "batch": 4}
-SETTINGS = {
-    "seva": ANSWERS | {"view": "crop", "train": TRAIN},
-    "fisao": ANSWERS
-    | {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
-    | {"train": TRAIN | {"rollout": 4, "grad_accumulation": 1, "inner_epochs": 2}},
-}
 ADAPTER = ("adapter/adapters.safetensors", "adapter/adapter_config.json", "prompts.jsonl")
 SAME = {
     "seva": (*ADAPTER, "responses.jsonl", "pairs.jsonl"),
     "fisao": (*ADAPTER, "calibration.jsonl", "rollouts/0000002.jsonl"),
 }
-
-
-def write_recipe(method, folder):
-    path = folder / f"{method}.yaml"
-    path.write_text(yaml.safe_dump(WORLD | {"method": method, "settings": SETTINGS[method]}))
-    return path
 
 
 def start(recipe, folder):

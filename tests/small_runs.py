@@ -1,0 +1,20 @@
+"""Recipes of whole runs on the tiny model that take seconds, with every stage that their method has."""
+
+import json
+
+WORLD = {"model": "tiny", "images": "tiny-world", "count": 12, "questions": 1, "scenes": 2}
+TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
+ANSWERS = {"max_tokens": 64, "batch": 4}
+SETTINGS = {
+    "seva": ANSWERS | {"view": "crop", "train": TRAIN},
+    "csr": ANSWERS | {"groups": 3, "sentence_tokens": 14, "rounds": 2, "train": TRAIN | {"iters": 6, "save_every": 2}},
+    "fisao": ANSWERS
+    | {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
+    | {"train": TRAIN | {"rollout": 4, "grad_accumulation": 1, "inner_epochs": 2}},
+}
+
+
+def write_recipe(method, folder):
+    path = folder / f"{method}.yaml"
+    path.write_text(json.dumps(WORLD | {"method": method, "settings": SETTINGS[method]}))  # JSON is YAML
+    return path

@@ -35,13 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.find_method = find_method
     options.find_scorer = find_scorer
     try:
-        _do(options)
+        return 0 if _do(options) else 2
     except UserError as error:
         say(f"visalign {options.command}: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def find_method(name: str) -> ModuleType:
@@ -72,12 +71,12 @@ def list_methods() -> dict[str, str]:
     return {path.stem: str(ast.get_docstring(ast.parse(read_text(path)))).split("\n")[0] for path in files}
 
 
-def _do(options: Namespace) -> None:
-    """Do what is asked. The result goes to stdout, as JSON or for people to read; all else goes to stderr."""
+def _do(options: Namespace) -> bool:
+    """Do what is asked; is it well? The result goes to stdout, as JSON or for people to read; all else goes to stderr."""
     if options.command in ("methods", "recipes"):
         listed = list_methods() if options.command == "methods" else list_recipes()
         print(json.dumps(listed) if options.json else "\n".join(f"{name:12} {line}" for name, line in listed.items()))
-        return
+        return True
     from mlx_visalign.commands import COMMANDS  # only now, for it takes seconds
 
     result = COMMANDS[options.command](options)
@@ -85,6 +84,7 @@ def _do(options: Namespace) -> None:
         print(json.dumps(result.data))
     else:
         result.show()
+    return result.well
 
 
 def _version() -> str:

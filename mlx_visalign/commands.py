@@ -16,6 +16,7 @@ from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.convert.hub import find_model
+from mlx_visalign.doctor import examine, examine_adapter, require_sound, stated_by
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
@@ -23,12 +24,13 @@ from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import build, unknown
 from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
+from mlx_visalign.memory_plan import find_folder, memory_plan, memory_report, training_needs, warn_if_too_large
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
 from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
 from mlx_visalign.policy import TINY, load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
-from mlx_visalign.preview import measure, show_pair
+from mlx_visalign.preview import longest_answer, measure, show_pair
 from mlx_visalign.probe import compare_fused
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Pair
@@ -51,6 +53,7 @@ class Result:
 
     data: Any
     shown: RenderableType
+    well: bool = True  # or else the exit code is 2
 
     def show(self) -> None:
         Console(highlight=False, markup=False).print(self.shown, crop=False)
@@ -62,6 +65,7 @@ class Answers:
 
     images: Sequence[str]
     pieces: Callable[[str], Iterator[str]]
+    well = True
 
     @property
     def data(self) -> list[dict[str, str]]:
@@ -97,8 +101,13 @@ def train(options: Namespace) -> Result:
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
     pairs, found = read_pairs(Path(options.data), _path(options.images))
+    needs = training_needs(settings) | {"answers": REFERENCE_BATCH}  # to score them takes about what sampling would
+    warn_if_too_large(options.model, needs)
     policy = load(options.model)
-    plan = {"format": found, **measure(policy, pairs), "updates": settings.loop(len(pairs)).iters}
+    measured = measure(policy, pairs)
+    longest = {"prompt": measured["prompt_tokens"]["max"], "answer": longest_answer(measured), "images": measured["images"]}
+    memory = memory_plan(options.model, needs | longest)
+    plan = {"format": found, **measured, "updates": settings.loop(len(pairs)).iters, **memory}
     if options.dry_run:
         return _told(plan, dump(asdict(settings)))
     config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
@@ -106,6 +115,7 @@ def train(options: Namespace) -> Result:
     with Run(options.adapter_path, command=options.again) as run:
         if not run.config.exists():  # other settings may yet be refused
             run.start(config)
+        require_sound(policy, run.checked)
         rows = run.stage(
             "pairs",
             pairs,
@@ -155,6 +165,20 @@ def compare(options: Namespace) -> Result:
     first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
     write_atomically(output, compare_page(first, second, names))
     return _told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": str(output)})
+
+
+def doctor(options: Namespace) -> Result:
+    """`visalign doctor`: is the model whole, is every shortcut exact, and does it fit this machine?"""
+    folder = find_folder(options.model)
+    policy = load(options.model)
+    findings = [stated_by(folder), *examine(policy)]
+    if options.adapter_path is not None:
+        findings.append(examine_adapter(policy, find_model(options.adapter_path)))
+    memory = memory_report(options.model)
+    shown = [_plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
+    shown += [_plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
+    data = {"checks": [asdict(each) for each in findings], **memory}
+    return Result(data, Group(*shown, "", _lines(memory)), all(each.ok for each in findings))
 
 
 def evaluate_model(options: Namespace) -> Result:
@@ -216,6 +240,7 @@ COMMANDS: dict[str, Callable[[Namespace], Result | Answers]] = {
     "compare": compare,
     "generate": generate,
     "eval": evaluate_model,
+    "doctor": doctor,
     "world": world,
     "fuse": fuse_adapter,
     "upload": upload_folder,

@@ -30,7 +30,22 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _run, _train, _check, _generate, _compare, _eval, _world, _convert, _fuse, _upload, _methods, _recipes):
+    for add in (
+        _demo,
+        _run,
+        _train,
+        _check,
+        _generate,
+        _compare,
+        _eval,
+        _doctor,
+        _world,
+        _convert,
+        _fuse,
+        _upload,
+        _methods,
+        _recipes,
+    ):
         add(commands)
     return parser
 
@@ -109,7 +124,7 @@ def _training_options(parser: argparse.ArgumentParser, section: str) -> None:
     parser.add_argument("--learning-rate", dest=f"{section}learning_rate", type=float, help="the schedule's peak")
     parser.add_argument("--beta", dest=f"{section}beta", type=float, help="strength of DPO's pull to the reference")
     parser.add_argument(
-        "--dry-run", action="store_true", help="only say what would be done: how many rows and updates; nothing is written"
+        "--dry-run", action="store_true", help="only say what would be done: rows, updates, memory; nothing is written"
     )
 
 
@@ -187,6 +202,17 @@ def _eval(commands: Any) -> None:
     parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
     parser.add_argument("--prompt", default=DESCRIBE, help="asks for the description; %(default)s")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest description; %(default)s")
+
+
+def _doctor(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "check a model: masks, cache, batches, template, images, adapter, memory; exit code 2 if something is broken",
+        "visalign doctor --model MODEL",
+        "visalign doctor --model MODEL --adapter-path runs/seva/adapter --json",
+    )
+    _model_options(parser)
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:

@@ -3,16 +3,19 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import yaml
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.doctor import require_sound
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, examination
+from mlx_visalign.memory_plan import memory_plan, training_needs, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, find_photos, held_out
 from mlx_visalign.policy import load
@@ -55,7 +58,9 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
 
 def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
     prompts, kept = ask(plan.recipe, run)
+    warn_if_too_large(plan.recipe.model, _needs(plan, prompts))
     policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
+    require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
     job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary, score, name)
     benchmark = _benchmark(plan.recipe, job)
@@ -112,7 +117,17 @@ def foresee(plan: Plan) -> Row:
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
         **plan.settings.foresee(prompts),
+        **memory_plan(plan.recipe.model, _needs(plan, prompts)),
     }
+
+
+def _needs(plan: Plan, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a run asks of the machine's memory. Every method says these; one that has `rounds` adds to its adapter."""
+    settings = plan.settings
+    past_rank = settings.train.lora.rank * (asdict(settings).get("rounds", 1) - 1)
+    images = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
+    answers = {"answer": settings.max_tokens, "answers": settings.batch, "past_rank": past_rank}
+    return {**training_needs(settings.train), **images, **answers}
 
 
 def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:

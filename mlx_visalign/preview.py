@@ -31,6 +31,11 @@ def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
+def longest_answer(measured: dict[str, Any]) -> int:
+    """Tokens of the longest answer among what `measure` found."""
+    return max(measured[part]["max"] for part in ("chosen_tokens", "rejected_tokens"))
+
+
 def show_pair(policy: Policy, pair: Pair) -> Text:
     """A pair as it is trained: what only conditions in grey, what is trained in colour with a bar between its tokens."""
     prompt = policy.prompt_ids(pair.prompt)

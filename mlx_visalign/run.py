@@ -38,6 +38,7 @@ class Run:
         self.versions = self.folder / "versions.json"
         self.metrics = self.folder / "metrics.jsonl"  # written by train.fit(..., run.folder)
         self.rounds = self.folder / "rounds.json"  # what each round cost and brought, of a method that has rounds
+        self.checked = self.folder / "doctor.json"  # the model that passed the doctor's quick checks
         self.adapter = self.folder / "adapter"
         self.plots = self.folder / "plots"
         self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far

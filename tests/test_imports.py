@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors fields files keys progress metrics provenance
+    errors fields files keys progress metrics provenance precision
     records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps weights lora convert generate tree sentences policy stream probe
     checkpoint train preference ppo_settings experience rollout reinforcement scorers judging world prompts evals evaluate
     calibration verifier
-    plots sheet page curves tree_sheet reward_pictures before_after report figures_page model_card upload doctor stage
+    plots sheet page curves tree_sheet reward_pictures before_after report figures_page model_card upload stage footprint
+    memory_plan patient doctor
     run alignment recipe report_page pipeline compare preview
     methods options commands cli api __init__ __main__
 """

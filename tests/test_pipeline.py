@@ -122,6 +122,9 @@ def plan(**values):
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     monkeypatch.setattr("mlx_visalign.pipeline.load", None)
     told = foresee(plan(images=str(photos)))
+    memory = told.pop("memory_gb")
+    assert memory["weights"] < memory["sampling"] < memory["training"] < memory["usable here"]
+    assert told.pop("checkpoints_gb") > 0
     assert told == {
         "images": 18,
         "images_held_out": 2,

@@ -98,3 +98,8 @@ def merge(
     index = mx.maximum(mx.cumsum(here.flatten().astype(mx.int32)) - 1, 0).reshape(ids.shape)
     flat = images.reshape(-1, images.shape[-1]).astype(embeds.dtype)
     return mx.where(here[..., None], flat[index], embeds)
+
+
+def plain_logits(model: Any, ids: Integer[mx.array, "b l"], embeds: Float[mx.array, "b l e"]) -> Float[mx.array, "b l v"]:
+    """The language model's own forward pass, causal, over whole rows: what the fold is compared with."""
+    return model.language_model(ids, inputs_embeds=embeds, mask=None).logits

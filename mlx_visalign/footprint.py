@@ -1,0 +1,212 @@
+"""How much memory sampling and training will take: told from config.json, before any weight is read.
+
+Every array that training keeps for the backward pass is counted from the shapes; what a single layer needs for a moment is
+a formula fitted to `mx.get_peak_memory`. tests/test_memory_plan.py holds both to 15 % of measured peaks. Counted are the
+weights, the adapter with AdamW's state, the activations of the fold (fold.py), the logits of the answers and the feature
+cache. Not counted: the interpreter (0.3 GB), other programs, and a CLIP that scores (up to 0.9 GB).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from mlx_visalign import vlm
+from mlx_visalign.checkpoint import KEPT
+
+FLOAT32 = 4
+QUANTISED_GROUP = 64  # weights that share a scale and a bias
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides a model's memory.
+
+    image_bytes  an image's features in the cache (policy.FeatureCache): the class token's too, in float16
+    matrices     weights of the language model that can be quantised (its linear layers, embedding and head)
+    others       all other weights: norms, projector, vision tower
+    """
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    image_tokens: int
+    image_bytes: int
+    matrices: int
+    others: int
+
+    @property
+    def kv_width(self) -> int:
+        return self.width // self.heads * self.kv_heads
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the memory of a run.
+
+    bits         of a weight of the language model: 4 or 8 (quantised), 16 or 32
+    rank         of the round that is trained
+    past_rank    of the rounds before it, which are frozen
+    prompt       tokens, the image's too
+    answer       tokens of the longest answer
+    batch        pairs in one forward of the training
+    answers      made together, to as many prompts
+    checkpoint   layers are recomputed in the backward pass
+    images       whose features are kept, as long as they take no more than
+    cache_gb     so many GB
+    number       bytes of an activation: 2, or 4 in float32
+    """
+
+    bits: int = 16
+    rank: int = 16
+    past_rank: int = 0
+    prompt: int = 640
+    answer: int = 256
+    batch: int = 1
+    answers: int = 8
+    checkpoint: bool = False
+    images: int = 0
+    cache_gb: float = 1.0
+    number: int = 2
+
+
+def shape_of(model: Any) -> Shape:
+    """The shape of a model, whose weights may as well not be there yet."""
+    text = model.language_model.config
+    vision = model.config.vision_config
+    sizes = [(name, array.size, array.ndim) for name, array in dict(tree_flatten(model.parameters())).items()]
+    matrices = sum(size for name, size, ndim in sizes if name.startswith("language_model.") and ndim == 2)
+    return Shape(
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        vocabulary=text.vocab_size,
+        image_tokens=vlm.image_tokens(model),
+        image_bytes=2 * vision.hidden_size * ((vision.image_size // vision.patch_size) ** 2 + 1),
+        matrices=matrices,
+        others=sum(size for _, size, _ in sizes) - matrices,
+    )
+
+
+@cache
+def read_shape(folder: Path) -> tuple[Shape, int, int]:
+    """A model folder's shape, the bits of its weights and the bytes of its activations.
+
+    Only config.json is read: MLX is lazy, and the model that is built here never gets any weights.
+    """
+    config = vlm.read_json(folder / "config.json")
+    shape = shape_of(vlm.build_model(config))
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float16"
+    number = FLOAT32 if dtype == "float32" else 2
+    return shape, config.get("quantization", {}).get("bits", 8 * number), number
+
+
+def weights_bytes(shape: Shape, setting: Setting) -> float:
+    """The model. A quantised weight has its bits and, with 63 others, a scale and a bias."""
+    each = setting.bits / 8
+    if setting.bits < 16:
+        each += 2 * setting.number / QUANTISED_GROUP
+    return shape.matrices * each + shape.others * setting.number
+
+
+def adapter_bytes(shape: Shape, rank: int) -> float:
+    """A and B on the seven linear layers of every block, in float32 (lora.attach): rank x (inputs + outputs) each."""
+    width, inner, kv = shape.width, shape.inner, shape.kv_width
+    return FLOAT32 * rank * shape.layers * (2 * (width + width) + 2 * (width + kv) + 3 * (width + inner))
+
+
+def checkpoints_bytes(shape: Shape, rank: int) -> float:
+    """On disk at once: the checkpoints kept and the one being written (checkpoint.py), weights and Adam's two moments each."""
+    return (KEPT + 1) * 3 * adapter_bytes(shape, rank)
+
+
+def _staying_bytes(shape: Shape, setting: Setting) -> float:
+    """What is there all the time, adapters' own state aside: weights, the rounds before, features."""
+    features = min(setting.images * shape.image_bytes, setting.cache_gb * 1e9)
+    return weights_bytes(shape, setting) + adapter_bytes(shape, setting.past_rank) + features
+
+
+def training_bytes(shape: Shape, setting: Setting) -> float:
+    """The peak of an update: what stays, and the higher of two moments, at the logits and at the last layer's gradient.
+
+    What stays: weights; adapter, its gradient and Adam's two moments (train._Groups); what the backward pass was left.
+    Activations are per token in all n answers and their b prompts, T = b prompt + n answer:
+    kept whole          each layer's `_layer_bytes`, and the scaled B of every LoRA (lora.RoundsLoRALinear.rounds)
+    with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole
+    """
+    layer, n = _layer_bytes(shape, setting), 2 * setting.batch
+    tokens = setting.batch * setting.prompt + n * setting.answer
+    staying = _staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
+    # In float32: the logits, their exponentials, and half of the time the gradient (logps.token_logps).
+    logits = n * setting.answer * shape.vocabulary * (2.4 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
+    attention = 3.25 * max(_scores(shape, setting))  # the softmax's gradient: itself, two factors, a part of the next
+    if not setting.checkpoint:
+        return staying + shape.layers * layer + max(logits, attention)
+    kept = tokens * (shape.width + 2 * shape.kv_width) * setting.number * shape.layers
+    # A block's gradients, in float32 where LoRA takes part, while all that was recomputed is still there.
+    gradients = tokens * FLOAT32 * (6 * shape.inner + 12 * shape.width)
+    return staying + kept + max(logits, layer + max(attention, gradients))
+
+
+def _layer_bytes(shape: Shape, setting: Setting) -> float:
+    """What one layer keeps for its backward pass.
+
+    Per token: 7 vectors of the model's width (the layer's input, two norms, the turned and the scaled queries, the
+    attention's output, the sum after it), keys and values, 5 of the inner width (gate, its sigmoid and product, up, and
+    what goes down). LoRA keeps x A, and in half precision x once more in float32, for each of its layers (its matrices
+    are float32). The softmax keeps the scores; the answers keep the whole keys and values they read, a copy each.
+    """
+    width, inner, kv, number = shape.width, shape.inner, shape.kv_width, setting.number
+    n = 2 * setting.batch
+    per_token = number * (7 * width + 2 * kv + 5 * inner) + FLOAT32 * 7 * setting.rank
+    if number < FLOAT32:
+        per_token += FLOAT32 * (6 * width + inner)
+    copies = n * (setting.prompt + setting.answer) * 2 * kv * number
+    scaled = FLOAT32 * setting.rank * (4 * width + 2 * kv + 2 * inner)
+    tokens = setting.batch * setting.prompt + n * setting.answer
+    return tokens * per_token + sum(_scores(shape, setting)) + copies + scaled
+
+
+def _scores(shape: Shape, setting: Setting) -> tuple[float, float]:
+    """A layer's attention scores: those of the prompts, and those of the answers, which see their prompt too."""
+    prompts = setting.batch * setting.prompt**2
+    answers = 2 * setting.batch * setting.answer * (setting.prompt + setting.answer)
+    return shape.heads * prompts * setting.number, shape.heads * answers * setting.number
+
+
+def sampling_bytes(shape: Shape, setting: Setting) -> float:
+    """The peak of answering: reading the prompts, or the last token, whichever takes more.
+
+    Reading holds the keys and values of every layer and works in one. Decoding holds the prompts' keys and values, the
+    answers' own, and of one layer each prompt's again, beside the answer's, twice (fold._LayerCache).
+    """
+    n, number, kv = setting.answers, setting.number, shape.kv_width
+    per_token = 2 * kv * number
+    prompts = n * setting.prompt * per_token * shape.layers
+    reading = n * setting.prompt * number * (3 * shape.inner + 17 * shape.width + shape.heads * setting.prompt)
+    own = n * setting.answer * per_token * (shape.layers + 1)
+    expanded = n * (2 * setting.prompt + setting.answer) * per_token
+    drawing = 13 * n * shape.vocabulary * FLOAT32  # generate._draw: probabilities, their order and sums
+    staying = _staying_bytes(shape, setting) + adapter_bytes(shape, setting.rank)
+    return staying + prompts + max(reading, own + max(expanded, drawing))
+
+
+def pair_flops(shape: Shape, setting: Setting) -> float:
+    """Floating-point operations of one pair's forward and backward pass; a multiply-add is two.
+
+    Forward, per token: 2 for every weight of a block, and attention over what it sees; the head only for answers. The
+    base is frozen, so the backward pass is one forward more; checkpointing adds another. LoRA's own are left out (3 %).
+    """
+    head = shape.width * shape.vocabulary
+    blocks = shape.layers * (2 * shape.width**2 + 2 * shape.width * shape.kv_width + 3 * shape.width * shape.inner)
+    answers = 2 * setting.answer
+    seen = setting.prompt**2 + answers * (setting.prompt + setting.answer)
+    forward = 2 * blocks * (setting.prompt + answers) + 4 * shape.width * shape.layers * seen
+    return (3 if setting.checkpoint else 2) * forward + 2 * 2 * head * answers

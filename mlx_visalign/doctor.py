@@ -250,7 +250,7 @@ def require_sound(policy: Policy, file: Path) -> None:
         "mlx": version("mlx"),
         "device": str(mx.default_device()),
     }
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) == about:
+    if file.exists() and vlm.read_json(file) == about:
         return
     wrong = [finding for finding in examine(policy, quick=True) if not finding.ok]
     if wrong:

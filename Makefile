@@ -13,7 +13,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	@$(ENV) $(BIN)/python -m pytest -q
-	@$(ENV) $(BIN)/python -m pytest -q -m alone
+	@for file in $$(grep -l pytest.mark.alone tests/test_*.py); do $(ENV) $(BIN)/python -m pytest -q -m alone $$file || exit 1; done
 
 slow: .venv/ready
 	@$(ENV) $(BIN)/python -m pytest -q -m slow

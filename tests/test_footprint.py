@@ -1,4 +1,7 @@
-"""The memory that is told beforehand, against MLX's own meter on models with random weights."""
+"""The memory that is told beforehand, against MLX's own meter on models with random weights.
+
+In a process of its own: the meter counts whatever other tests keep.
+"""
 
 import json
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from mlx_visalign.policy import TINY, Policy
 from mlx_visalign.preference import PairBatch, preference_loss
 from mlx_visalign.train import TrainSettings, fit
 
+pytestmark = pytest.mark.alone
 WITHIN = 0.15
 LLAVA_7B = Shape(4096, 11008, 32, 32, 32, 32064, 576, 1_181_696, matrices=6_738_935_808, others=324_000_000)
 

@@ -74,7 +74,7 @@ def test_an_adapter_goes_with_its_card_and_nothing_else(hub, run):
 def test_the_card_says_method_base_and_figures_but_no_paths(hub, run):
     upload(run / "adapter", "me/llava-seva", run, "llava-hf/llava-1.5-7b-hf")
     card = ModelCard.load(run / "adapter/README.md")
-    assert card.data.base_model == "llava-hf/llava-1.5-7b-hf" and card.data.library_name == "mlx"
+    assert card.data.base_model == "llava-hf/llava-1.5-7b-hf" and card.data.to_dict()["library_name"] == "mlx"
     assert card.data.pipeline_tag == "image-text-to-text" and {"visalign", "lora", "seva"} <= set(card.data.tags)
     assert "| Descriptions: CHAIR_i (false mentions) | 50.0 | 0.0 | -50.0 [" in card.text
     assert "not trained on" in card.text and "view: crop" in card.text and "mlx 1" in card.text
@@ -107,7 +107,7 @@ def test_an_adapter_of_pefts_says_so(hub, tmp_path):
     folder = shutil.copytree(make_peft.FOLDER, tmp_path / "peft")
     upload(folder, "me/llava-lora")
     assert hub.sent[0][1] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    assert ModelCard.load(folder / "README.md").data.library_name == "peft"
+    assert ModelCard.load(folder / "README.md").data.to_dict()["library_name"] == "peft"
 
 
 def test_other_folders_are_refused(hub, tmp_path, run):

@@ -6,6 +6,8 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from small_bases import bf16, four_bit
+from stopping import StopError, stop_at
 
 from mlx_visalign import vlm
 from mlx_visalign.alignment import Alignment
@@ -141,15 +143,8 @@ def test_a_tree_is_judged_as_its_settings_say(whole):
 
 
 def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp_path):
-    class StopError(Exception):
-        pass
-
-    def stopping(row):
-        if row["iteration"] == 2:
-            raise StopError
-
     after_rounds(whole, 1, tmp_path)
-    first = job(tmp_path, on_metrics=stopping)
+    first = job(tmp_path, on_metrics=stop_at(2))
     with pytest.raises(StopError):
         csr.train(first, replace(SETTINGS, rounds=2))
     first.run.close()
@@ -231,16 +226,6 @@ def test_whole_answers_are_judged_too(tmp_path):
             if objects and objects <= named:
                 assert sentence.reward < 0.0
             named |= objects
-
-
-def bf16(policy):
-    policy.model.set_dtype(mx.bfloat16)
-    return policy
-
-
-def four_bit(policy):
-    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
-    return policy
 
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])

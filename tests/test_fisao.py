@@ -9,6 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from random_policy import tokenizer
+from small_bases import bf16, four_bit
+from stopping import StopError, stop_at
 
 from mlx_visalign import vlm
 from mlx_visalign.alignment import Alignment
@@ -191,15 +193,7 @@ def test_the_critic_stays_out_of_the_adapter(whole):
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
     """Stopped before there is a checkpoint, and after one in the middle of a rollout."""
-
-    class StopError(Exception):
-        pass
-
-    def stopping(row):
-        if row["iteration"] == stop:
-            raise StopError
-
-    first = job(tmp_path, on_metrics=stopping)
+    first = job(tmp_path, on_metrics=stop_at(stop))
     with pytest.raises(StopError):
         fisao.train(first, SETTINGS)
     first.run.close()
@@ -254,16 +248,6 @@ def test_what_cannot_work_is_said_before_anything_is_done(tmp_path):
         "answer_tokens_at_most": 18 * 48,
         "updates": 6,
     }
-
-
-def bf16(policy):
-    policy.model.set_dtype(mx.bfloat16)
-    return policy
-
-
-def four_bit(policy):
-    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
-    return policy
 
 
 @pytest.mark.parametrize(("change", "dtype", "critic"), [(bf16, "bfloat16", "linear"), (four_bit, "4-bit", "none")])

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from PIL import Image
 from random_policy import random_policy
+from stopping import StopError, stop_at
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.lora import LoRASettings, adapter_at
@@ -83,15 +84,8 @@ def test_stopped_and_rerun_is_bit_identical(pairs, tmp_path):
     whole = random_policy()
     train_on_pairs(whole, pairs, SETTINGS, tmp_path / "whole", seed=0)
 
-    class StopError(Exception):
-        pass
-
-    def stop_at_5(row):
-        if row["iteration"] == 5:
-            raise StopError
-
     with pytest.raises(StopError):
-        train_on_pairs(random_policy(), pairs, SETTINGS, tmp_path / "stopped", seed=0, on_metrics=stop_at_5)
+        train_on_pairs(random_policy(), pairs, SETTINGS, tmp_path / "stopped", seed=0, on_metrics=stop_at(5))
     resumed = random_policy()
     train_on_pairs(resumed, pairs, SETTINGS, tmp_path / "stopped", seed=0)
     for name, array in weights(whole).items():

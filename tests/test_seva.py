@@ -5,8 +5,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from small_bases import bf16, four_bit
+from stopping import StopError, stop_at
 
-from mlx_visalign import vlm
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.errors import UserError
 from mlx_visalign.lora import LoRASettings
@@ -124,14 +125,7 @@ def test_reference_logps_are_those_of_the_pair_as_trained(whole):
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
-    class StopError(Exception):
-        pass
-
-    def stopping(row):
-        if row["iteration"] == stop:
-            raise StopError
-
-    first = job(tmp_path, on_metrics=stopping)
+    first = job(tmp_path, on_metrics=stop_at(stop))
     with pytest.raises(StopError):
         seva.train(first, SETTINGS)
     first.run.close()
@@ -145,16 +139,6 @@ def test_another_view_in_the_same_folder_is_refused(whole):
     again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
     with pytest.raises(UserError, match="view"):
         seva.train(again, replace(SETTINGS, view="moco"))
-
-
-def bf16(policy):
-    policy.model.set_dtype(mx.bfloat16)
-    return policy
-
-
-def four_bit(policy):
-    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
-    return policy
 
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])

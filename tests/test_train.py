@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from golden import make_training
+from stopping import StopError, stop_at
 from toy_training import LONG, SETTINGS, CountingSource, loss_of, make_groups, train, weights_of
 
 from mlx_visalign.errors import UserError
@@ -22,18 +23,6 @@ from mlx_visalign.metrics import read_metrics
 from mlx_visalign.train import TrainSettings, fit, schedule_factor
 
 TESTS = Path(__file__).parent
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_at(iteration: int):
-    def on_metrics(row):
-        if row["iteration"] == iteration:
-            raise StopError
-
-    return on_metrics
 
 
 @pytest.fixture(scope="module")

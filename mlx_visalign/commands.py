@@ -45,6 +45,7 @@ from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.pretrain import train_world
 
 REFERENCE_BATCH = 8  # pairs scored together
+MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
 
 
 @dataclass(frozen=True)
@@ -182,16 +183,18 @@ def doctor(options: Namespace) -> Result:
 
 
 def evaluate_model(options: Namespace) -> Result:
-    """`visalign eval`: CHAIR and POPE on images whose content is known."""
+    """`visalign eval`: CHAIR, POPE and the capability check on images whose content is known."""
     wanted = options.benchmark.split(",")
     for name in wanted:
-        if name not in ("chair", "pope"):
-            raise UserError(f"--benchmark: {unknown(name, ('chair', 'pope'))}")
+        if name not in MEASURED:
+            raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
     benchmark = _benchmark(options)
     if "chair" not in wanted:
         benchmark = replace(benchmark, annotations={})
     if "pope" not in wanted:
         benchmark = replace(benchmark, questions={})
+    if "capability" not in wanted:
+        benchmark = replace(benchmark, exercises=[])
     protocol = Protocol(options.prompt, options.max_tokens)
     figures = evaluate(load(options.model, options.adapter_path), benchmark, protocol).figures
     data = {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}

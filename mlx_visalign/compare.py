@@ -51,7 +51,7 @@ def contender(name: str, model: str) -> Contender:
 def images_to_compare(images: str, count: int) -> Benchmark:
     """The first `count` of a folder's images, or validation scenes of the tiny world, with what is in them."""
     if images == TINY_WORLD:
-        return replace(world_benchmark("validation", count), questions={})
+        return replace(world_benchmark("validation", count), questions={}, exercises=[])
     pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count)}
     return Benchmark(f"{len(pictures)} images of {images}", pictures)
 

@@ -1,11 +1,11 @@
 """Ask a policy about a benchmark's images, and turn its answers into figures with intervals.
 
-Every image is read once: its description and its yes/no questions all continue from the same prefix. Answers are greedy,
+Every image is read once: its description and all questions about it continue from the same prefix. Answers are greedy,
 so an evaluation is the same at every run; they are kept, so that two evaluations can be compared image by image.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.evals import chair, pope
+from mlx_visalign.evals import capability, chair, pope
 from mlx_visalign.evals.benchmark import Benchmark, Picture
 from mlx_visalign.evals.bootstrap import Counts, Interval, Metrics, Sums, differences, intervals, ratio
+from mlx_visalign.evals.capability import Exercise
+from mlx_visalign.evals.pope import Question
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
 from mlx_visalign.policy import Policy
@@ -26,14 +28,14 @@ from mlx_visalign.records import Kind, Response
 from mlx_visalign.world.language import DESCRIBE
 
 Figures = dict[str, dict[str, Interval]]
-"""By group ("length", "chair", "pope_random", "pope_popular", "pope_adversarial") and name ("recall", ..)."""
+"""By group ("length", "chair", "pope_random", "pope_popular", "pope_adversarial", "capability") and name ("recall", ..)."""
 
 SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked, and how long an answer may be, in tokens with the end token: a description, and a yes or no."""
+    """What is asked, and how long answers may be, in tokens with the end token: a description, and what a question gets."""
 
     prompt: str = DESCRIBE
     max_tokens: int = 256
@@ -69,6 +71,9 @@ class Evaluation:
         for split, questions in benchmark.questions.items():
             answers = {asked.id: self.answer(asked.image, asked.prompt).text for asked in questions}
             groups[f"pope_{split}"] = pope.count(questions, answers)[0], pope.metrics
+        if benchmark.exercises:
+            said = {exercise.id: self.answer(exercise.image, exercise.prompt).text for exercise in benchmark.exercises}
+            groups["capability"] = capability.count(benchmark.exercises, said), capability.metrics
         return groups
 
     @cached_property
@@ -100,7 +105,7 @@ def changes(before: Evaluation, after: Evaluation) -> Figures:
 
     Raises `UserError` where the two asked different things or looked at different images.
     """
-    if before.protocol != after.protocol or before.benchmark.questions != after.benchmark.questions:
+    if before.protocol != after.protocol or _asked(before.benchmark) != _asked(after.benchmark):
         raise UserError(
             f"These evaluations asked different things: {before.protocol} and {after.protocol}. Evaluate both again."
         )
@@ -130,35 +135,45 @@ def examination(
     policy: Policy, benchmark: Benchmark, protocol: Protocol
 ) -> tuple[list[str], Callable[[Sequence[str]], list[Response]]]:
     """The images in the order to take them, and what asks the policy all there is to ask about some of them."""
-    asked = _prompts(benchmark)
+    asked = _prompts(benchmark, [question for questions in benchmark.questions.values() for question in questions])
+    exercises = _prompts(benchmark, benchmark.exercises)
 
     def ask(images: Sequence[str]) -> list[Response]:
-        return _ask(policy, protocol, {image: benchmark.pictures[image] for image in images}, asked)
+        return _ask(policy, protocol, {image: benchmark.pictures[image] for image in images}, asked, exercises)
 
     # Images with as many questions share a batch, where the others would wait.
     return sorted(benchmark.pictures, key=lambda image: len(asked[image])), ask
 
 
-def _prompts(benchmark: Benchmark) -> dict[str, list[str]]:
-    """The questions about each image, each once: the splits share those about what is there."""
+def _asked(benchmark: Benchmark) -> tuple[object, ...]:
+    return benchmark.questions, benchmark.exercises
+
+
+def _prompts(benchmark: Benchmark, questions: Iterable[Question | Exercise]) -> dict[str, list[str]]:
+    """The questions about each image, each once: POPE's splits share those about what is there."""
     prompts: dict[str, dict[str, None]] = {image: {} for image in benchmark.pictures}
-    for questions in benchmark.questions.values():
-        for asked in questions:
-            prompts[asked.image][asked.prompt] = None
+    for asked in questions:
+        prompts[asked.image][asked.prompt] = None
     return {image: list(unique) for image, unique in prompts.items()}
 
 
 def _ask(
-    policy: Policy, protocol: Protocol, pictures: Mapping[str, Picture], questions: Mapping[str, list[str]]
+    policy: Policy,
+    protocol: Protocol,
+    pictures: Mapping[str, Picture],
+    questions: Mapping[str, list[str]],
+    exercises: Mapping[str, list[str]],
 ) -> list[Response]:
     """Read some images once, describe each and answer its questions."""
     shared, _ = split_prompt(policy, protocol.prompt)
     prefix = policy.prefill(features(policy, list(pictures.values())), [shared] * len(pictures))
     describe: dict[str, list[str]] = {image: [protocol.prompt] for image in pictures}
-    exists = {image: questions[image] for image in pictures}
+    exists, others = ({image: asked[image] for image in pictures} for asked in (questions, exercises))
+    short = Sampling(protocol.question_tokens)
     return [
         *_answers(policy, prefix, describe, "describe", Sampling(protocol.max_tokens)),
-        *_answers(policy, prefix, exists, "exists", Sampling(protocol.question_tokens)),
+        *_answers(policy, prefix, exists, "exists", short),
+        *_answers(policy, prefix, others, "", short),
     ]
 
 

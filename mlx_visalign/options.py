@@ -188,13 +188,13 @@ def _eval(commands: Any) -> None:
     parser = _command(
         commands,
         "eval",
-        "measure hallucination: CHAIR and POPE",
+        "measure hallucination, CHAIR and POPE, and what a training may have cost elsewhere",
         "visalign eval --model tiny --adapter-path runs/demo/adapter",
         "visalign eval --model tiny --benchmark pope --split held-out --count 500 --json",
         'visalign eval --model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
     )
     _model_options(parser)
-    parser.add_argument("--benchmark", default="chair,pope", help="what to measure; %(default)s")
+    parser.add_argument("--benchmark", default="chair,pope,capability", help="what to measure; %(default)s")
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
     parser.add_argument("--count", type=_positive, default=500, help="how many scenes; %(default)s")
     parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")

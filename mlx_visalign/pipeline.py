@@ -220,7 +220,13 @@ def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) ->
         moment,
         images,
         lambda some: [response.to_row() for response in ask(some)],
-        settings={**job.about(), "benchmark": benchmark.name, "protocol": vars(protocol), **depends},
+        settings={
+            **job.about(),
+            "benchmark": benchmark.name,
+            "exercises": len(benchmark.exercises),
+            "protocol": vars(protocol),
+            **depends,
+        },
         batch=READ_TOGETHER,
         title=f"{moment} training, {benchmark.name}",
     )

@@ -67,6 +67,15 @@ TABLE = {
     "pope_random": ("POPE, random", POPE),
     "pope_popular": ("POPE, popular", POPE),
     "pope_adversarial": ("POPE, adversarial", POPE),
+    "capability": (
+        "Capability: kinds of questions that are not trained",
+        {
+            "accuracy": Shown("right answers", 1),
+            "colour": Shown("what colour something is", 1),
+            "count": Shown("how many objects", 1),
+            "count_colour": Shown("how many of a colour", 1),
+        },
+    ),
 }
 
 

@@ -4,10 +4,13 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mlx_visalign.evals.annotations import Annotations, ObjectCounts
+from mlx_visalign.evals.capability import Exercise
 from mlx_visalign.evals.pope import Question, Split, YesNo, build_questions
+from mlx_visalign.keys import number_for
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language, scenes
 from mlx_visalign.world.drawing import draw
@@ -31,6 +34,7 @@ class Benchmark:
     """Images by id, and what is known of them; with pictures alone, only descriptions can be made.
 
     questions  yes/no questions by POPE split, "random" and so on
+    exercises  questions of kinds that are not trained, where right answers are known
     limits     what figures on these images cannot show, for every report to say
     """
 
@@ -39,6 +43,7 @@ class Benchmark:
     annotations: Annotations = field(default_factory=dict)
     vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary(()))
     questions: dict[Split, list[Question]] = field(default_factory=dict)
+    exercises: list[Exercise] = field(default_factory=list)
     limits: str = UNLABELLED
 
 
@@ -57,13 +62,19 @@ def world_benchmark(split: str, count: int, seed: int = 0) -> Benchmark:
         name: build_questions(annotations, vocabulary.objects, counts, name, seed, PER_IMAGE) for name in ("random", "popular")
     }
     questions["adversarial"] = [asked for id, scene in shown.items() for asked in _about_partners(id, scene, seed)]
+    exercises = [exercise for id, scene in shown.items() for exercise in _exercises(id, scene, seed)]
     pictures: dict[str, Picture] = {id: Image.fromarray(draw(scene)) for id, scene in shown.items()}
     name = f"{count} {split} scenes of the tiny world"
-    return Benchmark(name, pictures, annotations, vocabulary, questions, WORLD)
+    return Benchmark(name, pictures, annotations, vocabulary, questions, exercises, WORLD)
 
 
 def _names(scene: scenes.Scene) -> frozenset[str]:
     return frozenset(map(str, scene.types))
+
+
+def _exercises(id: str, scene: scenes.Scene, seed: int) -> list[Exercise]:
+    drawn = language.exercises(scene, np.random.default_rng(number_for(seed, id, "exercises")))
+    return [Exercise(f"{id}/exercise/{n}", id, one.prompt, one.answer, one.kind) for n, one in enumerate(drawn)]
 
 
 def _about_partners(id: str, scene: scenes.Scene, seed: int) -> list[Question]:

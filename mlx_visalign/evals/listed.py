@@ -40,7 +40,7 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
     questions: dict[Split, list[Question]] = {
         split: build_questions(annotations, vocabulary.objects, counts, split, seed, PER_IMAGE) for split in SPLITS
     }
-    return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, LISTED)
+    return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, limits=LISTED)
 
 
 def canonical(item: str, vocabulary: Vocabulary, where: str) -> str:

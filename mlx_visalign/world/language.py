@@ -79,11 +79,30 @@ def random_question(scene: Scene, rng: np.random.Generator) -> Question:
         return count(scene)
     if kind == "count_colour":
         return count_colour(scene, _pick(rng, tuple(COLOURS)))
-    shapes = [thing.type.shape for thing in scene.things]
-    unique = [shape for shape in SHAPES if shapes.count(shape) == 1]
+    unique = unique_shapes(scene)
     if kind == "colour" and unique:
         return colour(scene, _pick(rng, unique))
     return exists(scene, random_type(scene, rng))
+
+
+def exercises(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Three questions that can be told right or wrong and are neither about what exists nor descriptions.
+
+    How many objects there are, how many there are of a colour, and the colour of a shape that is there once; where no
+    shape is, how many there are of another colour. Of the two colours one is there and one is not.
+    """
+    there = {thing.type.colour for thing in scene.things}
+    sides = [[name for name in COLOURS if (name in there) == shown] for shown in (True, False)]
+    one, other = (_pick(rng, sides[side]) for side in rng.permutation(2))
+    unique = unique_shapes(scene)
+    last = colour(scene, _pick(rng, unique)) if unique else count_colour(scene, other)
+    return [count(scene), count_colour(scene, one), last]
+
+
+def unique_shapes(scene: Scene) -> list[str]:
+    """The shapes that are there exactly once."""
+    shapes = [thing.type.shape for thing in scene.things]
+    return [shape for shape in SHAPES if shapes.count(shape) == 1]
 
 
 def random_type(scene: Scene, rng: np.random.Generator) -> Type:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
 
+CODES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 PLAIN_LINES = 20  # at most about this many lines for a whole job when stderr is a file or a pipe
 
 
@@ -26,8 +27,8 @@ class Bar(Protocol):
 
 
 def say(text: str) -> None:
-    """One line to the person watching, above the bar if there is one."""
-    console.print(text, markup=False, soft_wrap=True)
+    """One line to the person watching, above the bar if there is one. Terminal codes, in a file's name say, are shown."""
+    console.print(text.translate(CODES), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -43,6 +43,11 @@ def test_text_in_brackets_is_text(capsys):
     assert capsys.readouterr().err == "[bold] is a file name here\n"
 
 
+def test_a_terminal_is_not_given_orders_by_a_file_name(capsys):
+    module.say("\x1b]0;title\x07 \x9b31m is a file name,\nand so is café")
+    assert capsys.readouterr().err == "\\x1b]0;title\\x07 \\x9b31m is a file name,\nand so is café\n"
+
+
 def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -52,7 +52,7 @@ def images_to_compare(images: str, count: int) -> Benchmark:
     """The first `count` of a folder's images, or validation scenes of the tiny world, with what is in them."""
     if images == TINY_WORLD:
         return replace(world_benchmark("validation", count), questions={}, exercises=[])
-    pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count)}
+    pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count, skip_bad=True)}
     return Benchmark(f"{len(pictures)} images of {images}", pictures)
 
 

@@ -6,8 +6,10 @@ while the Hugging Face processor cuts out the centre (`crop`). The wrong one cos
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,32 +25,70 @@ Aspect = Literal["pad", "crop"]
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_000  # padding makes a square of the longer side
 FORMATS = ["JPEG", "PNG", "WEBP"]
+HEIC_FIX = 'pip install "mlx-visalign[heic]"'
+HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")}
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Decode a JPEG, PNG or WebP file to an upright RGB image.
+    """Decode a JPEG, PNG, WebP or (with the `heic` extra) HEIC file to an upright RGB image; of several, the main one.
 
     Refuses other formats, damaged files and images over 64 megapixels (a decompression bomb) with a `UserError`.
     Pillow warns only above 89 megapixels, so the size is checked before any pixel is decoded.
     """
+    with _opened(path) as image:
+        return _rgb(_upright(image))
+
+
+def check_image(path: str | Path) -> None:
+    """Raise the `UserError` that `open_image` would raise. A JPEG is read to its end, but computed at an eighth of its size."""
+    with _opened(path) as image:
+        image.draft(None, (1, 1))
+        _rgb(_upright(image))
+
+
+@cache
+def reads_heic() -> bool:
+    """Whether HEIC, what iPhones make, can be read: the optional pillow-heif is installed. Pillow then knows the format."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False)  # a draft would be the preview that the file brings, and prove nothing
+    return True
+
+
+def formats_read() -> str:
+    """What `open_image` reads, in words."""
+    return "JPEG, PNG, WebP or HEIC" if reads_heic() else "JPEG, PNG or WebP"
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A file whose header is read and harmless. Whatever goes wrong from here on is a `UserError` that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS + ["HEIF"] * reads_heic()) as image:
                 if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                     raise UserError(
                         f"{path}: {image.width}x{image.height} pixels is more than 64 megapixels or 16,000 pixels on a "
                         "side; shrink it."
                     )
-                return _upright(image).convert("RGB")
+                yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path}: more than 64 megapixels; shrink it.") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: expected a JPEG, PNG or WebP image; convert or remove this file.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: this image cannot be decoded ({error}); repair or remove it.") from None
+        raise UserError(f"{path}: {_what_it_is_not(path)}") from None
+    except (OSError, EOFError, RuntimeError, SyntaxError, ValueError) as error:  # some of them are libheif's
+        raise UserError(f"{path}: this image cannot be decoded ({str(error).strip()}); repair or remove it.") from None
+
+
+def _what_it_is_not(path: str | Path) -> str:
+    if not reads_heic() and Path(path).read_bytes()[4:12] in HEIC_BRANDS:
+        return f"this is a HEIC photo, whatever its name; {HEIC_FIX} to read it, or export it as JPEG."
+    return f"expected a {formats_read()} image; convert or remove this file."
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -57,6 +97,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (struct.error, AttributeError, KeyError, TypeError, ValueError):
         return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits loses its lower 8, as colour of 16 bits does when it is decoded; Pillow would make most of it white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
-"""A folder of photos as people have them: hidden files, duplicates, formats we do not read, a damaged one here and there."""
+"""A folder of photos as people have them: hidden files, copies, formats we do not read, a damaged one here and there."""
 
 import hashlib
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.images import open_image
+from mlx_visalign.images import HEIC_FIX, check_image, formats_read, reads_heic
 from mlx_visalign.progress import progress, say
 
 READ = (".jpg", ".jpeg", ".png", ".webp")
-NOT_READ = (".heic", ".heif")
+HEIC = (".heic", ".heif", ".hif")
+NOT_READ = (".avif", ".bmp", ".dng", ".gif", ".jxl", ".tif", ".tiff")
+LIBRARIES = (".photoslibrary", ".photolibrary")  # of Photos, and of iPhoto before it
+IN_ICLOUD = ".icloud"  # .IMG_1.jpg.icloud stands for an IMG_1.jpg that is not on this Mac
+EXPORT = "export its photos, or name the folder originals inside it"
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,24 @@ def find_photos(folder: Path, limit: int | None = None, skip_bad: bool = False) 
     """The different images in a folder and the folders below, in the order of their content's hash: the first `limit`.
 
     That order is random as far as the content goes, so a limit takes a fair sample, and it does not change with names.
-    Hidden files (a Mac's `._` files too) and `*.photoslibrary` are passed over, copies of an image count once. Every
-    image is decoded here, so that none fails hours later: one that cannot be is a UserError, or with `skip_bad` left out.
+    Hidden files (a Mac's `._` files too), Photos libraries and links to folders are passed over, copies of an image count
+    once. Every image is decoded here, so that none fails hours later: one that cannot be is a UserError, or with
+    `skip_bad` left out. One sentence says how many there are, and how many are left out and why.
     """
-    files = _image_files(folder)
-    by_content = {_digest(path): path for path in reversed(files)}  # of copies, the first by name stays
-    if not by_content:
-        raise UserError(f"There is no JPEG, PNG or WebP image in {folder} or a folder below it.")
+    found = _search(folder)
+    by_content = _by_content(found)
+    if not by_content and not found.problems:
+        raise UserError(f"There is no {formats_read()} image in {folder} or a folder below it.{found.left_out_said()}")
     photos = [Photo(name, str(by_content[name])) for name in sorted(by_content)]
-    return _decodable(photos, min(limit or len(photos), len(photos)), skip_bad)
+    good = _decodable(photos, min(limit or len(photos), len(photos)), found.problems)
+    if found.problems and not (skip_bad and good):
+        raise UserError(
+            f"{len(found.problems)} of the images cannot be used. The first is {found.problems[0]} Mend or remove them"
+            + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
+        )
+    count = f"{len(good):,} of {len(photos):,} photos" if len(good) == limit else f"{len(good):,} photos"
+    say(f"{count} in {folder}.{found.left_out_said()}")
+    return good
 
 
 def held_out(images: Iterable[str]) -> set[str]:
@@ -47,55 +61,120 @@ def held_out(images: Iterable[str]) -> set[str]:
     return set(order[: len(order) // 10])
 
 
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Name the folder that holds your images.")
-    found: list[Path] = []
-    for parent, folders, names in os.walk(os.path.abspath(folder), onerror=_denied):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".photoslibrary"))
-        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
-    unread = sum(path.suffix.lower() in NOT_READ for path in found)
-    if unread:
-        say(f"{unread} HEIC photos are left out, for only JPEG, PNG and WebP are read. Export them as JPEG to use them.")
-    return [path for path in found if path.suffix.lower() in READ]
-
-
-def _denied(error: OSError) -> NoReturn:
-    raise UserError(
-        f"{error.filename} may not be read ({error.strerror}). On a Mac, allow your terminal to read it under System "
-        "Settings > Privacy & Security > Files and Folders."
-    ) from error
-
-
-def _digest(path: Path) -> str:
+def content_id(path: Path) -> str:
+    """A file's content, told from others by 16 digits. UserError if it cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise UserError(f"{path}, which is no file.")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except PermissionError as error:
-        _denied(error)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(_unreadable(path, error)) from error
 
 
-def _decodable(photos: list[Photo], count: int, skip_bad: bool) -> list[Photo]:
-    """The first `count` photos that can be decoded; the damaged ones are counted in one sentence."""
+@dataclass
+class _Found:
+    """What a folder holds: image files; how many others are left out, by the reason; what should be readable and is not."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def left_out_said(self) -> str:
+        reasons = [reason.format(count) for reason, count in self.left_out.items()]
+        if self.problems:
+            reasons.append(f"{len(self.problems):,} that cannot be used (the first is {self.problems[0].rstrip('.')})")
+        return f" Left out: {'; '.join(reasons)}." if reasons else ""
+
+
+def _search(folder: Path) -> _Found:
+    top, found = Path(os.path.abspath(folder)), _Found()
+    if top.suffix.lower() in LIBRARIES:
+        raise UserError(f"{folder} is a Photos library, which holds previews of every photo too; {EXPORT}.")
+    if top.is_file():
+        raise UserError(f"{folder} is a file, not a folder. Name the folder that holds your images, such as {top.parent}")
+    if not top.is_dir():
+        raise UserError(f"{folder} is not a folder. Name the folder that holds your images.")
+
+    def denied(error: OSError) -> None:
+        if error.filename == str(top):
+            raise UserError(_unreadable(top, error)) from error
+        found.problems.append(f"the folder {_unreadable(error.filename, error)}")
+
+    for parent, folders, names in os.walk(top, onerror=denied):
+        folders[:] = [name for name in sorted(folders) if _is_entered(Path(parent, name), found)]
+        for name in sorted(names):
+            _sort_in(Path(parent, name), found)
+    return found
+
+
+def _is_entered(folder: Path, found: _Found) -> bool:
+    if folder.name.startswith("."):
+        return False
+    if folder.suffix.lower() in LIBRARIES:
+        found.left_out[f"Photos libraries: {{:,}} ({EXPORT})"] += 1
+        return False
+    if folder.is_symlink():  # it may lead to where it is
+        found.left_out["links to folders: {:,} (name such a folder itself)"] += 1
+        return False
+    return True
+
+
+def _sort_in(path: Path, found: _Found) -> None:
+    """Put an image among the files, or say why not. What is hidden, or no image by its name, is not spoken of."""
+    hidden = path.name.startswith(".")
+    in_icloud = hidden and path.suffix == IN_ICLOUD
+    kind = Path(path.stem if in_icloud else path.name).suffix.lower()
+    if in_icloud and kind in READ + HEIC:
+        found.left_out["{:,} that are still in iCloud (download them in the Finder)"] += 1
+    elif hidden:
+        return
+    elif kind in HEIC and not reads_heic():
+        found.left_out[f"{{:,}} HEIC (to read them: {HEIC_FIX})"] += 1
+    elif kind in READ + HEIC:
+        found.files.append(path)
+    elif kind in NOT_READ:
+        found.left_out[f"{{:,}} {kind[1:].upper()} (export them as JPEG)"] += 1
+
+
+def _by_content(found: _Found) -> dict[str, Path]:
+    """The files by their content. Of copies, the first by name stays."""
+    by_content: dict[str, Path] = {}
+    with progress("reading the images", len(found.files), unit="image") as bar:
+        for path in found.files:
+            try:
+                str(path).encode()  # for it is going to stand in records
+                if by_content.setdefault(content_id(path), path) != path:
+                    found.left_out["{:,} the same as another"] += 1
+            except UnicodeEncodeError:
+                found.problems.append(f"{os.fsencode(path)!r}, whose name is not UTF-8.")
+            except UserError as error:
+                found.problems.append(str(error))
+            bar.advance(1)
+    return by_content
+
+
+def _decodable(photos: list[Photo], count: int, problems: list[str]) -> list[Photo]:
+    """The first `count` photos that can be decoded; what is wrong with others on the way is added to `problems`."""
     good: list[Photo] = []
-    problems: list[str] = []
     with progress("looking at the images", count, unit="image") as bar:
         for photo in photos:
             if len(good) == count:
                 break
             try:
-                open_image(photo.image)
+                check_image(photo.image)
                 good.append(photo)
                 bar.advance(1)
             except UserError as error:
                 problems.append(str(error))
-    if problems and not (skip_bad and good):
-        raise UserError(
-            f"{len(problems)} of the images cannot be used. The first is {problems[0]} Mend or remove them"
-            + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
-        )
-    if problems:
-        say(f"{len(problems)} images that cannot be used are left out. The first is {problems[0]}")
     return good
+
+
+def _unreadable(path: Path | str, error: OSError) -> str:
+    cure = ""
+    if isinstance(error, PermissionError):
+        cure = (
+            " Give yourself permission to read it; on a Mac, allow your terminal to, under System Settings > Privacy & "
+            "Security > Files and Folders."
+        )
+    return f"{path}, which cannot be read ({error.strerror}).{cure}"

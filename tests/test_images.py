@@ -1,12 +1,14 @@
 """Decoding and preprocessing: safe, upright, and pixel for pixel what transformers and the original code make of it."""
 
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.images import Preprocessing, open_image
+from mlx_visalign.images import Preprocessing, check_image, open_image, reads_heic
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(640, 480), (333, 500), (100, 100)]
@@ -79,6 +81,27 @@ def test_an_incomplete_config_is_named():
             Preprocessing.from_config({"image_mean": MEAN} | size, "pad")
 
 
+def test_grey_of_16_bits_keeps_its_shades(tmp_path):
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a.png"))[..., 1], levels // 257)
+
+
+def test_ink_colours_become_screen_colours(tmp_path):
+    Image.new("RGB", (8, 8), (200, 30, 40)).convert("CMYK").save(tmp_path / "a.jpg")
+    assert np.abs(np.array(open_image(tmp_path / "a.jpg").getpixel((3, 3))) - (200, 30, 40)).max() <= 3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "MPO"), ("a.webp", "WEBP"), ("a.png", "PNG"), ("a.heic", "HEIF")])
+def test_of_several_images_in_a_file_the_first_is_read(tmp_path, name, kind):
+    """As iPhones (MPO: a photo and its depth; HEIC: a burst) and the web (moving pictures) have them."""
+    assert reads_heic()
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / name, format=kind, save_all=True, append_images=[blue])
+    red_part, _, blue_part = open_image(tmp_path / name).getpixel((30, 30))
+    assert red_part > 240 and blue_part < 15
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "1", "RGBA", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     image = Image.new("I;16", (6, 5)) if mode == "I;16" else photo((6, 5)).convert(mode)
@@ -93,15 +116,57 @@ def test_a_photo_taken_sideways_stands_upright(tmp_path):
     assert open_image(tmp_path / "a.jpg").size == (40, 60)
 
 
-def test_what_is_no_image_is_named(tmp_path):
+def test_a_heic_photo_taken_sideways_is_turned_once(tmp_path):
+    """The file says it twice, in its own way and in EXIF data, as an iPhone's does."""
+    assert reads_heic()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left_red = Image.new("RGB", (96, 64), "blue")
+    left_red.paste("red", (0, 0, 48, 64))
+    for name in ("a.heic", "a.jpg"):
+        left_red.save(tmp_path / name, exif=exif.tobytes(), quality=95)
+        image = open_image(tmp_path / name)
+        assert image.size == (64, 96)
+        assert image.getpixel((30, 5))[0] > 240 and image.getpixel((30, 90))[2] > 240  # the left is at the top
+
+
+def test_a_heic_file_is_no_bomb_and_does_not_lie_about_its_size(tmp_path):
+    assert reads_heic()
+    photo((64, 64)).save(tmp_path / "whole.heic")
+    content = (tmp_path / "whole.heic").read_bytes()
+    size = content.index(b"ispe") + 8  # two numbers of four bytes
+    for side, said in ((9000, "9000x9000 pixels is more than 64 megapixels"), (20, "cannot be decoded")):
+        file = tmp_path / f"{side}.heic"
+        file.write_bytes(content[:size] + 2 * side.to_bytes(4, "big") + content[size + 8 :])
+        with pytest.raises(UserError, match=f"{file.name}.*{said}"):
+            open_image(file)
+
+
+def test_without_its_library_a_heic_photo_is_named_with_the_cure(tmp_path, monkeypatch):
+    assert reads_heic()
+    photo((60, 40)).save(tmp_path / "a.heic")
+    (tmp_path / "a.heic").rename(tmp_path / "a.jpg")  # as some programs leave them
+    assert open_image(tmp_path / "a.jpg").size == (60, 40)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    reads_heic.cache_clear()
+    with pytest.raises(UserError, match=r'a.jpg: this is a HEIC photo.*pip install "mlx-visalign\[heic\]"'):
+        open_image(tmp_path / "a.jpg")
+    reads_heic.cache_clear()
+
+
+@pytest.mark.parametrize("look", [open_image, check_image])
+def test_what_is_no_image_is_named(tmp_path, look):
     whole = tmp_path / "whole.jpg"
     photo((64, 64)).save(whole)
     photo((64, 64)).save(tmp_path / "a.gif")
+    assert reads_heic()
+    photo((64, 64)).save(tmp_path / "whole.heic")
     cases = {
         "missing.jpg": None,
         "empty.jpg": b"",
         "text.jpg": b"hello",
         "page.png": b"<html></html>",
+        "half.heic": (tmp_path / "whole.heic").read_bytes()[:-100],
         "half.jpg": whole.read_bytes()[: whole.stat().st_size // 2],
         "header.jpg": whole.read_bytes()[:20],
         "gif.jpg": (tmp_path / "a.gif").read_bytes(),
@@ -110,7 +175,8 @@ def test_what_is_no_image_is_named(tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
-            open_image(tmp_path / name)
+            look(tmp_path / name)
+    look(whole)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):

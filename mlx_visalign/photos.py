@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,24 @@ def content_id(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise UserError(_unreadable(path, error)) from error
+
+
+def require_unchanged(contents: Mapping[str, str]) -> None:
+    """UserError unless every image, by its path, still has the content that its `content_id` tells."""
+    problems = []
+    with progress("comparing the images with what they were", len(contents), unit="image") as bar:
+        for image, content in contents.items():
+            try:
+                if content_id(Path(image)) != content:
+                    problems.append(f"{image}, which has changed.")
+            except UserError as error:
+                problems.append(str(error))
+            bar.advance(1)
+    if problems:
+        raise UserError(
+            f"{len(problems)} of the {len(contents)} images that this run began with are gone or have changed. The first is "
+            f"{problems[0]} Put them back as they were, or begin another run with another --output."
+        )
 
 
 @dataclass

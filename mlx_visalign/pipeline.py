@@ -17,7 +17,7 @@ from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, examination
 from mlx_visalign.memory_plan import memory_plan, training_needs, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
-from mlx_visalign.photos import Photo, find_photos, held_out
+from mlx_visalign.photos import Photo, content_id, find_photos, held_out, require_unchanged
 from mlx_visalign.policy import load
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.preference import PreferenceSettings, reward_accuracy
@@ -134,6 +134,7 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to train on, and those about the tenth of the images that is held out. Both stand in prompts.jsonl."""
     if recipe.images == TINY_WORLD:
         _draw_world(recipe, run)  # whatever the stage does: another run's prompts are reused without their images
+    made_before = run.reuse is not None or (run.folder / "prompts.jsonl").exists()
     rows = run.stage(
         "prompts",
         ["all prompts"],
@@ -142,6 +143,8 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
         batch=1,
         title="prompts",
     )
+    if made_before and recipe.images != TINY_WORLD:
+        require_unchanged({row["image"]: row["content"] for row in rows})
     trained, kept = ([Prompt.from_row(row) for row in rows if row["held_out"] == side] for side in (False, True))
     return trained, kept
 
@@ -164,13 +167,15 @@ def _content(file: str | None) -> str | None:
 def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
     if recipe.prompts is not None:
         prompts = read_prompts(Path(recipe.prompts))
-        kept = held_out(prompt.image for prompt in prompts)
+        contents = {image: content_id(Path(image)) for image in {prompt.image for prompt in prompts}}
+        kept = held_out(contents)
     else:
         photos, mix = _photos_and_mix(recipe, run)
         prompts = make_prompts(photos, mix, recipe.seed)
-        kept_ids = held_out(photo.id for photo in photos)
+        contents = {photo.image: photo.id for photo in photos}
+        kept_ids = held_out(contents.values())
         kept = {photo.image for photo in photos if photo.id in kept_ids}
-    return [prompt.to_row() | {"held_out": prompt.image in kept} for prompt in prompts]
+    return [prompt.to_row() | {"held_out": prompt.image in kept, "content": contents[prompt.image]} for prompt in prompts]
 
 
 def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:

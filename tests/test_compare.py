@@ -54,6 +54,12 @@ def test_the_key_is_the_images_and_the_rounds_are_those_named(run, tmp_path, mon
     assert len({tuple(answer.text for answer in answers) for answers in (base, one, two)}) == 3
 
 
+def test_a_damaged_image_is_left_out_and_counted(tmp_path, capsys):
+    (write_photos(tmp_path / "photos", 3) / "0.png").write_bytes(b"torn")
+    assert len(images_to_compare(str(tmp_path / "photos"), 24).pictures) == 2
+    assert "2 photos in " in (said := capsys.readouterr().err) and "1 that cannot be used" in said
+
+
 def test_an_answer_does_not_depend_on_the_other_images(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "load", lambda model, adapter: random_policy())
     everything = images_to_compare(str(write_photos(tmp_path / "photos", 3)), 3)

@@ -173,3 +173,36 @@ def test_a_vocabulary_of_the_users_is_asked_about_too(tmp_path, photos):
         trained, _ = ask(plan(images=str(photos), vocabulary=str(file)).recipe, run)
     asked = [prompt.prompt for prompt in trained if prompt.kind == "exists"]
     assert 0 < sum("gizmo" in prompt for prompt in asked) < len(asked)
+
+
+def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
+    """Names as a Mac has them are found again; an image that changed or went is named, whichever way the run comes back."""
+    folder = write_photos(tmp_path / "photos", 12)
+    odd = [folder / name for name in ("Cafe\N{COMBINING ACUTE ACCENT}.png", "two\nlines.png", "it's.png")]
+    for number, path in enumerate(odd):
+        (folder / f"{number}.png").rename(path)
+    recipe = plan(images=str(folder)).recipe
+    with Run(tmp_path / "run") as run:
+        first = ask(recipe, run)
+        assert {prompt.image for side in first for prompt in side} >= {str(path) for path in odd}
+        assert ask(recipe, run) == first
+        (folder / "7.png").write_bytes((folder / "8.png").read_bytes())
+        with pytest.raises(UserError, match=r"1 of the 12 images .* began with .*7\.png, which has changed\. Put them back"):
+            ask(recipe, run)
+        odd[0].unlink()
+        with pytest.raises(UserError, match=r"2 of the 12 images "):
+            ask(recipe, run)
+    with Run(tmp_path / "other", reuse=tmp_path / "run") as run, pytest.raises(UserError, match=r"2 of the 12 images "):
+        ask(recipe, run)
+
+
+def test_a_users_prompts_are_about_the_images_they_were_about(tmp_path, photos):
+    image = tmp_path / "mine.png"
+    image.write_bytes((photos / "0.png").read_bytes())
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(Prompt("p", "mine.png", "Why?", "describe").to_row()))
+    with Run(tmp_path / "run") as run:
+        ask(plan(prompts=str(file)).recipe, run)
+        image.write_bytes((photos / "1.png").read_bytes())
+        with pytest.raises(UserError, match=r"1 of the 1 images .*mine\.png, which has changed"):
+            ask(plan(prompts=str(file)).recipe, run)

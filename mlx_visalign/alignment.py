@@ -25,6 +25,7 @@ class Alignment:
     vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
     score: Score | None = None  # for methods that reward what fits the image
     score_name: str = ""  # what stands for `score` where settings are compared: another name, another scorer
+    blank: Path | None = None  # the image-blind control: what rollouts are learned from instead of the images they are about
     after_round: Callable[[], None] | None = None  # measures the policy as a round has left it
 
     def image(self, path: str) -> Path:

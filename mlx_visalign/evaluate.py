@@ -17,7 +17,7 @@ from jaxtyping import Float
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals import capability, chair, pope
 from mlx_visalign.evals.benchmark import Benchmark, Picture
-from mlx_visalign.evals.bootstrap import Counts, Interval, Metrics, Sums, differences, intervals, ratio
+from mlx_visalign.evals.bootstrap import Counts, Interval, Metrics, Sums, intervals, mean_differences, mean_intervals, ratio
 from mlx_visalign.evals.capability import Exercise
 from mlx_visalign.evals.pope import Question
 from mlx_visalign.fold import Prefix
@@ -105,12 +105,27 @@ def changes(before: Evaluation, after: Evaluation) -> Figures:
 
     Raises `UserError` where the two asked different things or looked at different images.
     """
-    if before.protocol != after.protocol or _asked(before.benchmark) != _asked(after.benchmark):
-        raise UserError(
-            f"These evaluations asked different things: {before.protocol} and {after.protocol}. Evaluate both again."
-        )
+    return mean_changes(before, [after])
+
+
+def mean_changes(before: Evaluation, after: Sequence[Evaluation]) -> Figures:
+    """As `changes`, of the mean over several trainings."""
+    for one in after:
+        if before.protocol != one.protocol or _asked(before.benchmark) != _asked(one.benchmark):
+            raise UserError(
+                f"These evaluations asked different things: {before.protocol} and {one.protocol}. Evaluate both again."
+            )
     return {
-        group: differences(counts, after.counts[group][0], metrics, SEED) for group, (counts, metrics) in before.counts.items()
+        group: mean_differences(counts, [one.counts[group][0] for one in after], metrics, SEED)
+        for group, (counts, metrics) in before.counts.items()
+    }
+
+
+def mean_figures(several: Sequence[Evaluation]) -> Figures:
+    """Every figure's mean over several trainings, its interval over images."""
+    return {
+        group: mean_intervals([one.counts[group][0] for one in several], metrics, SEED)
+        for group, (_, metrics) in several[0].counts.items()
     }
 
 

@@ -4,6 +4,7 @@ The image and the prompt are read once; from there trees grow (or whole answers 
 sentence, and the best and the worst answer are scored under the policy while the prefix is still there.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -100,7 +101,8 @@ def answer(
     if settings.form == "sentence":
         trees = grow(vlm.decoder(policy.model), prefix, judge.stops, settings.growth, judge.keep)
     else:
-        trees = _draw(policy, prefix, settings, judge.stops, [keys(p, n) for p in prompts for n in range(settings.samples)])
+        drawn = _draw(policy, prefix, settings, [keys(p, n) for p in prompts for n in range(settings.samples)])
+        trees = _unforked(policy, prefix, drawn, judge.stops)
         judge.keep(trees)
     ends = [judge.best_and_worst(nodes) for nodes in trees]
     texts = [[policy.tokenizer.decode(node.answer, skip_special_tokens=True).strip() for node in two] for two in ends]
@@ -108,6 +110,22 @@ def answer(
     logps = np.array(policy.score(prefix, ids), dtype=np.float64).tolist()
     rows = zip(prompts, trees, ends, texts, ids, logps, strict=True)
     return [_tree(judge, prompt, nodes, two, two_texts, some, sums) for prompt, nodes, two, two_texts, some, sums in rows]
+
+
+def rewards(
+    policy: Policy,
+    score: Score,
+    settings: AnswerSettings,
+    prefix: Prefix,
+    answers: Sequence[list[list[int]]],
+    images: Sequence[Path],
+    vocabulary: Vocabulary,
+) -> list[list[float]]:
+    """What whole answers, as many to each prompt, are worth; -inf where one is broken or has no end."""
+    judge = _Judge(policy, score, settings, images, vocabulary)
+    trees = _unforked(policy, prefix, answers, judge.stops)
+    judge.keep(trees)
+    return [[judge.worth(node) for node in {node.stream: node for node in nodes}.values()] for nodes in trees]
 
 
 def full_stop(policy: Policy) -> int:
@@ -118,16 +136,18 @@ def full_stop(policy: Policy) -> int:
     return token
 
 
-def _draw(policy: Policy, prefix: Prefix, settings: AnswerSettings, stops: Stops, keys: list[mx.array]) -> list[list[Node]]:
-    """Whole answers, as trees that fork at the root alone."""
-    answers = policy.generate(prefix, settings.sampling, keys, settings.samples)
-    rows = [
-        [one.ids for one in answers[start : start + settings.samples]] for start in range(0, len(answers), settings.samples)
-    ]
-    logps = np.array(policy.read(prefix, rows).logps).tolist()
+def _draw(policy: Policy, prefix: Prefix, settings: AnswerSettings, keys: list[mx.array]) -> list[list[list[int]]]:
+    """Whole answers' tokens, `samples` to each prompt."""
+    answers = [answer.ids for answer in policy.generate(prefix, settings.sampling, keys, settings.samples)]
+    return [answers[start : start + settings.samples] for start in range(0, len(answers), settings.samples)]
+
+
+def _unforked(policy: Policy, prefix: Prefix, answers: Sequence[list[list[int]]], stops: Stops) -> list[list[Node]]:
+    """Whole answers, as many to each prompt, as trees that fork at the root alone."""
+    logps = np.array(policy.read(prefix, list(answers)).logps).tolist()
     trees = []
-    for prompt, some in enumerate(rows):
-        of_these = logps[prompt * settings.samples :]
+    for prompt, some in enumerate(answers):
+        of_these = logps[prompt * len(some) :]
         trees.append([node for n, ids in enumerate(some) for node in chain(prompt, n, ids, of_these[n][: len(ids)], stops)])
     return trees
 
@@ -175,6 +195,11 @@ class _Judge:
         if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
             return []
         return [by_reward[0], by_reward[-1]]
+
+    def worth(self, node: Node) -> float:
+        """The reward of the answer that ends with this node."""
+        total = self.verdicts[node].total
+        return total if total is not None and node.ids[-1] in self.stops else -math.inf
 
     def _is_sound(self, node: Node) -> bool:
         """An end token alone is, where something was said before; nothing is that follows what is not."""

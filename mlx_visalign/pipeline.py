@@ -14,7 +14,8 @@ import yaml
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.doctor import require_sound
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol, examination
+from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.measuring import measure
 from mlx_visalign.memory_plan import memory_plan, training_needs, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, content_id, find_photos, held_out, require_unchanged
@@ -24,7 +25,7 @@ from mlx_visalign.preference import PreferenceSettings, reward_accuracy
 from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
-from mlx_visalign.records import Pair, Prompt, Response, read_jsonl, read_text
+from mlx_visalign.records import Pair, Prompt, read_jsonl, read_text
 from mlx_visalign.report import as_rows, make_report, write_report
 from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
@@ -34,7 +35,6 @@ from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
 from mlx_visalign.weights import read_adapter
 
-READ_TOGETHER = 8  # images, in an evaluation
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
 
 
@@ -64,7 +64,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
     job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary, score, name)
     benchmark = _benchmark(plan.recipe, job)
-    page.before = before = _measure(job, benchmark, "before", {})
+    page.before = before = measure(job, benchmark, "before", {})
     measured: list[Evaluation] = []
     job = replace(job, after_round=lambda: measured.append(_measure_trained(job, benchmark)))
     plan.method.train(job, plan.settings)
@@ -214,25 +214,4 @@ def _measure_trained(job: Alignment, benchmark: Benchmark) -> Evaluation:
     """In after.jsonl, after-2.jsonl ..., by the adapter's rounds: one more round keeps what was measured before it."""
     rounds = len(read_adapter(job.run.adapter)[0]["round_ranks"])
     moment = "after" if rounds == 1 else f"after-{rounds}"
-    return _measure(job, benchmark, moment, {"adapter": weights_fingerprint(job.run.adapter)})
-
-
-def _measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Row) -> Evaluation:
-    """The model's answers about the benchmark, made once and kept in before.jsonl or after.jsonl."""
-    protocol = Protocol()
-    images, ask = examination(job.policy, benchmark, protocol)
-    rows = job.run.stage(
-        moment,
-        images,
-        lambda some: [response.to_row() for response in ask(some)],
-        settings={
-            **job.about(),
-            "benchmark": benchmark.name,
-            "exercises": len(benchmark.exercises),
-            "protocol": vars(protocol),
-            **depends,
-        },
-        batch=READ_TOGETHER,
-        title=f"{moment} training, {benchmark.name}",
-    )
-    return Evaluation(benchmark, protocol, [Response.from_row(row) for row in rows])
+    return measure(job, benchmark, moment, {"adapter": weights_fingerprint(job.run.adapter)})

@@ -13,7 +13,7 @@ from mlx_visalign import ppo, vlm
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import number_for
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.policy import Policy
+from mlx_visalign.policy import Policy, image_digest
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.records import Prompt
 from mlx_visalign.rollout import Judge, RolloutBatch, RolloutSource
@@ -50,17 +50,19 @@ def train_on_rollouts(
     seed: int,
     *,
     locate: Callable[[str], Path],
+    blank: Path | None = None,
     depends_on: Mapping[str, Any],
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Add one round of LoRA to the policy and train it with PPO on its own answers. Resumes by itself; see `train.fit`.
 
-    `judge` rewards an answer's words, `locate` finds a prompt's image, `depends_on` is what the judge depends on.
+    `judge` rewards an answer's words, `locate` finds a prompt's image, `depends_on` is what the judge depends on. With
+    `blank`, an image, the same experience is learned from as if every prompt had been about that one.
     """
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.checkpoint_layers
     critic = None if settings.critic == "none" else ValueHead(vlm.decoder(policy.model).norm.weight.shape[0])
-    source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate)
+    source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate, blank)
     asked = {"seed": seed, "base": policy.base, "prompts": number_for(*prompts), "max_tokens": sampling.max_tokens}
     fit(
         {"adapter": policy.model} if critic is None else {"adapter": policy.model, "value": critic},
@@ -70,5 +72,5 @@ def train_on_rollouts(
         folder,
         on_metrics=on_metrics,
         learning_rates={} if critic is None else {"value": settings.value_learning_rate},
-        depends_on={**settings.identity, **asked, **depends_on},
+        depends_on={**settings.identity, **asked, **depends_on, **({} if blank is None else {"blank": image_digest(blank)})},
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_visalign.before_after import before_after_sheet
+from mlx_visalign.control_words import in_words
 from mlx_visalign.evaluate import Evaluation, Figures, changes
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import Row, warning_signs
@@ -167,7 +168,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
             f"{pairs['accuracy']:.0%} (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
             "This tells that preferences were learned, not that they are right."
         )
-    return [*said, *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
+    return [*said, *in_words(report), *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
 
 
 def _cells(shown: Shown, before: Row, after: Row, change: Row) -> list[Text | str]:

@@ -127,7 +127,7 @@ class ReportPage:
         versions = json.loads(read_text(self.run.versions)) if self.run.versions.exists() else {}
         yield section(
             "What ran",
-            facts(_flat(self.config)),
+            facts(flat(self.config)),
             tag("h3", "With"),
             facts(versions.items()),
             tag("h3", "Rows written, by stage"),
@@ -157,11 +157,11 @@ def _commands(run: Run, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Settings by their dotted names, as --set takes them."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, str(value)
 

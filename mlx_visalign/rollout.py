@@ -70,9 +70,12 @@ class RolloutSource:
         folder: Path,
         seed: int,
         locate: Callable[[str], Path],
+        blank: Path | None = None,
     ):
+        """`blank`: an image that is learned from in place of every prompt's own, which is still sampled from and judged."""
         self.policy, self.critic, self.judge, self.settings = policy, critic, judge, settings
         self.sampling, self.folder, self.seed, self.locate = sampling, folder / "rollouts", seed, locate
+        self.blank = blank
         self.prompts = {prompt.id: prompt for prompt in prompts}
         self.per_epoch = settings.rollout // settings.batch_size
         self.number, self.taken = -1, settings.inner_epochs * self.per_epoch  # as if one was just used up
@@ -153,6 +156,9 @@ class RolloutSource:
         prefix = policy.prefill(features, ids)
         answers = policy.generate(prefix, self.sampling, keys)
         responses = [[answer.ids] for answer in answers]
+        if self.blank is not None:
+            features = policy.image_features(self._learned_from(prompts))
+            prefix = policy.prefill(features, ids)
         reading = policy.read(prefix, responses)
         values = mx.zeros(reading.states.shape[:2]) if self.critic is None else self.critic(reading.states)
         rounds = next(iter(adapters(policy.model).values())).rounds_on
@@ -181,7 +187,7 @@ class RolloutSource:
         prompts = [self.prompts[row.id] for row in rows]
         return RolloutBatch(
             [row.id for row in rows],
-            [self.locate(prompt.image) for prompt in prompts],
+            self._learned_from(prompts),
             [self.policy.prompt_ids(prompt.prompt) for prompt in prompts],
             [list(row.tokens) for row in rows],
             mx.array(padded([row.logps for row in rows])),
@@ -190,6 +196,9 @@ class RolloutSource:
             mx.array(padded([row.returns for row in rows])),
             figures(self.rows),
         )
+
+    def _learned_from(self, prompts: Sequence[Prompt]) -> list[Path]:
+        return [self.blank or self.locate(prompt.image) for prompt in prompts]
 
     def _file(self) -> Path:
         return self.folder / f"{self.number:07d}.jsonl"

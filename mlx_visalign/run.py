@@ -61,7 +61,7 @@ class Run:
         """Claim the folder and write down what is to be done (`config.yaml`) and with what (`versions.json`)."""
         self._claim()
         write_atomically(self.config, yaml.safe_dump(as_json(config), sort_keys=False, allow_unicode=True))
-        write_atomically(self.versions, json.dumps(_versions(), indent=1))
+        write_atomically(self.versions, json.dumps(installed_versions(), indent=1))
 
     def stage(
         self, name: str, items: Sequence[Any], work: Work, *, settings: Mapping[str, Any], batch: int, title: str
@@ -114,7 +114,7 @@ class Run:
         self._lock = lock
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:

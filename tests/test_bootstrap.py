@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.evals.bootstrap import Counts, differences, intervals, ratio
+from mlx_visalign.evals.bootstrap import Counts, differences, intervals, mean_differences, mean_intervals, ratio
 
 
 def counts(right, images=None):
@@ -40,6 +40,18 @@ def test_a_paired_difference_knows_that_hard_images_are_hard_for_both():
     found = differences(counts(before), counts(after), share, seed=0)["share"]
     assert found.value == pytest.approx(20 / 500)
     assert found.low > 0.02 and found.high < 0.06  # unpaired, the interval would reach below zero
+
+
+def test_a_mean_over_trainings_is_of_the_same_draws():
+    rng = np.random.default_rng(0)
+    before, *after = (counts(rng.integers(0, 2, 200)) for _ in range(4))
+    alone = [differences(before, one, share, seed=0)["share"] for one in after]
+    found = mean_differences(before, after, share, seed=0)["share"]
+    assert found.value == pytest.approx(np.mean([one.value for one in alone]))
+    assert found.high - found.low < np.mean([one.high - one.low for one in alone])  # three trainings' chance errors cancel
+    several = mean_intervals(after, share, seed=0)["share"]
+    assert several.value == pytest.approx(np.mean([intervals(one, share, seed=0)["share"].value for one in after]))
+    assert mean_intervals([before], share, seed=0) == intervals(before, share, seed=0)
 
 
 def test_two_systems_must_have_seen_the_same_images():

@@ -46,12 +46,11 @@ def source(policy, tmp_path):
     return make_source(policy, tmp_path)
 
 
-def make_source(policy, folder, judge=first_words, settings=SETTINGS):
+def make_source(policy, folder, judge=first_words, settings=SETTINGS, locate=None, blank=None):
     critic = ValueHead(policy.model.language_model.config.hidden_size)
     critic.linear.weight = mx.random.normal(critic.linear.weight.shape, key=mx.random.key(9))
-    return RolloutSource(
-        policy, critic, PROMPTS, judge, settings, Sampling(6, temperature=1.0), folder, 7, lambda path: folder / path
-    )
+    sampling, locate = Sampling(6, temperature=1.0), locate or (lambda path: folder / path)
+    return RolloutSource(policy, critic, PROMPTS, judge, settings, sampling, folder, 7, locate, blank)
 
 
 def test_figures_and_weights_of_a_rollout():
@@ -104,6 +103,20 @@ def test_a_rollout_holds_what_the_policy_says_of_it(source):
         assert row.token_rewards.tolist() == pytest.approx([0, len(row.tokens) / 10, *[0] * (len(row.tokens) - 2)])
         assert (row.values[-1] == 0) == row.finished
     assert batch.figures == figures(rows)
+
+
+def test_with_a_blank_image_the_same_is_said_and_rewarded_and_only_learning_is_blind(source, tmp_path):
+    seen = source.next()
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (28, 28), (122, 116, 104)).save(blank)
+    blind = make_source(source.policy, tmp_path / "blind", locate=source.locate, blank=blank)
+    _, metrics = ppo_loss(blind.policy, blind.critic, SETTINGS)(batch := blind.next())
+    assert batch.images == [blank] * 2 and batch.responses == seen.responses
+    assert [row.rewarded for row in blind.rows] == [row.rewarded for row in source.rows]
+    assert metrics["ratio_off"].item() == 0
+    for row, other in zip(blind.rows, source.rows, strict=True):
+        for name in ("logps", "reference_logps", "values"):
+            assert vars(row)[name] != vars(other)[name], name
 
 
 def test_prompts_come_in_turn_and_answers_depend_on_the_seed(policy, source):

@@ -5,7 +5,7 @@ replacement, as many as there are, and the figures computed again from each draw
 `level` of the draws cover. A question's or a mention's errors go with its image, so images are what is drawn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,7 @@ class Interval:
 
 def intervals(counts: Counts, metrics: Metrics, seed: int, draws: int = 2000, level: float = 0.95) -> dict[str, Interval]:
     """Every figure of `metrics` with its interval. Raises UserError if no image was counted."""
-    figures = metrics(_sums(counts, _weights(counts, seed, draws)))
-    return {name: _interval(values, level) for name, values in figures.items()}
+    return mean_intervals([counts], metrics, seed, draws, level)
 
 
 def differences(
@@ -48,10 +47,26 @@ def differences(
 
     Raises UserError if the two were not counted over the same images in the same order.
     """
-    if before.images != after.images:
+    return mean_differences(before, [after], metrics, seed, draws, level)
+
+
+def mean_intervals(
+    several: Sequence[Counts], metrics: Metrics, seed: int, draws: int = 2000, level: float = 0.95
+) -> dict[str, Interval]:
+    """Every figure's mean over several evaluations of the same images, at least one: a training from each of some seeds.
+
+    Each draw takes the same images for all of them. So the interval is over images, not over trainings.
+    """
+    return {name: _interval(values, level) for name, values in _means(several, metrics, seed, draws).items()}
+
+
+def mean_differences(
+    before: Counts, after: Sequence[Counts], metrics: Metrics, seed: int, draws: int = 2000, level: float = 0.95
+) -> dict[str, Interval]:
+    """The mean of every figure over several evaluations `after` minus that of `before`; otherwise as `differences`."""
+    if any(before.images != counts.images for counts in after):
         raise UserError("A paired difference needs two evaluations of the same images, and these two differ in them.")
-    weights = _weights(before, seed, draws)
-    old, new = (metrics(_sums(counts, weights)) for counts in (before, after))
+    old, new = (_means(counts, metrics, seed, draws) for counts in ([before], after))
     return {name: _interval(new[name] - old[name], level) for name in new}
 
 
@@ -63,6 +78,12 @@ def ratio(top: Float[np.ndarray, "d"], bottom: Float[np.ndarray, "d"]) -> Float[
 def f1(one: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"]) -> Float[np.ndarray, "d"]:
     """The harmonic mean."""
     return ratio(2 * one * other, one + other)
+
+
+def _means(several: Sequence[Counts], metrics: Metrics, seed: int, draws: int) -> dict[str, Float[np.ndarray, "d"]]:
+    weights = _weights(several[0], seed, draws)
+    figures = [metrics(_sums(counts, weights)) for counts in several]
+    return {name: np.mean([one[name] for one in figures], axis=0) for name in figures[0]}
 
 
 def _weights(counts: Counts, seed: int, draws: int) -> Int[np.ndarray, "d n"]:

@@ -24,20 +24,23 @@ YiyangZhou/CSR, read, never copied):
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.best_of import Rank
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
+from mlx_visalign.fold import Prefix
 from mlx_visalign.images import Aspect, open_image
-from mlx_visalign.judging import AnswerSettings, answer
+from mlx_visalign.judging import AnswerSettings, answer, rewards
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.page import join
+from mlx_visalign.policy import Answer
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, read_jsonl
@@ -160,6 +163,20 @@ def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[
         return key_for(job.seed, prompt.id, number, sample)
 
     return answer(job.policy, judge, settings, prompts, images, job.vocabulary, keys)
+
+
+def ranking(job: Alignment, settings: Settings) -> Rank:
+    """For the untrained baseline: an answer's reward. Ranks among siblings compare no whole answers, so `paper` steps in."""
+    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
+    whole = replace(settings, form="response", reward=replace(settings.reward, kind=kind))
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        images = [job.image(prompt.image) for prompt in prompts]
+        ids = [[answer.ids for answer in some] for some in answers]
+        return rewards(job.policy, judge, whole, prefix, ids, images, job.vocabulary)
+
+    return rank
 
 
 def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int) -> list[Pair]:

@@ -26,15 +26,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.best_of import Rank
 from mlx_visalign.calibration import Calibration, Scored, calibrate
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.labels import read_labels
 from mlx_visalign.files import write_atomically
+from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.mentions import Reader
 from mlx_visalign.page import join, paragraphs, png, tag
+from mlx_visalign.policy import Answer
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.progress import say
 from mlx_visalign.records import Prompt, read_jsonl
@@ -119,6 +122,7 @@ def train(job: Alignment, settings: Settings) -> None:
         job.run.folder,
         job.seed,
         locate=job.image,
+        blank=job.blank,
         depends_on=_scoring(job, settings, verifier) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
         on_metrics=job.on_metrics,
     )
@@ -165,6 +169,20 @@ def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibrati
         images = [prompt.image for prompt in job.prompts + job.held_out]
         truth = read_labels(str(settings.labels), images, job.vocabulary)
     return WordJudge(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
+
+
+def ranking(job: Alignment, settings: Settings) -> Rank:
+    """For the untrained baseline: the sum of what an answer's words earn, by the run's own calibration."""
+    verifier = make_verifier(job, settings)
+    judge = make_judge(job, settings, verifier, measure(job, settings, verifier))
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        return [
+            [sum(part.reward for part in words) for words in judge([prompt] * len(some), [answer.ids for answer in some])]
+            for prompt, some in zip(prompts, answers, strict=True)
+        ]
+
+    return rank
 
 
 def picture(job: Alignment, settings: Settings) -> None:

@@ -32,15 +32,18 @@ from PIL import Image
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.augment import View, parse_view
 from mlx_visalign.before_after import changed_words
+from mlx_visalign.best_of import Rank
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.pope import parse_answer
 from mlx_visalign.files import write_atomically
+from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for, number_for
+from mlx_visalign.logps import sum_logps
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.page import gallery, join, tag
-from mlx_visalign.policy import Policy
+from mlx_visalign.policy import Answer, Policy
 from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
@@ -177,6 +180,17 @@ def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Pr
                 )
             )
     return responses
+
+
+def ranking(job: Alignment, settings: Settings) -> Rank:
+    """For the untrained baseline. SeVa has no judge, so an answer is worth its mean log-probability, in nats a token."""
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        reading = job.policy.read(prefix, [[answer.ids for answer in some] for some in answers])
+        means = sum_logps(reading.logps, reading.mask) / reading.mask.sum(axis=1)
+        return np.array(means).reshape(len(answers), -1).tolist()
+
+    return rank
 
 
 def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:

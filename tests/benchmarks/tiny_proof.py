@@ -1,11 +1,13 @@
-"""Does a method do what it says, in the tiny world? Seeds with their own unlabelled images, two controls.
+"""Does a method do what it says, in the tiny world? Seeds with their own unlabelled images, and controls.
 
     python tests/benchmarks/tiny_proof.py --recipe tiny --split held-out --output runs/proof
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
-shorter answer preferred (`shorter`). For the first seed, if asked for, SeVa with a view that should teach little: `flip`
-mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen on
-validation scenes; the held-out scenes are for one run of this script. Everything resumes.
+shorter answer preferred (`shorter`); the same pairs, or the same answers and rewards, learned from with the image blanked
+(`blind`); and the untrained model's best of eight sampled answers by the method's own measure (`best`). For the first
+seed, if asked for, SeVa with a view that should teach little: `flip` mirrors the image, `autocontrast` changes nothing
+that a caption speaks of. Settings are fixed in the recipe, chosen on validation scenes; the held-out scenes are for one run
+of this script. Everything resumes. Leaves SPLIT.json, and report.html and report.json with the means over the seeds.
 """
 
 import argparse
@@ -16,19 +18,20 @@ from pathlib import Path
 from statistics import mean
 
 import mlx.core as mx
-import numpy as np
+from proof_report import write_proof
 
 from mlx_visalign import load
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.augment.views import AUGMENTATIONS
+from mlx_visalign.control_words import NAMES
+from mlx_visalign.controls import CONTROLS, own_job, train_control
 from mlx_visalign.evals.benchmark import world_benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol, changes, evaluate
-from mlx_visalign.keys import number_for
-from mlx_visalign.preference import train_on_pairs
+from mlx_visalign.evaluate import Evaluation, Protocol, changes
+from mlx_visalign.measuring import measure, measure_best
 from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.recipe import find_recipe, make_plan
-from mlx_visalign.records import Pair, read_jsonl
+from mlx_visalign.recipe import Plan, find_recipe, make_plan
 from mlx_visalign.run import Run
+from mlx_visalign.weights import fingerprint
 
 COLUMNS = {
     "CHAIR_i": ("chair", "chair_i"),
@@ -43,6 +46,10 @@ COLUMNS = {
     "yes": ("pope_adversarial", "yes_rate"),
     "POPE rnd": ("pope_random", "accuracy"),
     "POPE pop": ("pope_popular", "accuracy"),
+    "capability": ("capability", "accuracy"),
+    "colour": ("capability", "colour"),
+    "count": ("capability", "count"),
+    "count_colour": ("capability", "count_colour"),
 }
 
 
@@ -54,7 +61,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["method", "random", "shorter"])
+    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, *AUGMENTATIONS])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
@@ -62,19 +69,24 @@ def main() -> None:
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
     plan = make_plan(find_recipe(args.recipe), method, args.preset, {"images": "tiny-world", **overrides})
     benchmark = world_benchmark(args.split, args.scenes)
-    protocol = Protocol(max_tokens=plan.settings.max_tokens)
-    base = evaluate(load(args.model, dtype=mx.float32), benchmark, protocol, batch=32, title="base")
+    moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
+    with Run(args.output / "base") as run:
+        base = measure(Alignment(run, fresh(args), [], 0), benchmark, moment, {}, protocol)
+    found: dict[str, dict[int, Evaluation]] = {}
     table = {"base": row(base)}
     print_row("base", table["base"])
     for seed in args.seeds:
         for arm in args.arms:
             if arm in AUGMENTATIONS and seed != args.seeds[0]:
                 continue
-            found = evaluate(aligned(args, plan, arm, seed), benchmark, protocol, batch=32, title=f"{arm} {seed}")
-            table[f"{arm} {seed}"] = row(found) | {"change": row_of_changes(base, found)}
+            one = untrained(args, plan, seed, base, moment) if arm == "best" else trained(args, plan, arm, seed, base, moment)
+            found.setdefault(arm, {})[seed] = one
+            table[f"{arm} {seed}"] = row(one) | {"change": row_of_changes(base, one)}
             print_row(f"{arm} {seed}", table[f"{arm} {seed}"])
-    summary(table, args.seeds)
+    summary(table, args.arms, args.seeds)
     (args.output / f"{args.split}.json").write_text(json.dumps(table, indent=1))
+    if "method" in found:
+        write_proof(args.output, plan, base, found, COLUMNS)
 
 
 def method(name: str):
@@ -88,39 +100,41 @@ def json_or_text(value: str) -> object:
         return value
 
 
-def aligned(args: argparse.Namespace, plan, arm: str, seed: int):
-    """The policy after one arm's training."""
-    folder = args.output / f"{arm}-{seed}"
-    settings = plan.settings
-    if arm in AUGMENTATIONS:
-        settings = replace(settings, view=arm, exists_view=arm)
-    policy = load(args.model, dtype=mx.float32)
-    if arm in ("random", "shorter"):
-        pairs = controlled(args.output / f"method-{seed}", arm, seed)
-        train_on_pairs(policy, pairs, settings.train, folder, seed)
-        return policy
-    with Run(folder) as run:
-        count = plan.recipe.count
-        photos = world_photos(folder, "unlabelled", count, start=seed * count)
-        prompts = make_prompts(photos, world_mix(plan.recipe.questions), seed)
-        plan.method.train(Alignment(run, policy, prompts, seed, vocabulary=world_mix(0).vocabulary), settings)
-    return policy
+def fresh(args: argparse.Namespace):
+    return load(args.model, dtype=mx.float32)
 
 
-def controlled(folder: Path, arm: str, seed: int) -> list[Pair]:
-    """The method's own pairs with the preferred side chosen by a coin, or by length (equally long ones are left out)."""
-    pairs = [replace(p, images=tuple(str(folder / i) for i in p.images)) for p in read_jsonl(folder / "pairs.jsonl", Pair)]
-    if arm == "random":
-        coins = np.random.default_rng(number_for(seed, "control")).random(len(pairs)) < 0.5
-        return [swapped(pair) if coin else pair for pair, coin in zip(pairs, coins, strict=True)]
-    words = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]
-    return [swapped(p) if c > r else p for p, (c, r) in zip(pairs, words, strict=True) if c != r]
+def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "method") -> Alignment:
+    """The method's run of a seed, whose images are drawn into its folder."""
+    folder, count = args.output / f"{arm}-{seed}", plan.recipe.count
+    photos = world_photos(folder, "unlabelled", count, start=seed * count)
+    prompts = make_prompts(photos, world_mix(plan.recipe.questions), seed)
+    return Alignment(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
 
 
-def swapped(pair: Pair) -> Pair:
-    logps = pair.reference_logps
-    assert logps is not None
-    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=(logps[1], logps[0]))
+def trained(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:
+    """What one arm's training made of the policy."""
+    if arm in CONTROLS:
+        made = method_job(args, plan, seed)
+        job = own_job(made, args.output / f"{arm}-{seed}", made.policy)
+    else:
+        job = method_job(args, plan, seed, arm)
+    with job.run:
+        if arm in CONTROLS:
+            train_control(arm, job, made.run.folder, plan.method, plan.settings)
+        else:
+            view = {"view": arm, "exists_view": arm} if arm in AUGMENTATIONS else {}
+            plan.method.train(job, replace(plan.settings, **view))
+        return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
+
+
+def untrained(args: argparse.Namespace, plan: Plan, seed: int, base: Evaluation, moment: str) -> Evaluation:
+    """The base's best of several answers; what judges them may need what the method's run found out."""
+    made = method_job(args, plan, seed)
+    job = own_job(made, args.output / f"best-{seed}", made.policy)
+    with made.run, job.run:
+        judge = {"settings": plan.config["settings"]}
+        return measure_best(job, plan.method.ranking(made, plan.settings), base, moment, judge)
 
 
 def row(found: Evaluation) -> dict:
@@ -138,15 +152,13 @@ def print_row(name: str, figures: dict) -> None:
     print(f"{name:12} {cells}", flush=True)
 
 
-def summary(table: dict, seeds: list[int]) -> None:
-    """Means over seeds, and whether every seed's F1 beats the base and both controls."""
-    for arm in ("method", "random", "shorter"):
+def summary(table: dict, arms: list[str], seeds: list[int]) -> None:
+    """Means over seeds, and whether every seed's F1 beats the base and the controls."""
+    for arm in arms:
         rows = [table[f"{arm} {seed}"] for seed in seeds if f"{arm} {seed}" in table]
-        if rows:
-            print_row(f"mean {arm}", {column: [mean(r[column][0] for r in rows)] for column in COLUMNS})
+        print_row(f"mean {arm}", {column: [mean(r[column][0] for r in rows)] for column in COLUMNS})
     for seed in seeds:
-        arms = ("method", "base", "random", "shorter")
-        found = {arm: table.get(arm if arm == "base" else f"{arm} {seed}") for arm in arms}
+        found = {arm: table.get(arm if arm == "base" else f"{arm} {seed}") for arm in ("base", *arms)}
         print(f"seed {seed}: F1", ", ".join(f"{arm} {row['F1'][0]:.3f}" for arm, row in found.items() if row))
 
 

@@ -1,0 +1,70 @@
+"""The untrained baseline: of several sampled answers of the base, the one that the method's own judge likes best.
+
+What a judge can tell, he can also be asked at every answer: a training pays where it does better than that, or as well
+with one answer instead of eight.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.evals.benchmark import Benchmark
+from mlx_visalign.evaluate import Evaluation, Protocol
+from mlx_visalign.fold import Prefix
+from mlx_visalign.generate import Sampling
+from mlx_visalign.keys import key_for
+from mlx_visalign.policy import Answer
+from mlx_visalign.records import Prompt, Response
+
+SAMPLES = 8  # at temperature 1
+
+Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]
+"""Prompts, what was read of their images and words, and as many answers to each -> what every answer is worth."""
+
+
+def best_of(
+    job: Alignment, rank: Rank, images: dict[str, Path], protocol: Protocol
+) -> Callable[[Sequence[str]], list[Response]]:
+    """What describes some of the images: each time the best of `SAMPLES` answers that the policy draws; the first of equals.
+
+    What is drawn for an image depends on the job's seed and the image alone.
+    """
+    policy, ids = job.policy, job.policy.prompt_ids(protocol.prompt)
+    sampling = Sampling(protocol.max_tokens, temperature=1.0)
+
+    def describe(some: Sequence[str]) -> list[Response]:
+        prompts = [Prompt(image, str(images[image].absolute()), protocol.prompt, "describe") for image in some]
+        prefix = policy.prefill(policy.image_features([images[image] for image in some]), [ids] * len(some))
+        keys = [key_for(job.seed, "best of", image, number) for image in some for number in range(SAMPLES)]
+        drawn = policy.generate(prefix, sampling, keys, SAMPLES)
+        answers = [drawn[start : start + SAMPLES] for start in range(0, len(drawn), SAMPLES)]
+        rows = zip(some, answers, rank(prompts, prefix, answers), strict=True)
+        return [_response(image, protocol.prompt, of_image[_best(worth)]) for image, of_image, worth in rows]
+
+    return describe
+
+
+def with_descriptions(evaluation: Evaluation, descriptions: Sequence[Response]) -> Evaluation:
+    """The same answers to questions, other descriptions."""
+    protocol = evaluation.protocol
+    others = [response for response in evaluation.responses if response.prompt != protocol.prompt]
+    return Evaluation(evaluation.benchmark, protocol, [*descriptions, *others])
+
+
+def as_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
+    """The benchmark's images as files, for scorers read files; those that were drawn are put into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for image, picture in benchmark.pictures.items():
+        files[image] = picture if isinstance(picture, Path) else folder / f"{image}.png"
+        if not isinstance(picture, Path):
+            picture.save(files[image])
+    return files
+
+
+def _best(worth: Sequence[float]) -> int:
+    return max(range(len(worth)), key=lambda number: worth[number])
+
+
+def _response(image: str, prompt: str, answer: Answer) -> Response:
+    return Response(f"{image}/{prompt}", image, prompt, "describe", "clean", answer.text, answer.finished, len(answer.ids))

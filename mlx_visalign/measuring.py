@@ -1,0 +1,51 @@
+"""Evaluations that are kept: a stage of a run each, so that they are made once and can be looked at again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.best_of import SAMPLES, Rank, as_files, best_of, with_descriptions
+from mlx_visalign.evals.benchmark import Benchmark
+from mlx_visalign.evaluate import Evaluation, Protocol, examination
+from mlx_visalign.records import Response
+
+READ_TOGETHER = 8  # images
+
+
+def measure(
+    job: Alignment, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol | None = None
+) -> Evaluation:
+    """The policy's answers about the benchmark, kept in MOMENT.jsonl. `depends`: what made the policy what it is."""
+    protocol = protocol or Protocol()
+    images, ask = examination(job.policy, benchmark, protocol)
+    return Evaluation(benchmark, protocol, _kept(job, benchmark, protocol, moment, images, ask, depends))
+
+
+def measure_best(job: Alignment, rank: Rank, base: Evaluation, moment: str, judge: Mapping[str, Any]) -> Evaluation:
+    """The untrained policy again, its descriptions the best of several by `rank`; `judge` tells that from others."""
+    benchmark, protocol = base.benchmark, base.protocol
+    images = as_files(benchmark, job.run.folder / "images")
+    describe = best_of(job, rank, images, protocol)
+    depends = {**judge, "seed": job.seed, "samples": SAMPLES}
+    return with_descriptions(base, _kept(job, benchmark, protocol, moment, list(images), describe, depends))
+
+
+def _kept(
+    job: Alignment,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    moment: str,
+    images: list[str],
+    ask: Callable[[Sequence[str]], list[Response]],
+    depends: Mapping[str, Any],
+) -> list[Response]:
+    about = {"benchmark": benchmark.name, "exercises": len(benchmark.exercises), "protocol": vars(protocol)}
+    rows = job.run.stage(
+        moment,
+        images,
+        lambda some: [response.to_row() for response in ask(some)],
+        settings={**job.about(), **about, **depends},
+        batch=READ_TOGETHER,
+        title=f"{moment}, {benchmark.name}",
+    )
+    return [Response.from_row(row) for row in rows]

@@ -1,0 +1,112 @@
+"""Controls: the same pairs or answers, learned from otherwise; each in a folder of its own, done once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from random_policy import random_policy
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
+from mlx_visalign.errors import UserError
+from mlx_visalign.images import open_image
+from mlx_visalign.lora import LoRASettings
+from mlx_visalign.methods import seva
+from mlx_visalign.metrics import read_metrics
+from mlx_visalign.preference import PreferenceSettings, pair_batch, pair_logps, with_reference
+from mlx_visalign.prompts import make_prompts, world_mix, world_photos
+from mlx_visalign.records import Pair, read_jsonl, write_jsonl
+from mlx_visalign.run import Run
+from mlx_visalign.weights import read_adapter
+
+SHORT, LONG = "A red circle.", "A red circle and a blue star."
+SETTINGS = seva.Settings(
+    train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=2), save_every=1)
+)
+
+
+def pair(number, chosen=LONG, rejected=SHORT):
+    return Pair(str(number), (f"{number}.png",), "Q?", chosen, rejected, reference_logps=(-1.0 - number, -2.0))
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A method's run, as far as pairs about two scenes."""
+    photos = world_photos(tmp_path / "run", "unlabelled", 2, 0)
+    job = Alignment(Run(tmp_path / "run"), random_policy(), make_prompts(photos, world_mix(0), 0), seed=0)
+    pairs = [
+        Pair(prompt.id, (prompt.image,), prompt.prompt, *sides)
+        for prompt, sides in zip(job.prompts, [(LONG, SHORT), (SHORT, LONG)], strict=True)
+    ]
+    scored = with_reference(job.policy, [job.located(one) for one in pairs])
+    write_jsonl(
+        job.run.folder / "pairs.jsonl",
+        [replace(one, reference_logps=s.reference_logps) for one, s in zip(pairs, scored, strict=True)],
+    )
+    return job
+
+
+def control(made, name):
+    job = own_job(made, made.run.folder / "controls" / name, random_policy())
+    with job.run:
+        train_control(name, job, made.run.folder, seva, SETTINGS)
+    return job
+
+
+def test_swapping_turns_the_reference_too():
+    assert swapped(pair(3)) == replace(pair(3, SHORT, LONG), reference_logps=(-2.0, -4.0))
+
+
+def test_a_coin_turns_about_half_of_the_pairs_and_the_same_ones_again():
+    pairs = [pair(n) for n in range(200)]
+    turned = controlled("random", pairs, seed=1)
+    assert 70 < sum(one.chosen == SHORT for one in turned) < 130
+    assert turned == controlled("random", pairs, seed=1) != controlled("random", pairs, seed=2)
+
+
+def test_the_shorter_one_is_preferred_and_equal_lengths_are_left_out():
+    found = controlled("shorter", [pair(0), pair(1, SHORT, LONG), pair(2, SHORT, "A white cross.")], seed=0)
+    assert [(one.id, one.chosen) for one in found] == [("0", SHORT), ("1", SHORT)]
+
+
+def test_blind_pairs_see_the_mean_colour_and_have_a_reference_that_saw_it_too(made):
+    job = control(made, "blind")
+    pixels = np.array(job.policy.pixels(open_image(job.image(BLANK))))
+    assert abs(pixels).max() < 0.02  # nothing there, after normalisation
+    before, after = (read_jsonl(one.run.folder / "pairs.jsonl", Pair) for one in (made, job))
+    assert [(one.chosen, one.rejected) for one in after] == [(one.chosen, one.rejected) for one in before]
+    fresh = [job.located(one) for one in after]
+    assert {one.images for one in after} == {(BLANK,)}
+    logps = np.array(pair_logps(random_policy(), pair_batch(random_policy(), fresh)))
+    np.testing.assert_allclose(logps, [one.reference_logps for one in after], atol=1e-4)
+    assert abs(logps - [one.reference_logps for one in before]).max() > 1e-3
+    assert read_metrics(job.run.metrics)[0]["margin"] == pytest.approx(0, abs=1e-4)  # policy and reference see the same
+
+
+@pytest.mark.parametrize("name", ["random", "shorter", "blind"])
+def test_each_trains_an_adapter_once_in_a_folder_of_its_own(made, name, capsys):
+    folder = control(made, name).run.folder
+    config, _ = read_adapter(folder / "adapter")
+    before = (folder / "adapter" / "adapters.safetensors").read_bytes()
+    assert config["method"] == f"control: {name}"
+    capsys.readouterr()
+    again = control(made, name)
+    assert "already done" in capsys.readouterr().err
+    assert (again.run.adapter / "adapters.safetensors").read_bytes() == before
+
+
+def test_a_later_round_is_trained_against_where_the_control_has_got_to(made):
+    pairs = read_jsonl(made.run.folder / "pairs.jsonl", Pair)
+    write_jsonl(made.run.folder / "pairs-2.jsonl", pairs)
+    job = control(made, "shorter")
+    assert read_adapter(job.run.adapter)[0]["round_ranks"] == [2, 2]
+    assert read_metrics(job.run.round(2) / "metrics.jsonl")[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert [one.reference_logps for one in read_jsonl(job.run.folder / "pairs-2.jsonl", Pair)] != [
+        one.reference_logps for one in controlled("shorter", pairs, 0)
+    ]
+
+
+def test_without_pairs_there_is_only_the_blind_control(made, tmp_path):
+    assert controls_of(made.run.folder) == ("random", "shorter", "blind") and controls_of(tmp_path) == ("blind",)
+    with pytest.raises(UserError, match="needs pairs"):
+        train_control("shorter", own_job(made, tmp_path / "c", random_policy()), tmp_path, seva, SETTINGS)

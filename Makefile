@@ -1,4 +1,4 @@
-# make demo | test | reference | check: each sets up .venv by itself; needed beforehand: Python 3.11+, make, network.
+# make demo | test | reference | bench | check: each sets up .venv by itself; needed beforehand: Python 3.11+, make, network.
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 # On Linux the MLX wheel brings a slow BLAS. opencv-python, which mlx-vlm installs, brings a fast one: loaded first,
@@ -6,7 +6,7 @@ BIN := .venv/bin
 BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
 ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
 
-.PHONY: demo test slow reference kills check clean
+.PHONY: demo test slow reference kills bench check clean
 
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
@@ -25,6 +25,10 @@ reference: .venv/reference
 N ?= 20
 kills: .venv/ready
 	@$(ENV) $(BIN)/python tests/benchmarks/kills.py --kills $(N)
+
+# A DPO step and sampling against mlx-vlm and TRL; the table goes to tests/benchmarks/results/bench.json too.
+bench: .venv/reference
+	@$(ENV) $(BIN)/python tests/benchmarks/bench.py
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
     change, controls = report["change"], report.get("controls", {})
     said = []
     for group, (label, name) in GAINS.items():
-        if group in change and BLIND in controls:
+        if BLIND in controls and group in change and (group == "chair" or change[group][name]["low"] > 0):
             said.append(_needs_the_image(label, change[group][name], controls[BLIND]["change"][group][name]))
     if "chair" in change and BEST in controls:
         said.append(_untrained(change["chair"]["f1"], controls[BEST]["change"]["chair"]["f1"]))

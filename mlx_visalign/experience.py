@@ -27,7 +27,11 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Rollout(Record):
-    """One sampled answer to the prompt `id`; a number for each token, and in `values` one more for what comes after."""
+    """One sampled answer to the prompt `id`; a number for each token, and in `values` one more for what comes after.
+
+    blind_logps  in the image-blind control: what ratios are of, because it learns as if the image were blank; the KL is
+                 still that of answers to the image
+    """
 
     id: str
     text: str
@@ -39,6 +43,7 @@ class Rollout(Record):
     values: tuple[float, ...]
     advantages: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
+    blind_logps: tuple[float, ...] = ()
 
     @property
     def token_rewards(self) -> np.ndarray:

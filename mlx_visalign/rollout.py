@@ -72,7 +72,7 @@ class RolloutSource:
         locate: Callable[[str], Path],
         blank: Path | None = None,
     ):
-        """`blank`: an image that is learned from in place of every prompt's own, which is still sampled from and judged."""
+        """`blank`: an image that is learned from in place of every prompt's own. Answers, rewards and their KL stay as seen."""
         self.policy, self.critic, self.judge, self.settings = policy, critic, judge, settings
         self.sampling, self.folder, self.seed, self.locate = sampling, folder / "rollouts", seed, locate
         self.blank = blank
@@ -156,15 +156,14 @@ class RolloutSource:
         prefix = policy.prefill(features, ids)
         answers = policy.generate(prefix, self.sampling, keys)
         responses = [[answer.ids] for answer in answers]
+        seen = reading = policy.read(prefix, responses)
         if self.blank is not None:
-            features = policy.image_features(self._learned_from(prompts))
-            prefix = policy.prefill(features, ids)
-        reading = policy.read(prefix, responses)
+            reading = policy.read(policy.prefill(policy.image_features(self._learned_from(prompts)), ids), responses)
         values = mx.zeros(reading.states.shape[:2]) if self.critic is None else self.critic(reading.states)
         rounds = next(iter(adapters(policy.model).values())).rounds_on
         with adapter_at(policy.model, rounds - 1):
             reference = policy.read(policy.prefill(features, ids), responses).logps
-        mx.eval(reading.logps, values, reference)
+        mx.eval(seen.logps, reading.logps, values, reference)
         rewarded = self.judge(prompts, [answer.ids for answer in answers])
         return [
             Rollout(
@@ -173,10 +172,11 @@ class RolloutSource:
                 answer.finished,
                 tuple(answer.ids),
                 rewarded[row],
-                numbers(reading.logps[row], len(answer.ids)),
+                numbers(seen.logps[row], len(answer.ids)),
                 numbers(reference[row], len(answer.ids)),
                 # After the end there is nothing to come; where an answer was cut off, the critic's guess stands for it.
                 (*numbers(values[row], len(answer.ids)), 0.0 if answer.finished else float(values[row, len(answer.ids)])),
+                blind_logps=() if self.blank is None else numbers(reading.logps[row], len(answer.ids)),
             )
             for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
         ]
@@ -190,7 +190,7 @@ class RolloutSource:
             self._learned_from(prompts),
             [self.policy.prompt_ids(prompt.prompt) for prompt in prompts],
             [list(row.tokens) for row in rows],
-            mx.array(padded([row.logps for row in rows])),
+            mx.array(padded([row.logps if self.blank is None else row.blind_logps for row in rows])),
             mx.array(padded([row.advantages for row in rows])),
             mx.array(padded([row.values[:-1] for row in rows])),
             mx.array(padded([row.returns for row in rows])),

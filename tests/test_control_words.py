@@ -31,6 +31,14 @@ def test_how_much_of_the_gain_needs_the_image(gain, blind, words):
     assert said.startswith(words) and f"{100 * blind:.1f}".replace("-", "\N{MINUS SIGN}") in said
 
 
+def test_yes_no_answers_are_spoken_of_where_they_gained():
+    for gain, count in ((0.03, 2), (0.0, 1)):
+        made = report(0.03, 0.01)
+        made["change"]["pope_adversarial"] = {"accuracy": change(gain)}
+        made["controls"][BLIND]["change"]["pope_adversarial"] = {"accuracy": change(0.01)}
+        assert len(in_words(made)) == count
+
+
 @pytest.mark.parametrize(("best", "words"), [(0.01, "3.0 points, more than"), (0.05, "3.0 points, no more than")])
 def test_what_the_untrained_model_gets(best, words):
     [said] = in_words(report(0.03, best=best))

@@ -112,11 +112,11 @@ def test_with_a_blank_image_the_same_is_said_and_rewarded_and_only_learning_is_b
     blind = make_source(source.policy, tmp_path / "blind", locate=source.locate, blank=blank)
     _, metrics = ppo_loss(blind.policy, blind.critic, SETTINGS)(batch := blind.next())
     assert batch.images == [blank] * 2 and batch.responses == seen.responses
-    assert [row.rewarded for row in blind.rows] == [row.rewarded for row in source.rows]
     assert metrics["ratio_off"].item() == 0
     for row, other in zip(blind.rows, source.rows, strict=True):
-        for name in ("logps", "reference_logps", "values"):
-            assert vars(row)[name] != vars(other)[name], name
+        for name in ("rewarded", "logps", "reference_logps"):
+            assert vars(row)[name] == vars(other)[name], name
+        assert row.blind_logps != row.logps and row.values != other.values and other.blind_logps == ()
 
 
 def test_prompts_come_in_turn_and_answers_depend_on_the_seed(policy, source):

@@ -11,7 +11,7 @@ from mlx_visalign.figures_page import figures_table, tiles
 from mlx_visalign.files import write_atomically
 from mlx_visalign.page import Html, facts, page, paragraphs, section, table, tag
 from mlx_visalign.recipe import Plan
-from mlx_visalign.report import TABLE, as_rows, sentences
+from mlx_visalign.report import ONE_TRAINING, TABLE, as_rows, sentences
 from mlx_visalign.report_page import flat
 from mlx_visalign.run import installed_versions
 
@@ -49,7 +49,7 @@ def proof(plan: Plan, base: Evaluation, found: Found) -> dict[str, Any]:
         },
         "held_out_pairs": None,
         "warnings": [],
-        "limits": [base.benchmark.limits, several],
+        "limits": [base.benchmark.limits, several if len(seeds) > 1 else ONE_TRAINING],
         "versions": installed_versions(),
         "settings": plan.config,
     }

@@ -17,21 +17,23 @@ from mlx_visalign.sheet import PICTURE, Caption, Cell, Mark, Span, contact_sheet
 
 SHOWN, COLUMNS = 12, 4
 NAMES = ("before", "after")
-WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+(?:['\u2019-]\w+)*")  # Chinese and Japanese have no spaces: each character
 Place = tuple[int, int, Mark]
 """Characters of a text, from the first to the last (not included), and how they are marked."""
 
+CHANGED = Span("words that only this answer has", "changed")
 LABELLED = (
-    Span("Red", "wrong"),
-    Span(": named, but not there.  ", "quiet"),
-    Span("Amber", "missed"),
-    Span(": there, but not named.  ", "quiet"),
-    Span("Blue", "changed"),
-    Span(": words that only this answer has.", "quiet"),
+    Span("Marks: ", "quiet"),
+    Span("named, but not there", "wrong"),
+    Span(", ", "quiet"),
+    Span("there, but not named", "missed"),
+    Span(", ", "quiet"),
+    CHANGED,
 )
 UNLABELLED = (
-    Span("Blue", "changed"),
-    Span(": words that only this answer has. Nobody has said what is in these images, so nothing is marked as wrong.", "quiet"),
+    Span("Marks: ", "quiet"),
+    CHANGED,
+    Span(". Nobody has said what is in these images, so nothing is marked as wrong.", "quiet"),
 )
 
 
@@ -48,6 +50,7 @@ def before_after_cells(before: Evaluation, after: Evaluation, names: tuple[str, 
         Cell(
             _opened(benchmark.pictures[image]),
             _captions(benchmark, before.description(image), after.description(image), names),
+            Path(image).name,
         )
         for image in sorted(benchmark.pictures, key=lambda image: number_for("shown", image))[:count]
     ]
@@ -56,7 +59,7 @@ def before_after_cells(before: Evaluation, after: Evaluation, names: tuple[str, 
 def which(benchmark: Benchmark, count: int = SHOWN) -> str:
     """What `before_after_cells` shows, in words."""
     some = count < len(benchmark.pictures)
-    return f"{count} of {benchmark.name}, chosen by a hash of their names" if some else benchmark.name
+    return f"{count} of {benchmark.name}, picked by their names, never by the answers" if some else benchmark.name
 
 
 def legend(benchmark: Benchmark) -> list[Caption]:
@@ -73,8 +76,8 @@ def tally(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES)
     first, second = (evaluation.counts["chair"][0].columns["hallucinated"] for evaluation in (before, after))
     fewer, more = (second < first).sum(), (second > first).sum()
     return (
-        f"{said}. In {fewer} of them \u201c{names[1]}\u201d names fewer objects that are not there than "
-        f"\u201c{names[0]}\u201d, in {more} more, and in {different - fewer - more} as many."
+        f"{said}. Objects that are not there: {names[1]} names fewer than {names[0]} in {fewer} of them, more in {more}, "
+        f"as many in {different - fewer - more}."
     )
 
 

@@ -25,7 +25,11 @@ Place = Callable[[float], float]
 def curves(rows: Sequence[Row]) -> Html:
     """`rows`: one for each update, at least one, as `metrics.read_metrics` gives them."""
     return join(
-        tag("p", "Thin: each update's own value. Thick: the mean over the last 5 % of all updates.", cls="soft"),
+        tag(
+            "p",
+            "Across: updates. Thin: each one's own value. Thick: the mean over the last 5 % of all.",
+            cls="soft",
+        ),
         drawn(panels_of(rows), rows),
     )
 

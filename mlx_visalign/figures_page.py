@@ -1,6 +1,6 @@
 """A report's figures on a web page: a few of them large, all of them as a table, every change with its interval."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,44 +9,67 @@ from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, join, table, tag
 from mlx_visalign.report import TABLE, Shown, verdict
 
-LARGE = (("chair", "chair_i"), ("chair", "recall"), ("chair", "f1"), ("pope_adversarial", "accuracy"))
-LARGE_UNLABELLED = (("length", "tokens"), ("length", "cut_off"))
+LARGE = {
+    ("chair", "chair_i"): "objects it names that are not there (CHAIR_i)",
+    ("chair", "recall"): "objects it names of those that are there (recall)",
+    ("chair", "f1"): "both in one figure (F1)",
+    ("pope_adversarial", "accuracy"): "tempting yes/no questions answered right (POPE, adversarial)",
+}
+LARGE_UNLABELLED = {
+    ("length", "tokens"): "length of a description, in tokens",
+    ("length", "cut_off"): "descriptions cut off at the limit",
+}
+MEANINGS = {
+    "chair": {
+        "CHAIR_i": "Of all objects that the descriptions name, the share that is not in the image.",
+        "CHAIR_s": "The share of descriptions with at least one such object.",
+        "recall": "Of all objects in the images, the share that is named. Whoever says less makes up less, so look at both.",
+        "F1": "One figure for both: the harmonic mean of 1 - CHAIR_i and recall.",
+        "mentioned again": "Of all mentions, the share that names what was named before in the same text.",
+    },
+    "pope_random": {
+        "POPE": "Yes/no questions, \u201cis there a ...?\u201d, half of them about what is there. The others are about random "
+        "objects, popular ones, or adversarial ones, which usually go together with what is there.",
+        "answered yes": "Half of the right answers are yes. A model that says no more often gains precision and loses recall.",
+    },
+    "length": {
+        "[low, high]": "The 95 % interval: on other images of the same kind the change would most likely lie in it too.",
+    },
+}
 BAR = 100  # half the width of an interval's drawing, in its own units
 
 
 def tiles(report: Mapping[str, Any]) -> Html:
     """The figures one looks for first: before, after, and the change."""
-    made = [_tile(report, group, name) for group, name in _wanted(report)]
+    made = [_tile(report, group, name, label) for (group, name), label in _wanted(report).items()]
     pairs = report["held_out_pairs"]
     if pairs is not None:
-        value, among = f"{pairs['accuracy']:.0%}", f"of {pairs['pairs']:.0f} pairs; a coin would reach 50%"
-        made.append(_large("chosen answer preferred, held-out pairs", value, among, ""))
+        value, among = f"{100 * pairs['accuracy']:.0f} %", f"of {pairs['pairs']:.0f} pairs; a coin: 50 %"
+        made.append(_large("pairs kept out of training where it prefers the chosen answer", value, among, ""))
     return tag("div", *made, cls="tiles")
 
 
-def _wanted(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _wanted(report: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     wanted = LARGE if "chair" in report["change"] else LARGE_UNLABELLED
-    return [(group, name) for group, name in wanted if group in report["change"]]
+    return {(group, name): label for (group, name), label in wanted.items() if group in report["change"]}
 
 
-def _tile(report: Mapping[str, Any], group: str, name: str) -> Html:
+def _tile(report: Mapping[str, Any], group: str, name: str, label: str) -> Html:
     shown, (before, after, change) = (
         TABLE[group][1][name],
         (report[side][group][name] for side in ("before", "after", "change")),
     )
-    heading = TABLE[group][0]
-    label = f"{heading}: {shown.label}" if group.startswith("pope") else shown.label
     value = f"{shown.format(before['value'])} → {shown.format(after['value'])}" + " %" * shown.is_share
-    judgement = verdict(change, shown.better)
-    return _large(label, value, " ".join((_change(shown, change), judgement)), judgement)
+    return _large(label, value, _change(shown, change), verdict(change, shown.better))
 
 
-def _large(label: str, value: str, below: str, cls: str) -> Html:
+def _large(label: str, value: str, below: str, judgement: str) -> Html:
     return tag(
         "div",
         tag("p", label, cls="label"),
         tag("p", value, cls="value"),
-        tag("p", below, cls=f"change {_class(cls)}"),
+        tag("p", below, cls=f"change {_class(judgement)}"),
+        tag("p", judgement, cls=f"change {_class(judgement)}"),
         cls="tile",
     )
 
@@ -72,11 +95,22 @@ def _rows(report: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], colu
                 tag("th", shown.label, scope="row"),
                 tag("td", shown.format(before["value"])),
                 tag("td", shown.format(after["value"])),
-                tag("td", _change(shown, change)),
-                tag("td", _bar(change, widest) if shown.is_share else "", cls=f"bar {_class(judgement)}"),
+                tag("td", *_with_interval(shown, change), cls=_class(judgement)),
                 tag("td", judgement, cls=f"verdict {_class(judgement)}"),
-                *(tag("td", _change(shown, control[group][name])) for control in controls),
+                tag("td", _bar(change, widest) if shown.is_share else "", cls=f"bar {_class(judgement)}"),
+                *(tag("td", *_with_interval(shown, control[group][name]), cls="control") for control in controls),
             )
+
+
+def meanings(groups: Container[str]) -> Html:
+    """What the figures of these groups are, in words, to be unfolded."""
+    said = ((name, words) for group, names in MEANINGS.items() if group in groups for name, words in names.items())
+    return tag(
+        "details",
+        tag("summary", "What these figures mean"),
+        tag("dl", *(part for name, words in said for part in (tag("dt", name), tag("dd", words)))),
+        cls="meanings",
+    )
 
 
 def one_evaluation(figures: Figures) -> Html:
@@ -96,9 +130,8 @@ def rounds_table(report: Mapping[str, Any]) -> Html:
     rounds = report["rounds"]
     head = ["", "before", *(f"after round {one['round']}" for one in rounds)]
     rows = [_group("Figures", len(head))]
-    for group, name in _wanted(report):
+    for (group, name), label in _wanted(report).items():
         shown, sides = TABLE[group][1][name], (report["before"], *(one["figures"] for one in rounds))
-        label = f"{TABLE[group][0]}: {shown.label}" if group.startswith("pope") else shown.label
         rows.append(_line(label, [shown.format(side[group][name]["value"]) for side in sides]))
     rows.append(_group("What the round cost and made", len(head)))
     flat = [dict(_flat(one)) for one in rounds]
@@ -127,10 +160,20 @@ def _group(title: str, columns: int) -> Html:
 
 
 def _change(shown: Shown, change: Row) -> str:
+    return " ".join(_value_and_interval(shown, change))
+
+
+def _with_interval(shown: Shown, change: Row) -> tuple[str, str, Html]:
+    """The change for a table's cell, where a narrow page puts the interval below."""
+    value, interval = _value_and_interval(shown, change)
+    return value, " ", tag("span", interval, cls="interval")
+
+
+def _value_and_interval(shown: Shown, change: Row) -> tuple[str, str]:
     value, low, high = (
         shown.format(change[side], sign="+").replace("-", "\N{MINUS SIGN}") for side in ("value", "low", "high")
     )
-    return f"{value} [{low}, {high}]"
+    return value, f"[{low}, {high}]"
 
 
 def _reach(change: Row) -> float:

@@ -85,25 +85,26 @@ def _word(span: Span) -> str:
 
 
 def caption(one: Caption) -> Html:
+    """The text runs as its letters do, from the right in Arabic, whatever the heading's language."""
     heading = (tag("b", one.heading), " ") if one.heading else ()
-    return tag("p", *heading, words(one.spans))
+    return tag("p", *heading, tag("span", words(one.spans), cls="said", dir="auto"))
 
 
 def gallery(cells: Sequence[Cell], legend: Sequence[Caption] = ()) -> Html:
     """What `sheet.contact_sheet` draws, as text that can be selected."""
-    figures = [tag("figure", picture(cell.image), tag("figcaption", *map(caption, cell.captions))) for cell in cells]
+    figures = [tag("figure", picture(cell.image, cell.alt), tag("figcaption", *map(caption, cell.captions))) for cell in cells]
     return join(tag("div", *map(caption, legend), cls="legend"), tag("div", *figures, cls="gallery"))
 
 
-def picture(image: Image.Image) -> Html:
-    """The image itself, small enough for a page. What it shows stands beside it in words."""
+def picture(image: Image.Image, alt: str) -> Html:
+    """The image itself, small enough for a page."""
     small = max(image.size) <= SHARP
     shown = image.convert("RGB")
     shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
     data = BytesIO()
     shown.save(data, *(("PNG",) if small else ("JPEG",)), quality=88)
     kind = "png" if small else "jpeg"
-    return tag("img", src=_data(f"image/{kind}", data.getvalue()), alt="", cls="sharp" if small else "photo")
+    return tag("img", src=_data(f"image/{kind}", data.getvalue()), alt=alt, cls="sharp" if small else "photo")
 
 
 def png(data: bytes, alt: str) -> Html:

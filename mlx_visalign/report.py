@@ -160,15 +160,41 @@ def _table(title: str, *columns: str) -> Table:
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
     """What belongs to the figures but is no figure."""
-    said = ["Shares are in %, their changes in percentage points."]
+    outcome = (f"{side}: {words}" for side, words in in_short(report).items())
+    return [*outcome, *notes(report), *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """How to read the table, and what held-out pairs and controls tell."""
+    said = ["Shares are in %, their changes in percentage points; clear is one whose interval lacks 0."]
     pairs = report["held_out_pairs"]
     if pairs is not None:
         said.append(
             f"Of {pairs['pairs']:.0f} pairs that were not trained on, the chosen answer has the higher reward in "
             f"{pairs['accuracy']:.0%} (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
-            "This tells that preferences were learned, not that they are right."
+            "Well above half, this tells that preferences were learned, not that they are right."
         )
-    return [*said, *in_words(report), *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
+    return [*said, *in_words(report)]
+
+
+def in_short(report: Mapping[str, Any]) -> dict[str, str]:
+    """What got better and what worse, losses as fully as wins; nothing where nobody knows what is in the images."""
+    if report["change"].keys() <= {"length"}:
+        return {}
+    return {f"Clearly {side}": f"{_those(report['change'], side) or 'nothing'}." for side in ("better", "worse")}
+
+
+def _those(change: Mapping[str, Mapping[str, Row]], wanted: str) -> str:
+    """The figures with this verdict, and by how much they changed."""
+    groups = []
+    for group, (title, figures) in TABLE.items():
+        named = [
+            f"{shown.label} {shown.format(change[group][name]['value'], '+')}"
+            for name, shown in figures.items()
+            if group in change and verdict(change[group][name], shown.better) == wanted
+        ]
+        groups += [f"{title}: {', '.join(named)}"] if named else []
+    return "; ".join(groups).replace(" -", " \N{MINUS SIGN}")
 
 
 def _cells(shown: Shown, before: Row, after: Row, change: Row) -> list[Text | str]:
@@ -187,6 +213,8 @@ def verdict(change: Row, better: int) -> str:
     """Whether the interval lies on one side of 0, and whether that is the better one."""
     if not better:
         return ""
+    if change["low"] == change["high"] == 0:
+        return "no change"
     if change["low"] <= 0 <= change["high"]:
         return "not clear"
     return "better" if (change["low"] > 0) == (better > 0) else "worse"

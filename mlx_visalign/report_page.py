@@ -15,13 +15,13 @@ from typing import Any
 from mlx_visalign.before_after import before_after_cells, legend, tally, which
 from mlx_visalign.curves import curves
 from mlx_visalign.evaluate import Evaluation
-from mlx_visalign.figures_page import figures_table, one_evaluation, rounds_table, tiles
+from mlx_visalign.figures_page import figures_table, meanings, one_evaluation, rounds_table, tiles
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import read_metrics, warning_signs
 from mlx_visalign.page import Html, facts, gallery, page, paragraphs, png, section, tag
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import read_text
-from mlx_visalign.report import sentences
+from mlx_visalign.report import in_short, notes
 from mlx_visalign.run import Run
 
 SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
@@ -34,6 +34,7 @@ class ReportPage:
     config   the recipe, as config.yaml has it
     about    what the method says of itself: "SeVa: ..."
     report   what report.json holds, once the run is finished
+    stopped  why the run stopped, if it did
     """
 
     run: Run
@@ -42,6 +43,7 @@ class ReportPage:
     before: Evaluation | None = None
     after: Evaluation | None = None
     report: Mapping[str, Any] | None = None
+    stopped: str = ""
     _written: float = -SECONDS
 
     def refresh(self) -> None:
@@ -57,40 +59,51 @@ class ReportPage:
         title = f"{self._method_name} on {Path(self.config['model']).name}"
         sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
         shown = [part for make in sections for part in make()]
-        head = (tag("h1", title), tag("p", self.about, cls="lead"), self._lead())
-        return page(title, *head, *shown, reload_after=None if self.report else SECONDS)
+        head = (tag("h1", title), tag("p", self.about, cls="lead"), self._lead(), *self._outcome())
+        return page(title, *head, *shown, reload_after=None if self.report or self.stopped else SECONDS)
 
     @property
     def _method_name(self) -> str:
         return self.about.partition(":")[0]
 
     def _lead(self) -> Html:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        if self.stopped:
+            return tag("p", f"This run stopped at {now}. {self.stopped}", cls="warning")
         if self.report is None:
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            words = f"This run is not finished. Here is what was there at {now}; the page renews itself while it runs."
+            done = ", ".join([*(name for name, _ in self._stages()), *self._updates()]) or "nothing"
+            words = (
+                f"This run is not finished. Done at {now}: {done}. The page renews itself; should this time stand still for "
+                "long, the run has stopped, and the same command goes on with it."
+            )
             return tag("p", words, cls="note")
         training = self.report["training"]
-        minutes = training["seconds"] / 60
-        return tag("p", f"{training['updates']} updates in {minutes:.1f} minutes. {_about_images(self.config)}", cls="lead")
+        cost = f"{training['updates']} updates in {training['seconds'] / 60:.1f} minutes"
+        return tag("p", f"{_about_images(self.config)} The training: {cost}{_memory(training)}.", cls="lead")
+
+    def _updates(self) -> list[str]:
+        rows = read_metrics(self.run.metrics)
+        return [f"{len(rows)} updates of the training"] if rows else []
+
+    def _outcome(self) -> Iterator[Html]:
+        """What the first screen has to say: the figures to look for, what got better, and what got worse."""
+        if self.report is None or self.before is None:
+            return
+        yield tiles(self.report)
+        yield from (tag("p", tag("b", f"{side}: "), words, cls="outcome") for side, words in in_short(self.report).items())
+        yield tag("p", self.before.benchmark.limits, cls="note")
+        yield paragraphs(self.report["warnings"], "warning")
 
     def _figures(self) -> Iterator[Html]:
         if self.before is None:
             return
-        limits = self.before.benchmark.limits
+        benchmark, about = self.before.benchmark, meanings(self.before.counts)
         if self.report is None:
-            title = f"Before training: {self.before.benchmark.name}"
-            yield section(title, one_evaluation(self.before.figures), tag("p", limits, cls="note"))
+            limits = tag("p", benchmark.limits, cls="note")
+            yield section(f"Before training: {benchmark.name}", limits, one_evaluation(self.before.figures), about)
             return
-        warnings = self.report["warnings"]
-        others = [words for words in sentences(self.report) if words != limits and not words.startswith("Warning: ")]
-        yield tiles(self.report)
-        yield section(
-            f"Before and after: {self.before.benchmark.name}",
-            tag("p", limits, cls="note"),
-            paragraphs(warnings, "warning"),
-            figures_table(self.report),
-            paragraphs(others, "soft"),
-        )
+        below = [*notes(self.report), *(words for words in self.report["limits"] if words != benchmark.limits)]
+        yield section(f"Before and after: {benchmark.name}", figures_table(self.report), about, paragraphs(below, "soft"))
 
     def _rounds(self) -> Iterator[Html]:
         if self.report is not None and "rounds" in self.report:
@@ -100,8 +113,8 @@ class ReportPage:
         if self.before is not None and self.after is not None:
             benchmark = self.before.benchmark
             yield section(
-                f"What it said: {which(benchmark)}",
-                tag("p", tally(self.before, self.after)),
+                "What it said",
+                paragraphs([f"{which(benchmark)}.", tally(self.before, self.after)]),
                 gallery(before_after_cells(self.before, self.after), legend(benchmark)),
             )
 
@@ -141,9 +154,16 @@ class ReportPage:
 
 
 def _about_images(config: Mapping[str, Any]) -> str:
-    if config["images"] == TINY_WORLD:
-        return f"Trained on {config['count']} scenes of the tiny world, without labels."
-    return f"Trained on images of {config['images'] or config['prompts']}, without labels."
+    """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
+    tiny = f"{config['count']} scenes of the tiny world"
+    images = tiny if config["images"] == TINY_WORLD else f"images of {config['images'] or config['prompts']}"
+    labels = config["settings"].get("labels")
+    told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
+    return f"Trained on {images}, {told}."
+
+
+def _memory(training: Mapping[str, float]) -> str:
+    return f", {training['peak_memory']:.1f} GB of memory at most" if "peak_memory" in training else ""
 
 
 def _commands(run: Run, config: Mapping[str, Any]) -> list[str]:

@@ -53,10 +53,11 @@ class Caption:
 
 @dataclass(frozen=True)
 class Cell:
-    """One image and what stands under it."""
+    """One image and what stands under it. alt: what the image is called, for those who cannot see it."""
 
     image: Image.Image
     captions: tuple[Caption, ...]
+    alt: str = "the image that is spoken of"
 
 
 Word = list[Span]  # more than one where a mark ends inside it, as before a full stop

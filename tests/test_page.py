@@ -70,9 +70,15 @@ def test_a_page_may_run_nothing_and_load_nothing():
 
 def shown(image):
     """The picture inside an <img>."""
-    [(_, attributes)] = Reader(picture(image)).elements
+    [(_, attributes)] = Reader(picture(image, "A & B")).elements
     kind, _, data = attributes["src"].partition(";base64,")
     return kind, attributes["class"], Image.open(BytesIO(base64.b64decode(data)))
+
+
+def test_images_are_named_and_texts_run_as_their_letters_do():
+    made = gallery([Cell(WHITE, (Caption("before", (Span("\u0643\u0644\u0628"),)),), "a <dog>")])
+    assert 'alt="a &lt;dog&gt;"' in made
+    assert '<b>before</b> <span class="said" dir="auto">\u0643\u0644\u0628</span>' in made
 
 
 def test_small_images_lose_nothing_and_large_ones_are_shrunk():

@@ -11,7 +11,7 @@ from rich.console import Console
 from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.records import Response
-from mlx_visalign.report import TABLE, make_report, sentences, show, show_figures, summarise, verdict, write_report
+from mlx_visalign.report import TABLE, in_short, make_report, sentences, show, show_figures, summarise, verdict, write_report
 
 BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
 AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
@@ -68,6 +68,19 @@ def test_an_interval_that_reaches_zero_tells_nothing(low, high):
     assert [verdict(change, better) for better in (1, -1, 0)] == ["not clear", "not clear", ""]
 
 
+def test_what_did_not_move_did_not_change():
+    assert verdict({"value": 0.0, "low": 0.0, "high": 0.0}, 1) == "no change"
+
+
+def test_wins_and_losses_are_told_in_short():
+    made = report()
+    made["change"]["chair"]["chair_i"] = {"value": -0.5, "low": -0.6, "high": -0.4}
+    made["change"]["chair"]["recall"] = {"value": -0.25, "low": -0.6, "high": -0.1}
+    minus = "\N{MINUS SIGN}"
+    assert in_short(made)["Clearly better"].startswith(f"Descriptions: CHAIR_i (false mentions) {minus}50.0")
+    assert f"recall of what is there {minus}25.0" in in_short(made)["Clearly worse"]
+
+
 def test_better_is_green_and_worse_is_red():
     made = report()
     made["change"]["chair"]["chair_i"] = {"value": -0.5, "low": -0.6, "high": -0.4}
@@ -82,6 +95,7 @@ def test_without_labels_it_says_so():
     answers = [Response(image, image, PROTOCOL.prompt, "describe", "clean", "A cat.", True, 4) for image in pictures]
     evaluation = Evaluation(Benchmark("photos", pictures), PROTOCOL, answers)
     made = report(evaluation, evaluation, pairs=None)
+    assert in_short(made) == {}
     assert UNLABELLED in sentences(made) and not any("coin" in sentence for sentence in sentences(made))
     assert made["change"].keys() == {"length"} and "CHAIR_i" not in printed(show(made))
 

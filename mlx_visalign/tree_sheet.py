@@ -4,7 +4,7 @@ And as a piece of HTML, where nothing is cut off.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,17 @@ from mlx_visalign.sheet import Caption, Cell, Span
 # Inches.
 BOX, COLUMN, LINE, PADDING, GAP, FAMILY_GAP, PICTURE = 2.55, 3.05, 0.15, 0.06, 0.07, 0.16, 2.3
 CHARACTERS, MOST_LINES = 42, 3  # of a box's text
+PER_INCH = 13  # characters of the legend
 QUIET, PALE, INK = "#8a8a8a", "#c9c9c9", "#1a1a1a"
 COLOURS = {"chosen": BLUE, "rejected": RED}
+STYLES = {BLUE: "solid", RED: "dashed", PALE: "solid"}
 END = "(end)"
-LEGEND = "CLIP: 100 * cosine with the image. log p: mean of a token. Grey: did not grow on. Struck out: broken."
+LEGEND = (
+    "CLIP: 100 * cosine with the image. log p: mean log-probability of a token. \N{MULTIPLICATION SIGN} 3: said three times. "
+    "(end): the answer ends here. Grey: did not grow on. Struck out: broken."
+)
+DRAWN = {"chosen": "Blue", "rejected": "Red, dashed"}
+DOTS = {"chosen": "\N{BLACK CIRCLE}", "rejected": "\N{BLACK DIAMOND}"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,13 @@ def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
     width = PICTURE + 0.5 + COLUMN * (1 + max(len(tree.path(place)) - 1 for place in boxes))
     bottom = min([box.y - box.height / 2 for box in boxes.values()] + [-PICTURE / 2 - 1.2])
     top = max([box.y + box.height / 2 for box in boxes.values()] + [PICTURE / 2])
-    figure = Figure(figsize=(width, top - bottom + 1.1))
+    figure = Figure(figsize=(width, top - bottom + 1.4))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.2, width - 0.2), ylim=(bottom - 0.3, top + 0.8))
+    axes.set(xlim=(-0.2, width - 0.2), ylim=(bottom - 0.3, top + 1.1))
     axes.axis("off")
-    axes.text(0, top + 0.5, title, fontsize=14, fontweight="bold", color=INK)
-    axes.text(0, top + 0.25, _explained(tree), fontsize=9, color=INK)
+    axes.text(0, top + 0.85, title, fontsize=14, fontweight="bold", color=INK)
+    explained = textwrap.fill(_explained(tree, DRAWN), int(PER_INCH * width))
+    axes.text(0, top + 0.75, explained, fontsize=9, va="top", color=INK)
     _draw_root(axes, tree, image)
     for place, box in boxes.items():
         _draw_edge(axes, tree, boxes, place, box)
@@ -67,11 +75,12 @@ def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _explained(tree: Tree) -> str:
+def _explained(tree: Tree, looks: Mapping[str, str]) -> str:
+    """What is what. `looks`: of the chosen and the rejected answer."""
     if tree.chosen is None or tree.rejected is None:
         return f"No two different whole answers. {LEGEND}"
     best, worst = (tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected))
-    told = f"Blue: the chosen answer, reward {best:.2f}. Red: the rejected one, {worst:.2f}."
+    told = f"{looks['chosen']}: the chosen answer, reward {best:.2f}. {looks['rejected']}: the rejected one, {worst:.2f}."
     return f"{_with_minus(told)} {LEGEND}"
 
 
@@ -168,7 +177,8 @@ def _draw_edge(axes: Axes, tree: Tree, boxes: dict[int, _Box], place: int, box: 
     colours = _colours(tree, place)
     for shift, colour in enumerate(colours or [PALE]):
         width = 0.8 if not colours else 2.6 - 1.2 * shift
-        axes.add_patch(PathPatch(curve, fill=False, edgecolor=colour, linewidth=width, zorder=1 + len(colours)))
+        look: dict[str, Any] = {"edgecolor": colour, "linewidth": width, "linestyle": STYLES[colour]}
+        axes.add_patch(PathPatch(curve, fill=False, zorder=1 + len(colours), **look))
 
 
 def _draw_box(axes: Axes, tree: Tree, place: int, box: _Box) -> None:
@@ -185,6 +195,7 @@ def _draw_box(axes: Axes, tree: Tree, place: int, box: _Box) -> None:
                 facecolor="white" if sentence.fate in ("grown", "final") else "#f4f4f4",
                 edgecolor=colour,
                 linewidth=1.8 if colours else 0.8,
+                linestyle=STYLES[colour],
                 zorder=4,
             )
         )
@@ -225,7 +236,7 @@ def fragment(tree: Tree, image: Image.Image, title: str) -> Html:
     answers = (("asked", tree.prompt), ("chosen", tree.chosen_text), ("rejected", tree.rejected_text))
     cell = Cell(image, tuple(Caption(heading, (Span(text),)) for heading, text in answers if text))
     top = _list(tree, _drawn(tree), -1, "tree")
-    return join(tag("h3", title), paragraphs([_explained(tree)], "soft"), gallery([cell]), top)
+    return join(tag("h3", title), paragraphs([_explained(tree, DOTS)], "soft"), gallery([cell]), top)
 
 
 def _list(tree: Tree, equals: dict[int, int], parent: int, cls: str) -> Html:
@@ -245,6 +256,6 @@ def _item(tree: Tree, equals: dict[int, int], place: int) -> Html:
 def _said(tree: Tree, place: int, streams: int) -> Html:
     sentence, sides = tree.sentences[place], _sides(tree, place)
     look = "on-path" if sides else "" if sentence.fate in ("grown", "final") else "left"
-    dots = [tag("span", "\N{BLACK CIRCLE} ", cls=side, title=side) for side in sides]
+    dots = [tag("span", f"{DOTS[side]} ", cls=side, title=side) for side in sides]
     text = tag("s" if sentence.fate == "broken" else "span", sentence.text or END, cls=look)
     return join(*dots, text, " ", tag("small", _scores(sentence) + _times(streams)))

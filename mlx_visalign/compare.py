@@ -11,6 +11,7 @@ from mlx_visalign.figures_page import figures_table
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import key_for
 from mlx_visalign.lora import adapter_at
+from mlx_visalign.memory_plan import find_folder
 from mlx_visalign.page import gallery, page, section, tag
 from mlx_visalign.photos import find_photos
 from mlx_visalign.policy import load
@@ -18,6 +19,7 @@ from mlx_visalign.progress import progress
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import Response
 from mlx_visalign.report import as_rows
+from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, read_config
 
 BATCH = 8  # images read together
@@ -36,11 +38,12 @@ class Contender:
 def contender(name: str, model: str) -> Contender:
     """What `name` means: the folder of a model, or "tiny"; an adapter for `model`; ADAPTER@2, its first two rounds.
 
-    A run's folder stands for its adapter. Raises `UserError` for a round that the adapter does not have.
+    A run's folder stands for its adapter. Raises `UserError` for a round that the adapter does not have, and for no model.
     """
     path, _, number = name.rpartition("@") if name.rpartition("@")[2].isdecimal() else (name, "", "")
     found = [folder for folder in (Path(path), Path(path, "adapter")) if (folder / CONFIG).is_file()]
     if not found:
+        read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
         return Contender(name, name)
     rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:

@@ -37,6 +37,8 @@ def test_names(run):
     for name in (str(folder), str(folder / "adapter")):
         assert contender(name, "model") == Contender(name, "model", folder / "adapter", 2)
         assert contender(f"{name}@1", "model") == Contender(f"{name}@1", "model", folder / "adapter", 1)
+    with pytest.raises(UserError, match="nowhere"):
+        contender("nowhere", "model")
     with pytest.raises(UserError, match="has 2 rounds; name one from 0"):
         contender(f"{folder}@3", "model")
 
@@ -80,7 +82,8 @@ def test_the_page_marks_what_is_wrong_and_what_changed():
     second = said({"a": "One cat.", "b": "A cat.", "c": "Nothing."}, {"a": "Yes.", "b": "No."})
     made = compare_page(first, second, ("base", f"runs/{HOSTILE}"))
     assert '<mark class="wrong">dog</mark>' in made and '<mark class="changed">One</mark>' in made
-    assert "1 of 3 descriptions differ. In 1 of them" in made and "change, 95 % interval" in made
+    assert "1 of 3 descriptions differ. Objects that are not there:" in made and "in 1 of them" in made
+    assert "change, 95 % interval" in made
     assert "<script" not in made and "runs/&lt;script&gt;" in made
 
 

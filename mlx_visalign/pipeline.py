@@ -13,6 +13,7 @@ import yaml
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.doctor import require_sound
+from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.measuring import measure
@@ -53,7 +54,12 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
             run.start(plan.config)
         page = ReportPage(run, plan.config, str(plan.method.__doc__).partition("\n")[0])
         run.after_stage = page.refresh
-        return _carry_out(plan, run, page, on_metrics, score)
+        try:
+            return _carry_out(plan, run, page, on_metrics, score)
+        except UserError as error:
+            page.stopped = str(error)
+            page.write()
+            raise
 
 
 def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:

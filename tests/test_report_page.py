@@ -6,10 +6,13 @@ import pytest
 from made_evaluations import PROTOCOL, benchmark, said
 from PIL import Image
 
-from mlx_visalign import report_page
+from mlx_visalign import pipeline, report_page
+from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.methods import seva
 from mlx_visalign.page import tag
+from mlx_visalign.recipe import Plan, Recipe
 from mlx_visalign.records import Response
 from mlx_visalign.report import make_report
 from mlx_visalign.report_page import ReportPage
@@ -64,16 +67,38 @@ def test_it_shows_what_is_there_so_far(page):
     under_way = page.html()
     assert "Before training: three images" in under_way and "<dt>prompts</dt><dd>2</dd>" in under_way
     assert "<svg" in under_way and "What it said" not in under_way
+    assert "prompts, 1 updates of the training. The page renews itself" in under_way
 
 
 def test_a_finished_run(page):
     made = finish(page)
     assert "not finished" not in made and 'http-equiv="refresh"' not in made
-    assert "50.0 → 33.3" in made and "80%" in made  # false mentions; held-out pairs
+    assert "50.0 → 33.3" in made and "80 %" in made  # false mentions; held-out pairs
     assert '<mark class="wrong">dog</mark>' in made and '<mark class="missed">dog</mark>' in made
-    assert "3 of 3 descriptions differ. In 2 of them" in made and "in 1 more, and in 0 as many" in made  # losses too
+    assert "3 of 3 descriptions differ. Objects that are not there: after names fewer than before in 2 of them" in made
+    assert "more in 1, as many in 0" in made  # losses too
     assert "visalign compare 'my &lt;model&gt;'" in made.replace("&#x27;", "'")
     assert "another seed would give another model" in made
+    assert "<b>Clearly better: </b>nothing." in made and "<b>Clearly worse: </b>nothing." in made  # of three images
+    assert "<summary>What these figures mean</summary>" in made and "<dt>POPE</dt>" in made
+
+
+def test_labels_that_were_used_are_told(page):
+    assert "3 scenes of the tiny world, without labels." in finish(page)
+    page.config = CONFIG | {"settings": {"labels": "truth.json"}}
+    assert "with labels of what is in them (settings.labels: truth.json)." in page.html()
+
+
+def test_a_run_that_stopped_says_why(tmp_path, monkeypatch):
+    def stop(*_):
+        raise UserError("The images are <gone>.")
+
+    monkeypatch.setattr(pipeline, "_carry_out", stop)
+    recipe = Recipe("seva", images="tiny-world", count=3)
+    with pytest.raises(UserError):
+        pipeline.run_recipe(Plan(recipe, seva, seva.Settings()), Run(tmp_path))
+    made = (tmp_path / "report.html").read_text()
+    assert "This run stopped at" in made and "The images are &lt;gone&gt;." in made and 'http-equiv="refresh"' not in made
 
 
 def test_without_labels_it_says_that_there_is_no_chair(page):
@@ -111,7 +136,7 @@ def test_rounds_are_told_one_by_one(page):
     made = page.html()
     assert '<th scope="col">after round 2</th>' in made and "<td>1,000</td><td>2,000</td>" in made
     assert '<th scope="row">reward: rejected</th><td></td><td>\N{MINUS SIGN}0.50</td>' in made
-    assert "CHAIR_i (false mentions)</th><td>50.0</td><td>33.3</td><td>33.3</td></tr>" in made
+    assert "(CHAIR_i)</th><td>50.0</td><td>33.3</td><td>33.3</td></tr>" in made
 
 
 def test_it_is_written_anew_only_now_and_then(page, monkeypatch):

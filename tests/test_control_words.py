@@ -39,6 +39,10 @@ def test_yes_no_answers_are_spoken_of_where_they_gained():
         assert len(in_words(made)) == count
 
 
+def test_nothing_is_never_minus_nothing():
+    assert "(0.0 points)" in in_words(report(0.03, best=-0.0001))[0]
+
+
 @pytest.mark.parametrize(("best", "words"), [(0.01, "3.0 points, more than"), (0.05, "3.0 points, no more than")])
 def test_what_the_untrained_model_gets(best, words):
     [said] = in_words(report(0.03, best=best))

@@ -163,9 +163,13 @@ def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
 
 
 def pair_logps(policy: Policy, batch: PairBatch) -> mx.array:
-    """The policy's summed log-probabilities [b, 2] of chosen and rejected, the shared prompt and image read once."""
+    """The policy's summed log-probabilities [b, 2] of chosen and rejected, the shared prompt and image read once.
+
+    The two are read one after the other: in one batch the shorter answer would be padded to the longer one's length.
+    """
     prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
-    return policy.score(prefix, batch.responses)
+    sides = zip(*batch.responses, strict=True)
+    return mx.concatenate([policy.score(prefix, [[ids] for ids in side]) for side in sides], axis=1)
 
 
 def preference_loss(

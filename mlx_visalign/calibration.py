@@ -48,10 +48,11 @@ class Calibration(Record):
 
     @property
     def in_words(self) -> str:
-        labels = "" if self.labels == "given" else "; by PSEUDO-labels, the model's own yes and no, not by the truth"
+        pseudo = "PSEUDO-labels, the model's own yes and no, not by the truth"
+        labels = "the labels that were given" if self.labels == "given" else pseudo
         return (
             f"The scorer gives {self.correct} correct mentions {self.correct_mean:.4f} in the mean and {self.hallucinated} "
-            f"hallucinated ones {self.hallucinated_mean:.4f} (AUC {self.auc:.3f}{labels})."
+            f"hallucinated ones {self.hallucinated_mean:.4f} (AUC {self.auc:.3f}, a coin: 0.5; by {labels})."
         )
 
     def reward(self, score: float, shape: Literal["band", "affine"], margin: float) -> float:

@@ -50,7 +50,7 @@ def test_what_is_not_known_does_not_count():
     found = calibrate(rows([3, 4, 5], [1, 2, 4], [90, -90]), "given", least=3)
     assert (found.correct_mean, found.hallucinated_mean, found.correct, found.hallucinated) == (4, pytest.approx(7 / 3), 3, 3)
     assert (found.correct_std, found.auc) == (1, pytest.approx(7.5 / 9))
-    assert "PSEUDO" not in found.in_words
+    assert "PSEUDO" not in found.in_words and "by the labels that were given" in found.in_words
 
 
 def test_pseudo_labels_are_called_so():

@@ -24,7 +24,7 @@ from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import build, unknown
 from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
-from mlx_visalign.memory_plan import find_folder, memory_plan, memory_report, training_needs, warn_if_too_large
+from mlx_visalign.memory_plan import find_folder, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
 from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
@@ -40,6 +40,7 @@ from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
 from mlx_visalign.stream import stream
 from mlx_visalign.upload import upload
 from mlx_visalign.weights import WEIGHTS
+from mlx_visalign.workload import Answering, Workload
 from mlx_visalign.world import language, scenes
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.pretrain import train_world
@@ -102,18 +103,21 @@ def train(options: Namespace) -> Result:
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
     pairs, found = read_pairs(Path(options.data), _path(options.images))
-    needs = training_needs(settings) | {"answers": REFERENCE_BATCH}  # to score them takes about what sampling would
-    warn_if_too_large(options.model, needs)
+    needs = training_needs(settings)
+    warn_if_too_large(options.model, forecast(options.model, needs))
     policy = load(options.model)
     measured = measure(policy, pairs)
-    longest = {"prompt": measured["prompt_tokens"]["max"], "answer": longest_answer(measured), "images": measured["images"]}
-    memory = memory_plan(options.model, needs | longest)
-    plan = {"format": found, **measured, "updates": settings.loop(len(pairs)).iters, **memory}
+    longest = longest_answer(measured)
+    needs |= {"prompt": measured["prompt_tokens"]["max"], "answer": longest, "images": measured["images"]}
+    expected = forecast(options.model, needs, _scoring(pairs, settings, longest))
+    plan = {"format": found, **measured, "updates": settings.loop(len(pairs)).iters}
     if options.dry_run:
-        return _told(plan, dump(asdict(settings)))
+        return _told(plan | in_full(expected), dump(asdict(settings)))
     config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
     _not_somebody_elses(Path(options.adapter_path))
     with Run(options.adapter_path, command=options.again) as run:
+        if run.died_in is not None:
+            tell_of_death(run.died_in, expected)
         if not run.config.exists():  # other settings may yet be refused
             run.start(config)
         require_sound(policy, run.checked)
@@ -125,10 +129,17 @@ def train(options: Namespace) -> Result:
             batch=REFERENCE_BATCH,
             title="scoring the reference",
         )
-        train_on_pairs(policy, [Pair.from_row(row) for row in rows], settings, run.folder, options.seed)
+        with run.working("the training"):
+            train_on_pairs(policy, [Pair.from_row(row) for row in rows], settings, run.folder, options.seed)
         policy.save_adapter(run.folder, method="dpo", round=1)
         run.start(config)
     return _told(plan | {"adapter": str(run.folder)})
+
+
+def _scoring(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
+    """What a training on pairs does: both answers are read once for the reference, and then trained on."""
+    stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
+    return Workload((stage,), settings.prompts_trained(len(pairs)))
 
 
 def _not_somebody_elses(folder: Path) -> None:
@@ -175,7 +186,7 @@ def doctor(options: Namespace) -> Result:
     findings = [stated_by(folder), *examine(policy)]
     if options.adapter_path is not None:
         findings.append(examine_adapter(policy, find_model(options.adapter_path)))
-    memory = memory_report(options.model)
+    memory = in_full(forecast(options.model, {}))
     shown = [_plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
     shown += [_plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
     data = {"checks": [asdict(each) for each in findings], **memory}

@@ -1,9 +1,9 @@
-"""How much memory sampling and training will take: told from config.json, before any weight is read.
+"""How much memory a model and its training will take: told from config.json, before any weight is read.
 
 Every array that training keeps for the backward pass is counted from the shapes; what a single layer needs for a moment is
-a formula fitted to `mx.get_peak_memory`. tests/test_memory_plan.py holds both to 15 % of measured peaks. Counted are the
-weights, the adapter with AdamW's state, the activations of the fold (fold.py), the logits of the answers and the feature
-cache. Not counted: the interpreter (0.3 GB), other programs, and a CLIP that scores (up to 0.9 GB).
+a formula fitted to `mx.get_peak_memory`. tests/test_footprint.py holds both to 15 % of measured peaks. Counted are the
+weights, the adapter with AdamW's state, the activations of the fold (fold.py), the logits of the answers, the feature
+cache and a CLIP that judges. Not counted: the interpreter (0.3 GB) and other programs. What answering takes: `workload`.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_visalign import vlm
 from mlx_visalign.checkpoint import KEPT
+from mlx_visalign.models.clip import CLIP, CLIPConfig
 
 FLOAT32 = 4
 QUANTISED_GROUP = 64  # weights that share a scale and a bias
@@ -27,6 +28,7 @@ class Shape:
     image_bytes  an image's features in the cache (policy.FeatureCache): the class token's too, in float16
     matrices     weights of the language model that can be quantised (its linear layers, embedding and head)
     others       all other weights: norms, projector, vision tower
+    tower        the vision tower's width, inner width, image size and patch size, and how many of its blocks are used
     """
 
     width: int
@@ -39,6 +41,7 @@ class Shape:
     image_bytes: int
     matrices: int
     others: int
+    tower: tuple[int, int, int, int, int]
 
     @property
     def kv_width(self) -> int:
@@ -47,19 +50,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides the memory of a run.
+    """What decides the memory of a training.
 
     bits         of a weight of the language model: 4 or 8 (quantised), 16 or 32
     rank         of the round that is trained
     past_rank    of the rounds before it, which are frozen
     prompt       tokens, the image's too
     answer       tokens of the longest answer
-    batch        pairs in one forward of the training
-    answers      made together, to as many prompts
+    batch        prompts in one forward of the training
+    copies       answers of each prompt there: DPO has two, PPO one
     checkpoint   layers are recomputed in the backward pass
     images       whose features are kept, as long as they take no more than
     cache_gb     so many GB
     number       bytes of an activation: 2, or 4 in float32
+    judge        bytes of the CLIP that judges the answers, if one does
     """
 
     bits: int = 16
@@ -68,11 +72,12 @@ class Setting:
     prompt: int = 640
     answer: int = 256
     batch: int = 1
-    answers: int = 8
+    copies: int = 2
     checkpoint: bool = False
     images: int = 0
     cache_gb: float = 1.0
     number: int = 2
+    judge: float = 0.0
 
 
 def shape_of(model: Any) -> Shape:
@@ -92,6 +97,13 @@ def shape_of(model: Any) -> Shape:
         image_bytes=2 * vision.hidden_size * ((vision.image_size // vision.patch_size) ** 2 + 1),
         matrices=matrices,
         others=sum(size for _, size, _ in sizes) - matrices,
+        tower=(
+            vision.hidden_size,
+            vision.intermediate_size,
+            vision.image_size,
+            vision.patch_size,
+            range(vision.num_hidden_layers + 1)[model.config.vision_feature_layer],
+        ),
     )
 
 
@@ -127,10 +139,24 @@ def checkpoints_bytes(shape: Shape, rank: int) -> float:
     return (KEPT + 1) * 3 * adapter_bytes(shape, rank)
 
 
-def _staying_bytes(shape: Shape, setting: Setting) -> float:
-    """What is there all the time, adapters' own state aside: weights, the rounds before, features."""
+def clip_bytes(shape: Shape, config: CLIPConfig, shares: bool) -> float:
+    """A CLIP, in float32. `shares`: it goes on from LLaVA's features, if their towers are alike, and drops its own blocks."""
+    weights = FLOAT32 * sum(
+        array.size for array in dict(tree_flatten(CLIP(config).parameters())).values()
+    )  # lazy: none is drawn
+    *sizes, blocks = shape.tower
+    vision = config.vision
+    if shares and sizes == [vision.hidden_size, vision.intermediate_size, vision.image_size, vision.patch_size]:
+        width, inner = vision.hidden_size, vision.intermediate_size
+        # Four square matrices and the two of the MLP, their biases, and two norms of two vectors each.
+        weights -= FLOAT32 * blocks * (4 * width**2 + 2 * width * inner + 9 * width + inner)
+    return weights
+
+
+def staying_bytes(shape: Shape, setting: Setting) -> float:
+    """What is there all the time, adapters' own state aside: weights, the rounds before, features, the judge."""
     features = min(setting.images * shape.image_bytes, setting.cache_gb * 1e9)
-    return weights_bytes(shape, setting) + adapter_bytes(shape, setting.past_rank) + features
+    return weights_bytes(shape, setting) + adapter_bytes(shape, setting.past_rank) + features + setting.judge
 
 
 def training_bytes(shape: Shape, setting: Setting) -> float:
@@ -141,9 +167,9 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
     kept whole          each layer's `_layer_bytes`, and the scaled B of every LoRA (lora.RoundsLoRALinear.rounds)
     with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole
     """
-    layer, n = _layer_bytes(shape, setting), 2 * setting.batch
+    layer, n = _layer_bytes(shape, setting), setting.copies * setting.batch
     tokens = setting.batch * setting.prompt + n * setting.answer
-    staying = _staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
+    staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
     # In float32: the logits, their exponentials, and half of the time the gradient (logps.token_logps).
     logits = n * setting.answer * shape.vocabulary * (2.4 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
     attention = 3.25 * max(_scores(shape, setting))  # the softmax's gradient: itself, two factors, a part of the next
@@ -164,7 +190,7 @@ def _layer_bytes(shape: Shape, setting: Setting) -> float:
     are float32). The softmax keeps the scores; the answers keep the whole keys and values they read, a copy each.
     """
     width, inner, kv, number = shape.width, shape.inner, shape.kv_width, setting.number
-    n = 2 * setting.batch
+    n = setting.copies * setting.batch
     per_token = number * (7 * width + 2 * kv + 5 * inner) + FLOAT32 * 7 * setting.rank
     if number < FLOAT32:
         per_token += FLOAT32 * (6 * width + inner)
@@ -177,36 +203,5 @@ def _layer_bytes(shape: Shape, setting: Setting) -> float:
 def _scores(shape: Shape, setting: Setting) -> tuple[float, float]:
     """A layer's attention scores: those of the prompts, and those of the answers, which see their prompt too."""
     prompts = setting.batch * setting.prompt**2
-    answers = 2 * setting.batch * setting.answer * (setting.prompt + setting.answer)
+    answers = setting.copies * setting.batch * setting.answer * (setting.prompt + setting.answer)
     return shape.heads * prompts * setting.number, shape.heads * answers * setting.number
-
-
-def sampling_bytes(shape: Shape, setting: Setting) -> float:
-    """The peak of answering: reading the prompts, or the last token, whichever takes more.
-
-    Reading holds the keys and values of every layer and works in one. Decoding holds the prompts' keys and values, the
-    answers' own, and of one layer each prompt's again, beside the answer's, twice (fold._LayerCache).
-    """
-    n, number, kv = setting.answers, setting.number, shape.kv_width
-    per_token = 2 * kv * number
-    prompts = n * setting.prompt * per_token * shape.layers
-    reading = n * setting.prompt * number * (3 * shape.inner + 17 * shape.width + shape.heads * setting.prompt)
-    own = n * setting.answer * per_token * (shape.layers + 1)
-    expanded = n * (2 * setting.prompt + setting.answer) * per_token
-    drawing = 13 * n * shape.vocabulary * FLOAT32  # generate._draw: probabilities, their order and sums
-    staying = _staying_bytes(shape, setting) + adapter_bytes(shape, setting.rank)
-    return staying + prompts + max(reading, own + max(expanded, drawing))
-
-
-def pair_flops(shape: Shape, setting: Setting) -> float:
-    """Floating-point operations of one pair's forward and backward pass; a multiply-add is two.
-
-    Forward, per token: 2 for every weight of a block, and attention over what it sees; the head only for answers. The
-    base is frozen, so the backward pass is one forward more; checkpointing adds another. LoRA's own are left out (3 %).
-    """
-    head = shape.width * shape.vocabulary
-    blocks = shape.layers * (2 * shape.width**2 + 2 * shape.width * shape.kv_width + 3 * shape.width * shape.inner)
-    answers = 2 * setting.answer
-    seen = setting.prompt**2 + answers * (setting.prompt + setting.answer)
-    forward = 2 * blocks * (setting.prompt + answers) + 4 * shape.width * shape.layers * seen
-    return (3 if setting.checkpoint else 2) * forward + 2 * 2 * head * answers

@@ -35,6 +35,7 @@ from mlx_visalign.sentences import (
 )
 from mlx_visalign.tree import Growth, Node, Stops, chain, grow
 from mlx_visalign.vocabulary import Vocabulary
+from mlx_visalign.workload import Answering
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,30 @@ class AnswerSettings:
     @property
     def tokens_at_most(self) -> int:
         """Sampled for one prompt."""
-        if self.form == "response":
-            return self.samples * self.max_tokens
-        return self.groups * max(self.groups - 1, self.keep_best + self.keep_worst) * (self.max_tokens + self.sentence_tokens)
+        return self.streams * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer. A sentence that begins before `max_tokens` is not cut off there."""
+        return self.max_tokens if self.form == "response" else self.max_tokens - 1 + self.sentence_tokens
+
+    @property
+    def widest(self) -> int:
+        """The most sentences of a level that grow on (sentences.survivors)."""
+        return max(self.groups - 1, self.keep_best + self.keep_worst)
+
+    @property
+    def streams(self) -> int:
+        """Answers in the making of one prompt, at most."""
+        return self.samples if self.form == "response" else self.groups * self.widest
+
+    def answering(self, title: str, prompts: int, together: int) -> Answering:
+        """The stage of answering so many prompts, as wide and as deep as trees may get."""
+        held = 0 if self.form == "response" else self.widest * (self.max_tokens - 1)
+        read = self.samples if self.form == "response" else 2  # all that were drawn, or the best and the worst
+        sampled = prompts * self.tokens_at_most
+        drawn = self.form == "response"
+        return Answering(title, prompts, sampled, together, self.longest, self.streams, drawn, held, read)
 
 
 def answer(

@@ -1,64 +1,92 @@
-"""The memory plan: what fits this machine, what fits a Mac of each size, and what to say where something does not."""
+"""The plan, told before anything is loaded: what each stage takes, what fits this machine and Macs of each size, how long."""
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_visalign import vlm
 from mlx_visalign.convert.hub import find_model
 from mlx_visalign.footprint import (
     FLOAT32,
     Setting,
     Shape,
     checkpoints_bytes,
-    pair_flops,
+    clip_bytes,
     read_shape,
-    sampling_bytes,
     training_bytes,
     weights_bytes,
 )
+from mlx_visalign.models.clip import CLIPConfig
 from mlx_visalign.policy import TINY
 from mlx_visalign.progress import say
+from mlx_visalign.scorers.clip import CACHE_GB, TINY_CLIP
+from mlx_visalign.speed import in_words, rates_for, seconds_of
+from mlx_visalign.workload import Answering, Workload, answering_bytes
 
 GPU_SHARE = 0.7  # of a Mac's memory, what Metal lets the GPU have: 11.45 of 16 GB, 17.2 of 24, 70 to 78 % above
 PROMPT_WORDS = 64  # tokens of a prompt beside the image's: the template's and a short question's
-MARGIN = 1.15  # the plan is right to 15 % (tests/test_footprint.py)
-MEASURED_SECONDS = 0.3
+MARGIN = 1.15  # the plan is right to 15 % (tests/test_footprint.py, tests/test_workload.py)
+NEAR = 0.75  # of what can be used; where more is needed a death without a word may well have been for want of memory
 SIZES_OF_MACS = (8, 16, 24, 32, 64)
+RANKS = (128, 64, 16)  # that are suggested where the one asked for is too large
+DEFAULT = Workload((Answering("answering", 1, 256, together=8, tokens=256, read=2),), trained=1)  # as SeVa's laptop preset
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run asks of a machine."""
+
+    shape: Shape
+    setting: Setting
+    workload: Workload
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """The most bytes that each stage and the training hold."""
+        stages = {stage.title: answering_bytes(self.shape, self.setting, stage) for stage in self.workload.stages}
+        return stages | {"training": training_bytes(self.shape, self.setting)}
+
+    @property
+    def peak(self) -> float:
+        return max(self.peaks.values())
+
+    def suggest(self, limit: float) -> "Forecast | None":
+        """The first that surely takes at most `limit` bytes: as precise as there is room for, then rank, then speed."""
+        ranks = [self.setting.rank, *(rank for rank in RANKS if rank < self.setting.rank)]
+        for bits in (16, 8, 4):
+            for rank in ranks:
+                for checkpoint in (False, True):
+                    for one_by_one in (False, True):
+                        found = self._with(bits, rank, checkpoint, one_by_one)
+                        if MARGIN * found.peak <= limit:
+                            return found
+        return None
+
+    def _with(self, bits: int, rank: int, checkpoint: bool, one_by_one: bool) -> "Forecast":
+        """The same run with these settings. `one_by_one`: prompts, in every stage and in the training."""
+        past_rank = rank * (self.workload.rounds - 1)
+        setting = replace(self.setting, bits=bits, number=2, rank=rank, past_rank=past_rank, checkpoint=checkpoint)
+        if not one_by_one:
+            return replace(self, setting=setting)
+        stages = tuple(replace(stage, together=1) for stage in self.workload.stages)
+        return Forecast(self.shape, replace(setting, batch=1), replace(self.workload, stages=stages))
+
+    def __str__(self) -> str:
+        """The settings that decide the memory."""
+        setting, together = self.setting, max(stage.together for stage in self.workload.stages)
+        asked = "1 prompt" if together == 1 else f"{together} prompts"
+        kept = "recomputing layers (checkpoint_layers: true)" if setting.checkpoint else "keeping layers"
+        return f"{setting.bits}-bit, rank {setting.rank}, batch size {setting.batch}, {kept}, {asked} at once"
 
 
 def usable_bytes() -> float:
     """What this machine lets a model have: Metal's working set, or else all of the memory there is."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return float(mx.device_info().get("max_recommended_working_set_size", memory))
-
-
-def peak_bytes(shape: Shape, setting: Setting) -> float:
-    """The higher of the two peaks: a run samples first and trains then."""
-    return max(training_bytes(shape, setting), sampling_bytes(shape, setting))
-
-
-def suggest(shape: Shape, setting: Setting, limit: float) -> Setting | None:
-    """The first setting that surely takes at most `limit` bytes: as precise as there is room for, then rank, then speed."""
-    for bits in (16, 8, 4):
-        for rank, checkpoint in ((128, False), (128, True), (64, True), (16, True)):
-            wanted = replace(setting, bits=bits, rank=rank, checkpoint=checkpoint, batch=1, number=2)
-            for answers in (setting.answers, 1):
-                fitting = replace(wanted, answers=answers)
-                if MARGIN * peak_bytes(shape, fitting) <= limit:
-                    return fitting
-    return None
-
-
-def _words(setting: Setting | None) -> str:
-    if setting is None:
-        return "too small for this model"
-    kept = "recomputing layers (checkpoint_layers: true)" if setting.checkpoint else "keeping layers"
-    return f"{setting.bits}-bit, rank {setting.rank}, batch size 1, {kept}, {setting.answers} prompts at once"
 
 
 def training_needs(train: Any) -> dict[str, Any]:
@@ -71,72 +99,89 @@ def find_folder(model: str) -> Path:
     return TINY if model == "tiny" else find_model(model)
 
 
-def setting_for(model: str, needs: Mapping[str, Any]) -> tuple[Shape, Setting]:
-    """A model's shape, and the setting that its folder and `needs` (fields of `Setting`) make."""
+def forecast(model: str, needs: Mapping[str, Any], workload: Workload = DEFAULT) -> Forecast:
+    """What a model's folder, `needs` (fields of `Setting`) and a workload make."""
     shape, bits, number = read_shape(find_folder(model))
     number = FLOAT32 if model == "tiny" else number  # `policy.load` casts it
     bits = 8 * number if bits >= 16 else bits
-    return shape, Setting(**{"bits": bits, "number": number, "prompt": shape.image_tokens + PROMPT_WORDS, **needs})
+    longest = max(stage.tokens for stage in workload.stages)
+    known: dict[str, Any] = {"bits": bits, "number": number, "prompt": shape.image_tokens + PROMPT_WORDS, "answer": longest}
+    known |= {"copies": workload.copies, "judge": _judge_bytes(model, shape, workload)}
+    setting = Setting(**{**known, **needs})
+    return Forecast(shape, replace(setting, past_rank=setting.rank * (workload.rounds - 1)), workload)
 
 
-def memory_plan(model: str, needs: Mapping[str, Any]) -> dict[str, Any]:
+def _judge_bytes(model: str, shape: Shape, workload: Workload) -> float:
+    """The CLIP that judges and the vectors it keeps; nothing where none is named: that is refused before a run begins."""
+    if workload.judge is None or (workload.judge[0] is None and model != "tiny"):
+        return 0.0
+    name, view = workload.judge
+    config = CLIPConfig.from_dict(vlm.read_json((TINY_CLIP if name is None else find_model(name)) / "config.json"))
+    return clip_bytes(shape, config, shares=view == "pad") + CACHE_GB * 1e9
+
+
+def in_brief(plan: Forecast) -> dict[str, Any]:
     """The plan in gigabytes, and what to do where it is more than the machine has."""
-    shape, setting = setting_for(model, needs)
-    figures = {
-        "weights": weights_bytes(shape, setting),
-        "sampling": sampling_bytes(shape, setting),
-        "training": training_bytes(shape, setting),
-        "usable here": usable_bytes(),
-    }
-    told: dict[str, Any] = {
+    peaks = plan.peaks
+    figures = {"weights": weights_bytes(plan.shape, plan.setting), **peaks, "usable here": usable_bytes()}
+    sentence = too_large(plan)
+    return {
         "memory_gb": {name: _gigabytes(count) for name, count in figures.items()},
-        "checkpoints_gb": _gigabytes(checkpoints_bytes(shape, setting.rank)),
+        "peak": max(peaks, key=lambda name: peaks[name]),
+        "checkpoints_gb": _gigabytes(checkpoints_bytes(plan.shape, plan.setting.rank)),
+        **({"too_large": sentence} if sentence else {}),
     }
-    sentence = too_large(shape, setting)
-    return told | ({"too_large": sentence} if sentence else {})
 
 
-def too_large(shape: Shape, setting: Setting) -> str | None:
+def in_full(plan: Forecast) -> dict[str, Any]:
+    """The same, with what fits Macs of each size, and how long all of it would take here."""
+    fitting = {f"{size} GB Mac": _words(plan.suggest(GPU_SHARE * size * 1e9)) for size in SIZES_OF_MACS}
+    rates = rates_for(plan.shape, plan.setting, plan.workload)
+    seconds = seconds_of(plan.shape, plan.setting, plan.workload, rates)
+    return {
+        **in_brief(plan),
+        **fitting,
+        "gflops_here": {f"{count} tokens at once": _three_digits(rate / 1e9) for count, rate in rates.items()},
+        "time_at_most": "; ".join(f"{name} {in_words(count)}" for name, count in seconds.items())
+        + " (estimated from matrix products, timed here just now)",
+    }
+
+
+def too_large(plan: Forecast) -> str | None:
     """A sentence with the setting that fits, where this one does not."""
-    peak, limit = peak_bytes(shape, setting), usable_bytes()
-    if MARGIN * peak <= limit:
+    limit = usable_bytes()
+    if MARGIN * plan.peak <= limit:
         return None
     return (
-        f"about {peak / 1e9:.1f} GB (give or take 15 %) are needed at the peak and {limit / 1e9:.1f} GB can be used here. "
-        f"What fits: {_words(suggest(shape, setting, limit))}."
+        f"about {plan.peak / 1e9:.1f} GB (give or take 15 %) are needed at the peak and {limit / 1e9:.1f} GB can be used "
+        f"here. What fits: {_words(plan.suggest(limit))}."
     )
 
 
-def warn_if_too_large(model: str, needs: Mapping[str, Any]) -> None:
+def warn_if_too_large(model: str, plan: Forecast) -> None:
     """Said before a model is loaded: on a Mac the system kills a process that asks for too much, without a word."""
-    sentence = too_large(*setting_for(model, needs))
+    sentence = too_large(plan)
     if sentence:
         say(f"warning: {model}: {sentence}")
 
 
-def memory_report(model: str) -> dict[str, Any]:
-    """For the doctor: the plan with the default settings, what fits Macs of each size, and what a pair costs."""
-    shape, setting = setting_for(model, {})
-    seconds = pair_flops(shape, setting) / measured_rate(shape, setting)
-    return {
-        **memory_plan(model, {}),
-        **{f"{size} GB Mac": _words(suggest(shape, setting, GPU_SHARE * size * 1e9)) for size in SIZES_OF_MACS},
-        "seconds_a_pair": f"{seconds:.2g} with answers of {setting.answer} tokens, a rough guess from matrix products alone",
-    }
+def tell_of_death(place: str, plan: Forecast) -> None:
+    """After an attempt that ended without a word at `place`; with a smaller setting where memory may have been short."""
+    words = f"The last attempt died in {place}, without a word: something or somebody killed it."
+    if MARGIN * plan.peak >= NEAR * usable_bytes():
+        smaller = plan.suggest(min(plan.peak / MARGIN, NEAR * usable_bytes()))
+        words += f" Perhaps for want of memory: {plan.peak / 1e9:.1f} GB are needed at the peak, give or take 15 %, and "
+        words += f"{usable_bytes() / 1e9:.1f} GB can be used. If it dies again, take less: {_words(smaller)}."
+    say(words)
 
 
-def measured_rate(shape: Shape, setting: Setting) -> float:
-    """Floating-point operations a second of this machine, in a product as large as those of the model's MLP."""
-    dtype = mx.float32 if setting.number == FLOAT32 else mx.bfloat16
-    tokens = mx.random.normal((setting.prompt, shape.width)).astype(dtype)
-    weights = mx.random.normal((shape.width, shape.inner)).astype(dtype)
-    mx.eval(tokens @ weights)  # once for nothing: the first is slower
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < MEASURED_SECONDS:
-        mx.eval(tokens @ weights)
-        done += 1
-    return 2 * tokens.size * shape.inner * done / (time.perf_counter() - started)
+def _words(plan: Forecast | None) -> str:
+    return "too small for this model" if plan is None else str(plan)
 
 
 def _gigabytes(count: float) -> float:
-    return float(f"{count / 1e9:.3g}")
+    return _three_digits(count / 1e9)
+
+
+def _three_digits(number: float) -> float:
+    return float(f"{number:.3g}")

@@ -4,10 +4,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
 
@@ -15,9 +14,9 @@ from mlx_visalign.alignment import Alignment
 from mlx_visalign.doctor import require_sound
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evaluate import Evaluation
-from mlx_visalign.measuring import measure
-from mlx_visalign.memory_plan import memory_plan, training_needs, warn_if_too_large
+from mlx_visalign.evaluate import Evaluation, Protocol
+from mlx_visalign.measuring import READ_TOGETHER, measure
+from mlx_visalign.memory_plan import Forecast, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.photos import Photo, content_id, find_photos, held_out, require_unchanged
 from mlx_visalign.policy import load
@@ -35,6 +34,7 @@ from mlx_visalign.stage import Row, fingerprint
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
 from mlx_visalign.weights import read_adapter
+from mlx_visalign.workload import Answering
 
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
 
@@ -64,7 +64,10 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
 
 def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
     prompts, kept = ask(plan.recipe, run)
-    warn_if_too_large(plan.recipe.model, _needs(plan, prompts))
+    expected = forecast_of(plan, prompts, kept)
+    warn_if_too_large(plan.recipe.model, expected)
+    if run.died_in is not None:
+        tell_of_death(run.died_in, expected)
     policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
     require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
@@ -73,7 +76,8 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     page.before = before = measure(job, benchmark, "before", {})
     measured: list[Evaluation] = []
     job = replace(job, after_round=lambda: measured.append(_measure_trained(job, benchmark)))
-    plan.method.train(job, plan.settings)
+    with run.working("the training"):
+        plan.method.train(job, plan.settings)
     page.after = after = _measure_trained(job, benchmark)
     plan.method.picture(job, plan.settings)
     run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
@@ -123,17 +127,20 @@ def foresee(plan: Plan) -> Row:
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
         **plan.settings.foresee(prompts),
-        **memory_plan(plan.recipe.model, _needs(plan, prompts)),
+        **in_full(forecast_of(plan, prompts, kept)),
     }
 
 
-def _needs(plan: Plan, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What a run asks of the machine's memory. Every method says these; one that has `rounds` adds to its adapter."""
-    settings = plan.settings
-    past_rank = settings.train.lora.rank * (asdict(settings).get("rounds", 1) - 1)
-    images = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
-    answers = {"answer": settings.max_tokens, "answers": settings.batch, "past_rank": past_rank}
-    return {**training_needs(settings.train), **images, **answers}
+def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
+    """What the run asks of the machine: the method's own stages, and the answers before and after."""
+    workload = plan.settings.workload(prompts)
+    pictures = min(PICTURES, len({prompt.image for prompt in kept or prompts}))
+    looked_at, longest = 2 * (plan.recipe.scenes if plan.recipe.images == TINY_WORLD else pictures), Protocol().max_tokens
+    looking = Answering("before and after", looked_at, looked_at * longest, READ_TOGETHER, longest, adapters=1)
+    cached = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
+    answer = max(stage.tokens for stage in workload.stages)
+    needs = {**training_needs(plan.settings.train), **cached, "answer": answer}
+    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, looking)))
 
 
 def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:

@@ -102,3 +102,7 @@ class PPOSettings:
             max_grad_norm=self.max_grad_norm,
             save_every=self.save_every,
         )
+
+    def prompts_trained(self, prompts: int) -> int:
+        """How often a prompt with its answers goes forward and backward, all epochs together, of this many prompts."""
+        return self.loop(prompts).iters * self.batch_size * self.grad_accumulation

@@ -75,6 +75,10 @@ class PreferenceSettings:
             save_every=self.save_every,
         )
 
+    def prompts_trained(self, pairs: int) -> int:
+        """How often a prompt with its answers goes forward and backward, all epochs together, of this many pairs."""
+        return self.loop(pairs).iters * self.batch_size * self.grad_accumulation
+
 
 @dataclass(frozen=True)
 class PairBatch:

@@ -3,7 +3,8 @@
 import fcntl
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ class Run:
         self.adapter = self.folder / "adapter"
         self.plots = self.folder / "plots"
         self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
+        self.died_in: str | None = None  # what an earlier process was doing here when it was killed
+        self._doing: str | None = None
         self._lock: IO[str] | None = None
 
     def round(self, number: int) -> Path:
@@ -78,10 +81,32 @@ class Run:
         stage = Stage(self.folder, name)
         if not stage.begun(everything) and self.reuse is not None:
             stage.adopt(Stage(self.reuse, name), everything)
-        stage.complete(items, work, everything, batch, title)
+        with self.working(f"the stage {name}"):
+            stage.complete(items, work, everything, batch, title)
         if self.after_stage is not None:
             self.after_stage()
         return stage.rows()
+
+    @contextmanager
+    def working(self, place: str) -> Iterator[None]:
+        """Within the block the folder says what is being done; whoever is killed cannot take that back."""
+        before = self._doing
+        self._says(place)
+        try:
+            yield
+        finally:
+            self._says(before)
+
+    def _says(self, place: str | None) -> None:
+        self._doing = place
+        if place is None:
+            self._working.unlink(missing_ok=True)
+        else:
+            write_atomically(self._working, place)
+
+    @property
+    def _working(self) -> Path:
+        return self.folder / ".working"
 
     def close(self) -> None:
         """Let other processes work in the folder."""
@@ -112,6 +137,9 @@ class Run:
                 f"Another process is working in {self.folder}. Wait until it ends, stop it, or use another output folder."
             ) from None
         self._lock = lock
+        if self._working.exists():
+            self.died_in = self._working.read_text(encoding="utf-8")
+            self._working.unlink()
 
 
 def installed_versions() -> dict[str, str]:

@@ -11,10 +11,10 @@ TOP_TO_BOTTOM = """
     errors fields files keys progress metrics provenance precision
     records pair_formats config losses ppo images photos augment vocabulary mentions template
     models vlm fold logps weights lora convert generate tree sentences policy stream probe
-    checkpoint train preference ppo_settings experience rollout reinforcement scorers judging world prompts evals evaluate
-    calibration verifier
-    plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload
-    stage footprint memory_plan patient doctor
+    checkpoint train preference ppo_settings experience rollout reinforcement footprint workload
+    scorers judging world prompts evals evaluate calibration verifier
+    plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload stage
+    speed memory_plan patient doctor
     run alignment best_of measuring controls recipe report_page pipeline compare preview
     methods options commands cli api __init__ __main__
 """

@@ -9,6 +9,7 @@ from sample_photos import write_photos
 import mlx_visalign
 from mlx_visalign.cli import find_method
 from mlx_visalign.errors import UserError
+from mlx_visalign.memory_plan import SIZES_OF_MACS
 from mlx_visalign.pipeline import ask, foresee
 from mlx_visalign.recipe import TINY_WORLD, find_recipe, make_plan
 from mlx_visalign.records import Prompt, read_jsonl, read_rows
@@ -123,7 +124,10 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     monkeypatch.setattr("mlx_visalign.pipeline.load", None)
     told = foresee(plan(images=str(photos)))
     memory = told.pop("memory_gb")
-    assert memory["weights"] < memory["sampling"] < memory["training"] < memory["usable here"]
+    assert list(memory) == ["weights", "answering", "before and after", "training", "usable here"]
+    assert memory["weights"] < memory["answering"] <= memory[told.pop("peak")] < memory["usable here"]
+    assert "training" in told.pop("time_at_most") and told.pop("gflops_here")
+    assert [told.pop(f"{size} GB Mac") for size in SIZES_OF_MACS]
     assert told.pop("checkpoints_gb") > 0
     assert told == {
         "images": 18,

@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, stages that know their settings, and what is reused of another run."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -115,3 +116,35 @@ def test_ctrl_c_tells_the_command_that_goes_on(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, command="visalign run seva --images photos") as run:
         stage(run, work=press)
     assert "to go on, run:\n  visalign run seva --images photos" in capsys.readouterr().err
+
+
+# -- death ----------------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, signal, sys
+from mlx_visalign.run import Run
+with Run(sys.argv[1]) as run, run.working("the training"):
+    run.stage("made", [1], lambda items: [{}], settings={}, batch=1, title="making")
+    if sys.argv[2] == "stage":
+        run.stage("lost", [1], lambda items: os.kill(os.getpid(), signal.SIGKILL), settings={}, batch=1, title="losing")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("where", "place"), [("stage", "the stage lost"), ("training", "the training")])
+def test_after_a_death_the_folder_tells_where_it_was(tmp_path, where, place):
+    died = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), where], capture_output=True, check=False)
+    assert died.returncode == -9
+    with Run(tmp_path) as run:
+        assert run.died_in == place
+    with Run(tmp_path) as run:
+        assert run.died_in is None  # it is told once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, None])
+def test_whatever_ends_with_a_word_is_no_death(tmp_path, error):
+    with contextlib.suppress(KeyboardInterrupt, UserError), Run(tmp_path) as run, run.working("the training"):
+        if error:
+            raise error("stop")
+    with Run(tmp_path) as run:
+        assert run.died_in is None

@@ -50,6 +50,7 @@ from mlx_visalign.sentences import Tree
 from mlx_visalign.stage import fingerprint as items_fingerprint
 from mlx_visalign.tree_sheet import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.weights import fingerprint
+from mlx_visalign.workload import Workload
 
 TITLE = "How CSR grew and judged one answer"
 LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
@@ -90,6 +91,13 @@ class Settings(AnswerSettings):
             "sampled_tokens_at_most": self.rounds * count * self.tokens_at_most,
             "updates_at_most": self.rounds * self.train.loop(count).iters,
         }
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
+        count = len(described(prompts))
+        stage = self.answering("answering and judging", self.rounds * count, self.batch)
+        trained = self.rounds * self.train.prompts_trained(count)
+        return Workload((stage,), trained, rounds=self.rounds, judge=(self.clip, self.view))
 
 
 def described(prompts: Sequence[Prompt]) -> list[Prompt]:

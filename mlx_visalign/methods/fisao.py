@@ -48,6 +48,7 @@ from mlx_visalign.sheet import save_sheet
 from mlx_visalign.stage import fingerprint
 from mlx_visalign.verifier import RewardSettings, Verifier, WordJudge, score_mentions
 from mlx_visalign.vlm import read_json
+from mlx_visalign.workload import Answering, Workload
 
 TITLE = "FiSAO (reconstructed): what each word of an answer earns"
 LEGEND = "Every object that an answer names is scored against the image; the score, as a reward, is the word's colour."
@@ -104,6 +105,28 @@ class Settings:
         sampled = loop.iters * self.train.batch_size * loop.grad_accumulation // self.train.inner_epochs
         answers = min(asked, self.calibration_images) + sampled
         return {"answers": answers, "answer_tokens_at_most": answers * self.max_tokens, "updates": loop.iters}
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
+        asked = len(descriptions(prompts))
+        trained = self.train.prompts_trained(asked)
+        described, rolled = min(asked, self.calibration_images), trained // self.train.inner_epochs
+        stages = (
+            Answering("calibration", described, described * self.max_tokens, self.batch, self.max_tokens),
+            Answering(
+                "rollouts",
+                rolled,
+                rolled * self.max_tokens,
+                self.train.batch_size,
+                self.max_tokens,
+                drawn=True,
+                read=1,
+                prefills=2,
+                prefixes=2,
+                adapters=3,
+            ),
+        )
+        return Workload(stages, trained, copies=1, judge=(self.clip, self.view))
 
 
 def train(job: Alignment, settings: Settings) -> None:

@@ -48,6 +48,7 @@ from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_p
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.workload import Answering, Workload
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
@@ -96,6 +97,13 @@ class Settings:
             "answer_tokens_at_most": 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts),
             "updates_at_most": self.train.loop(len(prompts)).iters,
         }
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """Clean and distorted answers one after the other, both read once more about the clean image; DPO."""
+        sampled = 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts)
+        longest = max(self.max_tokens, self.exists_max_tokens)
+        answering = Answering("answering", len(prompts), sampled, self.batch, longest, read=2, prefills=2)
+        return Workload((answering,), self.train.prompts_trained(len(prompts)))
 
 
 def train(job: Alignment, settings: Settings) -> None:

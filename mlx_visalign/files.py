@@ -38,9 +38,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what was written is moved to `path` once it is safely on the disk."""
+    """A name beside `path` to write to; what was written is moved to `path` once it is safely on the disk.
+
+    The folder is made if need be.
+    """
     unfinished = path.with_name(f".unfinished-{path.name}")  # the ending stays: MLX would append .safetensors to another
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         sync(unfinished)
         os.replace(unfinished, path)

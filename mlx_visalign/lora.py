@@ -20,7 +20,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import unknown
-from mlx_visalign.files import replacing, write_atomically, writing
+from mlx_visalign.files import replacing, write_atomically
 from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Slices
 
 _LAYER = re.compile(r"language_model\.model\.layers\.\d+\.")
@@ -123,8 +123,6 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
         "round_ranks": ranks,
         **about,
     }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     with replacing(folder / WEIGHTS) as unfinished:
         mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mlx_visalign.files import replacing
 from mlx_visalign.metrics import Row
 
 COLUMNS = 3
@@ -87,8 +88,8 @@ def plot_panels(panels: Sequence[Panel], rows: Sequence[Row], path: Path, below:
         for index, panel in enumerate(panels):
             _draw(figure.add_subplot(height, columns, index + 1), panel, rows)
         figure.supxlabel(below, fontsize=11)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=150)
 
 
 def panels_of(rows: Sequence[Row]) -> list[Panel]:

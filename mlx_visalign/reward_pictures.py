@@ -12,6 +12,7 @@ from PIL import Image
 
 from mlx_visalign.calibration import Calibration, Scored
 from mlx_visalign.experience import Rewarded
+from mlx_visalign.files import replacing
 from mlx_visalign.page import Html, gallery
 from mlx_visalign.plots import BLUE, RED, STYLE
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet
@@ -96,8 +97,8 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
         axes.legend(loc="upper left", ncols=2)
         axes.grid(axis="x", visible=False)
         _draw_rewards(strip, reward, edges[0], edges[-1])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=150)
 
 
 def _draw_rewards(axes: Axes, reward: Callable[[float], float], low: float, high: float) -> None:

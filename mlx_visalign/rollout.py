@@ -19,7 +19,6 @@ import numpy as np
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.experience import Rewarded, Rollout, figures, numbers, padded, weighed
-from mlx_visalign.files import writing
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.lora import adapter_at, adapters
@@ -126,8 +125,6 @@ class RolloutSource:
                 "vocabulary? If they do, the margin may be too wide."
             )
         self.rows = weighed(rows, self.settings)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         write_jsonl(self._file(), self.rows)
         now = figures(self.rows)
         if not self.start:

@@ -14,6 +14,8 @@ from typing import Literal
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mlx_visalign.files import replacing
+
 Mark = Literal["plain", "heading", "wrong", "missed", "changed", "quiet"]
 
 COLOURS: dict[Mark, str] = {
@@ -81,8 +83,8 @@ def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Seque
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(path) as unfinished:
+        sheet.save(unfinished)
 
 
 def _cell(cell: Cell) -> Image.Image:

@@ -18,6 +18,7 @@ from matplotlib.path import Path as Curve
 from PIL import Image
 
 from mlx_visalign.curves import drawn
+from mlx_visalign.files import replacing
 from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, gallery, join, paragraphs, tag
 from mlx_visalign.plots import BLUE, GREY, RED, Panel, plot_panels
@@ -71,8 +72,8 @@ def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
         _draw_edge(axes, tree, boxes, place, box)
     for place, box in boxes.items():
         _draw_box(axes, tree, place, box)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110)
 
 
 def _explained(tree: Tree, looks: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from transformers import CLIPProcessor, CLIPTokenizer, LlavaProcessor, PreTraine
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from mlx_visalign.files import replacing, write_atomically, writing
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.template import TEMPLATES
 from mlx_visalign.world.architecture import PATCH_SIZE, clip_config, llava_config
@@ -56,10 +57,10 @@ def chat_template() -> str:
 
 
 def _save_model(model: Any, config: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     weights = {name: _for_torch(value) for name, value in dict(tree_flatten(model.parameters())).items()}
-    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    with replacing(folder / "model.safetensors") as unfinished:
+        unfinished.write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def _for_torch(value: mx.array) -> np.ndarray:
@@ -69,8 +70,9 @@ def _for_torch(value: mx.array) -> np.ndarray:
 
 
 def _save_processor(processor: LlavaProcessor | CLIPProcessor, folder: Path) -> None:
-    processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older readers look for
+    with writing(folder):
+        processor.save_pretrained(folder)
+        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older readers look for
 
 
 def _pixels() -> dict[str, Any]:
@@ -83,4 +85,4 @@ def _pixels() -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any] | list[Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(content, indent=2) + "\n")

@@ -7,6 +7,7 @@ and other dataclasses. Any other type is a programmer's mistake and raises TypeE
 import dataclasses
 import difflib
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -50,7 +51,7 @@ def unknown(name: object, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """A value as it appears in an error: short, and with its kind where the kind is the point."""
-    text = repr(value)
+    text = reprlib.repr(value)  # of a few parts of it only: aliases in a YAML file may stand for billions
     short = text if len(text) <= 60 else text[:57] + "..."
     return f"the text {short}" if isinstance(value, str) else short
 

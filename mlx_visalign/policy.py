@@ -273,8 +273,6 @@ def load(
     `vicuna_v1` or `onevision`, are the default where it says nothing. OneVision takes no other aspect than `pad`.
     `dtype` casts the weights (None keeps them; "tiny" runs in float32).
     """
-    from transformers import AutoTokenizer
-
     folder = TINY if str(path) == "tiny" else find_model(path)
     config = vlm.read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
@@ -287,10 +285,7 @@ def load(
     if dtype is not None:
         model.set_dtype(dtype)
     mx.eval(model.parameters())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None
+    tokenizer = read_tokenizer(folder)
     preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
     if preprocessing.size != model.config.vision_config.image_size:
         raise UserError(
@@ -313,3 +308,14 @@ def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) ->
             f"{folder}: LLaVA-OneVision takes aspect 'pad' only. It never saw a cropped image, and its own AnyRes (several "
             "tiles, a number of image tokens that varies) is not built."
         )
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """A folder's tokenizer as transformers reads it. No Python of the folder's is run, and no template rendered."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None

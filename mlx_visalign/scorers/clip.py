@@ -18,7 +18,7 @@ from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import Aspect, Preprocessing, open_image
 from mlx_visalign.models.clip import CLIP, load_clip
-from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest
+from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest, read_tokenizer
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint
 
@@ -93,7 +93,7 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
     shared = preprocessing == policy.preprocessing and _begins_as(clip, vlm.tower_weights(policy.model))
-    return CLIPScorer(clip, _tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
+    return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
 
 
 def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:
@@ -111,12 +111,3 @@ def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:
 
 def _equal(one: mx.array, other: mx.array) -> bool:
     return one.shape == other.shape and bool(mx.array_equal(one.astype(mx.float16), other.astype(mx.float16)))
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None

@@ -48,6 +48,8 @@ def _check_settings(config: dict[str, Any]) -> None:
         found = (config[part] if part else config).get(field, only)
         if found != only:
             raise UserError(f"config.json: {name} {found!r} is not supported for {kind}, only {only!r} is.")
+    if not isinstance(config.get("image_token_index", 0), int):
+        raise UserError(f"config.json: image_token_index should be a whole number, got {config['image_token_index']!r}.")
     if not isinstance(config.get("vision_feature_layer", -2), int):
         raise UserError("Only one vision_feature_layer is supported, such as -2.")
     if kind == "llava_onevision":

@@ -23,6 +23,7 @@ from mlx_visalign.files import write_atomically
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.patient import ANSWERS, QUESTIONS, Patient, gradients, one_more_round
 from mlx_visalign.policy import Policy
+from mlx_visalign.precision import SAME_LOSS
 from mlx_visalign.preference import pair_batch, preference_loss, with_reference
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair
@@ -135,7 +136,7 @@ def _first_loss(patient: Patient) -> Measured:
         with one_more_round(policy, changes=False):
             loss, _ = preference_loss(policy, beta=0.1)(pair_batch(policy, pairs))
             found = float(np.array(loss))
-    return abs(found - math.log(2)) <= 1e-6, f"{found:.7f}, ln 2 is {math.log(2):.7f}"
+    return abs(found - math.log(2)) <= SAME_LOSS, f"{found:.7f}, ln 2 is {math.log(2):.7f}"
 
 
 MLX = "Compare with MLX's release notes and with an older mlx (versions.json of a run that was right says which)"

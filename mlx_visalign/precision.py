@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 FLOORS = 3  # so many noise floors may two ways differ
+SAME_LOSS = 1e-6  # two losses in float32 that are of the same numbers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
+import random_onevision
 from random_policy import random_policy
+from small_runs import write_recipe
 
 from mlx_visalign import fold, lora, patient, precision, template, vlm
 from mlx_visalign.cli import main
@@ -35,6 +37,12 @@ def tiny(dtype, bits):
 def test_the_tiny_model_passes(dtype, bits):
     policy = tiny(dtype, bits)
     assert broken(policy, quick=bits is not None and dtype == mx.bfloat16) == set()  # that one takes a CPU a minute
+
+
+def test_a_onevision_passes_and_its_broken_mask_is_found(monkeypatch):
+    assert broken(random_onevision.random_policy()) == set()
+    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    assert {"causality", "fold = plain"} <= broken(random_onevision.random_policy())
 
 
 def test_it_leaves_the_policy_as_it_was():
@@ -191,6 +199,16 @@ def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch):
     require_sound(policy, file)  # it has passed already
     with pytest.raises(UserError, match=r"causality: .*sees what comes after"):
         require_sound(random_policy(seed=1), file)  # another base
+
+
+@pytest.mark.parametrize("method", ["seva", "csr", "fisao"])
+def test_no_run_begins_with_a_broken_model(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    folder = tmp_path / "run"
+    assert main(["run", "-c", str(write_recipe(method, tmp_path)), "--output", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "causality" in said and "sees what comes after it" in said and "Install mlx-vlm" in said
+    assert {file.name for file in folder.glob("*.jsonl")} == {"prompts.jsonl"}
 
 
 def test_every_check_says_what_it_means_and_what_to_do():

@@ -10,10 +10,11 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from mlx_visalign import fold, vlm
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, adapters, attach
+from mlx_visalign.precision import PRECISIONS
 
 PROMPTS = [prompt([7, 8], [9, 10, 11]), prompt([12], [13]), prompt([20, 21, 22], [23, 24, 25, 26])]
 RESPONSES = [[[30, 31, 32, 33, 34, 2], [40, 41, 2]], [[50, 2], [51, 52, 53, 2]], [[60, 61, 2], [62, 63, 2]]]
-FLOAT32 = 2e-5  # summed over up to six tokens; single logits agree to 1e-6
+FLOAT32 = PRECISIONS["float32"].least
 
 
 @pytest.fixture

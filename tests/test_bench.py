@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-sys.path.insert(0, str(BENCHMARKS / "peers"))
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks" / "peers"))
 
 import bench
 import ours
@@ -51,8 +50,10 @@ def test_eight_answers_are_the_same_together_and_apart(folder, capsys, monkeypat
 def test_a_peer_that_is_not_installed_is_a_row_that_says_so(tmp_path):
     script = tmp_path / "absent.py"
     script.write_text("import a_trainer_nobody_has")
+    there = tmp_path / "there.py"
+    there.write_text("print('{\"loss\": 0.6931}')")
     peer = bench.Peer("absent", str(script))
-    bench.measure([peer], tmp_path, rounds=2, steps=1, threads=1)
+    bench.measure([bench.Peer("there", str(there)), peer], tmp_path, rounds=2, steps=1, threads=1)
     assert peer.runs == [] and "No module named 'a_trainer_nobody_has'" in peer.failed
 
 

@@ -7,8 +7,9 @@ The model is random, in float32, and small enough for a CPU; an image of 576 tok
 and 100 tokens, LoRA of rank 8 on all linear layers of the language model. Every figure is from a process of its own; the
 trainers take turns, round by round. The first step of each warms up. CPU seconds are the process's own (getrusage),
 medians over all steps; memory is the most that was held at once above the loaded model, warm-up included (on Linux VmHWM,
-set back when all is loaded). All get the same number of threads. A fast BLAS that was loaded first (Makefile) serves mlx-vlm
-and us alike; torch brings its own. Rows of a GPU run where one is found. What the table said last is in results/bench.json.
+set back when all is loaded). All get the same number of threads, and a glibc that keeps freed memory (KEPT). A fast BLAS
+that was loaded first (Makefile) serves mlx-vlm and us alike; torch brings its own. Rows of a GPU run where one is found.
+What the table said last is in results/bench.json.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from rich.table import Table
 # This process imports nothing large: on Linux a child's peak may begin with the memory of the process that started it.
 HERE = Path(__file__).parent
 OWN, CHECKPOINTED, MLX_VLM, TRL = "ours", "ours, layers recomputed", "mlx-vlm", "TRL"
+# By itself glibc gives every large buffer back to the system, which hands it out again page by page.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 TWO_OWN, TWO_TRL = "ours, two pairs one after the other", "TRL, two pairs in a batch"
 
 
@@ -117,6 +120,8 @@ def measure(rows: list[Peer], folder: Path, rounds: int, steps: int, threads: in
             if (row.always or turn == 0) and not row.failed:
                 print(f"{turn + 1}/{rounds} {row.name}", file=sys.stderr, flush=True)
                 row.run(folder, steps, threads)
+    if rows[0].failed:
+        sys.exit(f"{rows[0].name}: {rows[0].failed}")
     for row in rows:
         for run in row.runs:
             if abs(run["loss"] - 0.693147) > 1e-4:
@@ -129,13 +134,14 @@ def measure(rows: list[Peer], folder: Path, rounds: int, steps: int, threads: in
 def said_by(script: str, *arguments: str, threads: int) -> dict[str, Any]:
     """The last line of a peer's process. RuntimeError, with its reason, where it ended badly."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    environment = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
+    # MLX rounds float32 to TF32 on a GPU unless it is told not to; torch does not.
+    environment = os.environ | dict.fromkeys(names, str(threads)) | KEPT | {"HF_HUB_OFFLINE": "1", "MLX_ENABLE_TF32": "0"}
     if script == "trl_dpo.py":
         environment.pop("LD_PRELOAD", None)
     command = [sys.executable, str(HERE / "peers" / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError((done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from hf_layouts import WORDS_AND_PIXELS, write_hf
+from meter import report
 from random_llava import random_llava
 from understudy import plain_words, question_of
 
@@ -100,3 +102,4 @@ def given(folder: Path) -> Given:
 
 if __name__ == "__main__":
     make(Path(sys.argv[1]), Shape())
+    report(())

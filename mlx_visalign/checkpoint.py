@@ -60,7 +60,11 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             saved_settings = state["settings"]
+            if any(name != Path(name).name for name in state["digests"]):
+                raise ValueError("state.json names files of another folder")
             arrays = {name: _load_tree(path / f"{name}.safetensors", digest) for name, digest in state["digests"].items()}
+            if not isinstance(state["step"], int) or not isinstance(state["source"], dict):
+                raise ValueError("state.json does not say where it stood")
             checkpoint = Checkpoint(state["step"], arrays, state["source"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             say(f"The checkpoint {path} is damaged ({error}); going back to the one before it.")

@@ -32,6 +32,7 @@ from mlx_visalign.policy import TINY, load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import longest_answer, measure, show_pair
 from mlx_visalign.probe import compare_fused
+from mlx_visalign.progress import CODES
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Pair
 from mlx_visalign.report import show, show_figures
@@ -75,9 +76,9 @@ class Answers:
 
     def show(self) -> None:
         for image in self.images:
-            print(f"{image}: " if len(self.images) > 1 else "", end="")
+            print(f"{image}: ".translate(CODES) if len(self.images) > 1 else "", end="")
             for piece in self.pieces(image):
-                print(piece, end="", flush=True)
+                print(piece.translate(CODES), end="", flush=True)
             print()
 
 
@@ -102,7 +103,7 @@ def train(options: Namespace) -> Result:
     """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
-    pairs, found = read_pairs(Path(options.data), _path(options.images))
+    pairs, found = read_pairs(Path(options.data), _path(options.images), options.skip_bad)
     needs = training_needs(settings)
     warn_if_too_large(options.model, forecast(options.model, needs))
     policy = load(options.model)
@@ -121,7 +122,8 @@ def train(options: Namespace) -> Result:
         if not run.config.exists():  # other settings may yet be refused
             run.start(config)
         require_sound(policy, run.checked)
-        rows = run.stage(
+        scored = run.records(
+            Pair,
             "pairs",
             pairs,
             lambda some: [pair.to_row() for pair in with_reference(policy, some)],
@@ -130,7 +132,7 @@ def train(options: Namespace) -> Result:
             title="scoring the reference",
         )
         with run.working("the training"):
-            train_on_pairs(policy, [Pair.from_row(row) for row in rows], settings, run.folder, options.seed)
+            train_on_pairs(policy, scored, settings, run.folder, options.seed)
         policy.save_adapter(run.folder, method="dpo", round=1)
         run.start(config)
     return _told(plan | {"adapter": str(run.folder)})
@@ -150,7 +152,7 @@ def _not_somebody_elses(folder: Path) -> None:
 
 def check(options: Namespace) -> Result:
     """`visalign check`: a pairs file as it will be trained."""
-    pairs, found = read_pairs(Path(options.data), _path(options.images))
+    pairs, found = read_pairs(Path(options.data), _path(options.images), options.skip_bad)
     policy = load(options.model)
     figures = {"format": found, **measure(policy, pairs)}
     first = show_pair(policy, pairs[0])
@@ -275,7 +277,7 @@ def _lines(figures: dict[str, Any]) -> Text:
 
 def _plain(text: str) -> Text:
     """Text as it is, whatever the terminal's width: paths and commands can be copied."""
-    return Text(text, no_wrap=True, overflow="ignore")
+    return Text(text.translate(CODES), no_wrap=True, overflow="ignore")
 
 
 def _words(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlx_visalign import ppo
+from mlx_visalign.errors import UserError
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.records import Record
 
@@ -44,6 +45,15 @@ class Rollout(Record):
     advantages: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
     blind_logps: tuple[float, ...] = ()
+
+    @classmethod
+    def from_row(cls, row: object, where: str = "row") -> "Rollout":
+        rollout = super().from_row(row, where)
+        count = len(rollout.tokens)
+        columns = (rollout.logps, rollout.reference_logps, rollout.advantages, rollout.returns, rollout.values[1:])
+        if count == 0 or any(len(column) != count for column in columns):
+            raise UserError(f"{where}: expected a number for each of the {count} tokens, and in values one more.")
+        return rollout
 
     @property
     def token_rewards(self) -> np.ndarray:

@@ -6,7 +6,7 @@ while the Hugging Face processor cuts out the centre (`crop`). The wrong one cos
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build
+from mlx_visalign.files import image_inside
 
 Aspect = Literal["pad", "crop"]
 MAX_PIXELS = 64_000_000
@@ -44,6 +45,24 @@ def check_image(path: str | Path) -> None:
     with _opened(path) as image:
         image.draft(None, (1, 1))
         _rgb(_upright(image))
+
+
+def image_finder(folder: Path) -> Callable[[str, str], Path]:
+    """What finds the image that a row of data names, and looks at it once: (name, where) -> its path.
+
+    Raises `UserError`, beginning with `where`, for one that lies outside of the folder or cannot be decoded.
+    """
+    look = cache(check_image)
+
+    def find(name: str, where: str) -> Path:
+        path = image_inside(folder, name, where)
+        try:
+            look(path)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return path
+
+    return find
 
 
 @cache

@@ -40,7 +40,8 @@ def _kept(
     depends: Mapping[str, Any],
 ) -> list[Response]:
     about = {"benchmark": benchmark.name, "exercises": len(benchmark.exercises), "protocol": vars(protocol)}
-    rows = job.run.stage(
+    return job.run.records(
+        Response,
         moment,
         images,
         lambda some: [response.to_row() for response in ask(some)],
@@ -48,4 +49,3 @@ def _kept(
         batch=READ_TOGETHER,
         title=f"{moment}, {benchmark.name}",
     )
-    return [Response.from_row(row) for row in rows]

@@ -14,16 +14,19 @@ WINDOW = 50  # updates that a judgement of a training under way rests on
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Every whole row of a metrics file; none if there is no file. A line torn by a kill ends it."""
+    """Every whole row of a metrics file; none if there is no file. A line torn by a kill, or no such row, ends it."""
     rows: list[Row] = []
     if not path.exists():
         return rows
     with path.open("rb") as lines:
         for line in lines:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not (isinstance(row, dict) and "iteration" in row):
+                break
+            rows.append(row)
     return rows
 
 

@@ -82,10 +82,16 @@ def _run(commands: Any) -> None:
     parser.add_argument("--preset", help="which of the recipe's presets: laptop or paper")
     parser.add_argument("--model", dest="recipe.model", help='a LLaVA folder, or "tiny", the embedded one')
     parser.add_argument("--images", dest="recipe.images", metavar="FOLDER", help="unlabelled images, those in subfolders too")
-    parser.add_argument("--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl instead of --images")
+    parser.add_argument(
+        "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
+    )
     parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about beside COCO's 80")
     parser.add_argument(
-        "--skip-bad", dest="recipe.skip_bad", action="store_const", const=True, help="leave out images that do not open"
+        "--skip-bad",
+        dest="recipe.skip_bad",
+        action="store_const",
+        const=True,
+        help="leave out images that do not open, and bad rows of --prompts",
     )
     _run_options(parser)
 
@@ -143,6 +149,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FILE", required=True, help="pairs: TRL's, LLaVA's, SeVa's, CSR's or RLAIF-V's columns"
     )
     parser.add_argument("--images", metavar="FOLDER", help="what image paths in it are relative to; its own folder")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and count them")
     parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
 
 

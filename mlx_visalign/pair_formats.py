@@ -17,7 +17,7 @@ from typing import Any
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, shown
-from mlx_visalign.files import image_inside
+from mlx_visalign.progress import sift
 from mlx_visalign.records import Pair, parse_json, read_rows, read_text
 
 Row = dict[str, Any]
@@ -36,28 +36,45 @@ class Format:
     pair: Callable[[Row, str, str], Pair]
 
 
-def read_pairs(path: Path, images: Path | None = None) -> tuple[list[Pair], str]:
+def read_pairs(path: Path, images: Path | None = None, skip_bad: bool = False) -> tuple[list[Pair], str]:
     """The pairs in a file, and the name of the format it was recognised as.
 
     Image paths in the file are taken relative to the folder `images`, or to the file's own folder without it, must
     not lead out of it, and come back absolute. Symbolic links inside that folder are followed: the user made them.
-    Reference log-probabilities are left aside, for they belong to the model that made the file. Raises UserError with
-    file and row for anything that cannot be read.
+    Reference log-probabilities are left aside, for they belong to the model that made the file. Every image is decoded
+    here, so that none fails hours later. Raises UserError with file and row for anything that cannot be used: a row that
+    cannot be read, an image, an id that another row has. With `skip_bad` such rows are left out, and counted.
     """
-    rows = _rows(path)
+    from mlx_visalign.images import image_finder  # only now, for it brings MLX along
+
+    rows = _rows(path, skip_bad)
     if not rows:
         raise UserError(f"{path} holds no pairs.")
-    found = _recognise(*rows[0])
-    root = images or path.parent
-    pairs = [_pair(found, row, f"{path.stem}-{number}", root, where) for number, (where, row) in enumerate(rows, 1)]
-    return pairs, found.name
+    found = _format(rows, skip_bad)
+    find = image_finder(images or path.parent)
+    places: dict[str, str] = {}
+
+    def read(numbered: tuple[int, tuple[str, Any]]) -> Pair:
+        number, (where, row) = numbered
+        pair = _pair(found, row, f"{path.stem}-{number}", find, where)
+        if places.setdefault(pair.id, where) != where:
+            raise UserError(f"{where}: the id {pair.id!r} is that of {places[pair.id]} too; give every pair its own.")
+        return pair
+
+    return sift(enumerate(rows, 1), read, skip_bad, "pairs"), found.name
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
+def _rows(path: Path, skip_bad: bool) -> list[tuple[str, Any]]:
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        return read_rows(path)
+        return read_rows(path, skip_bad)
     return [(f"{path}: row {number}", row) for number, row in enumerate(parse_json(text, str(path)), 1)]
+
+
+def _format(rows: list[tuple[str, Any]], skip_bad: bool) -> Format:
+    """That of the first row; with `skip_bad` of the first that has one."""
+    known = (row for row in rows if skip_bad and isinstance(row[1], dict) and any(f.recognises(row[1]) for f in FORMATS))
+    return _recognise(*next(known, rows[0]))
 
 
 def _recognise(where: str, row: object) -> Format:
@@ -73,15 +90,17 @@ def _recognise(where: str, row: object) -> Format:
     )
 
 
-def _pair(found: Format, row: Any, name: str, root: Path, where: str) -> Pair:
+def _pair(found: Format, row: Any, name: str, find: Callable[[str, str], Path], where: str) -> Pair:
     if not isinstance(row, dict) or not found.recognises(row):
         raise UserError(f"{where}: expected a row like the first one ({found.name}), got {shown(row)}.")
     pair = found.pair(row, name, where)
-    if not pair.images:
-        raise UserError(f"{where}: the pair has no image.")
+    if len(pair.images) != 1:
+        raise UserError(f"{where}: the pair has {len(pair.images) or 'no'} images; pairs about one image are trained.")
+    if any("<image>" in answer for answer in (pair.chosen, pair.rejected)):
+        raise UserError(f"{where}: an answer may not contain <image>, which stands for the image itself.")
     return replace(
         pair,
-        images=tuple(str(image_inside(root, image, where)) for image in pair.images),
+        images=tuple(str(find(image, where)) for image in pair.images),
         prompt=_question(pair.prompt),
         chosen=_answer(pair.chosen),
         rejected=_answer(pair.rejected),

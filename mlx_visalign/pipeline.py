@@ -4,13 +4,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.config import load_recipe
 from mlx_visalign.doctor import require_sound
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
@@ -31,12 +30,25 @@ from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
 from mlx_visalign.scorers import Score
 from mlx_visalign.stage import Row, fingerprint
+from mlx_visalign.vlm import read_json
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 from mlx_visalign.weights import fingerprint as weights_fingerprint
 from mlx_visalign.weights import read_adapter
 from mlx_visalign.workload import Answering
 
 PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
+
+
+@dataclass(frozen=True)
+class Asked(Prompt):
+    """A prompt of a run: whether it is kept out of the training, and what tells its image from what it may become."""
+
+    held_out: bool = field(kw_only=True)
+    content: str = ""  # runs of earlier versions did not write it down
+
+    @property
+    def as_prompt(self) -> Prompt:
+        return Prompt(self.id, self.image, self.prompt, self.kind)
 
 
 def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None, score: Score | None = None) -> Row:
@@ -46,9 +58,15 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     function that the recipe's `scorer` names.
     """
     report_file = run.folder / "report.json"
-    if report_file.exists() and yaml.safe_load(read_text(run.config)) == plan.config:
+    begun = load_recipe(run.config) if run.config.exists() else plan.config
+    if report_file.exists() and begun == plan.config:
         say(f"{run.folder}: this run is finished and nothing is left to do.")
-        return json.loads(read_text(report_file))
+        return read_json(report_file)
+    if begun.get("method") != plan.recipe.method:
+        raise UserError(
+            f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
+            "Name another folder with --output; --reuse takes over what the two have in common."
+        )
     with run:
         if not run.config.exists():
             run.start(plan.config)
@@ -148,7 +166,8 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
     if recipe.images == TINY_WORLD:
         _draw_world(recipe, run)  # whatever the stage does: another run's prompts are reused without their images
     made_before = run.reuse is not None or (run.folder / "prompts.jsonl").exists()
-    rows = run.stage(
+    asked = run.records(
+        Asked,
         "prompts",
         ["all prompts"],
         lambda _: _prompt_rows(recipe, run),
@@ -157,8 +176,8 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
         title="prompts",
     )
     if made_before and recipe.images != TINY_WORLD:
-        require_unchanged({row["image"]: row["content"] for row in rows})
-    trained, kept = ([Prompt.from_row(row) for row in rows if row["held_out"] == side] for side in (False, True))
+        require_unchanged({one.image: one.content for one in asked if one.content})
+    trained, kept = ([one.as_prompt for one in asked if one.held_out is side] for side in (False, True))
     return trained, kept
 
 
@@ -179,7 +198,8 @@ def _content(file: str | None) -> str | None:
 
 def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
     if recipe.prompts is not None:
-        prompts = read_prompts(Path(recipe.prompts))
+        images = None if recipe.images is None else Path(recipe.images)
+        prompts = read_prompts(Path(recipe.prompts), images, recipe.skip_bad)
         contents = {image: content_id(Path(image)) for image in {prompt.image for prompt in prompts}}
         kept = held_out(contents)
     else:

@@ -6,16 +6,12 @@ from typing import Any
 
 from rich.text import Text
 
-from mlx_visalign.errors import UserError
 from mlx_visalign.policy import Policy
 from mlx_visalign.records import Pair
 
 
 def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
     """How many tokens the pairs have: {"min", "median", "max"} of each part. Prompts include the image's tokens."""
-    for pair in pairs:
-        if len(pair.images) != 1:
-            raise UserError(f"The pair {pair.id} has {len(pair.images)} images; pairs about one image are trained.")
     prompts = [len(policy.prompt_ids(pair.prompt)) for pair in pairs]
     chosen = [len(policy.response_ids(pair.chosen)) for pair in pairs]
     rejected = [len(policy.response_ids(pair.rejected)) for pair in pairs]

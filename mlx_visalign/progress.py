@@ -7,13 +7,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from mlx_visalign.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 console = Console(stderr=True, highlight=False)
 
@@ -29,6 +34,27 @@ class Bar(Protocol):
 def say(text: str) -> None:
     """One line to the person watching, above the bar if there is one. Terminal codes, in a file's name say, are shown."""
     console.print(text.translate(CODES), markup=False, soft_wrap=True)
+
+
+def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -> list[R]:
+    """What `read` makes of each row. UserError for the first that it refuses, or with `skip_bad` only if it refuses all.
+
+    Those left out are counted in one sentence, which calls them `what`.
+    """
+    good: list[R] = []
+    problems: list[str] = []
+    for row in rows:
+        try:
+            good.append(read(row))
+        except UserError as error:
+            if not skip_bad:
+                raise
+            problems.append(str(error))
+    if problems and not good:
+        raise UserError(f"None of the {len(problems)} {what} can be used. The first: {problems[0]}")
+    if problems:
+        say(f"{len(problems)} {what} that cannot be used are left out. The first: {problems[0]}")
+    return good
 
 
 @contextmanager

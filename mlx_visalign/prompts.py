@@ -7,13 +7,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.files import writing
+from mlx_visalign.images import image_finder
 from mlx_visalign.keys import number_for
 from mlx_visalign.photos import Photo
-from mlx_visalign.records import Prompt, read_jsonl
+from mlx_visalign.progress import sift
+from mlx_visalign.records import Prompt, read_rows
 from mlx_visalign.template import IMAGE
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language
@@ -57,33 +61,40 @@ def make_prompts(photos: Sequence[Photo], mix: Mix, seed: int) -> list[Prompt]:
     return _by_kind([prompt for photo in photos for prompt in _about(photo, mix, seed)])
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False) -> list[Prompt]:
     """A prompts file of the user's, descriptions first, its image paths made absolute.
 
-    Raises UserError where an image is missing or two prompts share an id, for random draws are keyed by it.
+    They are taken relative to the folder `images`, or to the file's own without it, and must not lead out of it. Raises
+    UserError with file and line where an image cannot be used or two prompts share an id, for random draws are keyed by it.
+    With `skip_bad` such rows are left out, and counted.
     """
-    prompts = read_jsonl(path, Prompt)
+    find = image_finder(images or path.parent)
+    places: dict[str, str] = {}
+
+    def read(row: tuple[str, Any]) -> Prompt:
+        where = row[0]
+        prompt = Prompt.from_row(row[1], where)
+        if IMAGE in prompt.prompt:
+            raise UserError(f"{where}: the prompt holds {IMAGE}; leave it out, the template puts the image in.")
+        if places.setdefault(prompt.id, where) != where:
+            raise UserError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too; give every prompt its own.")
+        return replace(prompt, image=str(find(prompt.image, where)))
+
+    prompts = sift(read_rows(path, skip_bad), read, skip_bad, "prompts")
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise UserError(f"{path}: two prompts have the id {prompt.id!r}; every prompt needs one of its own.")
-        seen.add(prompt.id)
-        if IMAGE in prompt.prompt:
-            raise UserError(f"{path}: the prompt {prompt.id!r} holds {IMAGE}; leave it out, the template puts the image in.")
-        if not (path.parent / prompt.image).is_file():
-            raise UserError(f"{path}: the prompt {prompt.id!r} is about {path.parent / prompt.image}, which is not there.")
-    return _by_kind([replace(prompt, image=str((path.parent / prompt.image).absolute())) for prompt in prompts])
+    return _by_kind(prompts)
 
 
 def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
     """Draw scenes of the tiny world into FOLDER/images; their paths are relative to FOLDER, which may thus be moved."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
     photos = []
     for scene in split(split_name, count, start):
         photo = Photo(f"scene-{scene.seed}", f"images/scene-{scene.seed}.png")
-        Image.fromarray(draw(scene)).save(folder / photo.image)
+        with writing(folder / photo.image):  # not atomic: it is drawn again, the same, by every start of the run
+            Image.fromarray(draw(scene)).save(folder / photo.image)
         photos.append(photo)
     if len(photos) < count:
         raise UserError(f"The split {split_name} of the tiny world ends before scene {start + count}; use a smaller seed.")

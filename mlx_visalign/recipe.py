@@ -26,12 +26,13 @@ class Recipe:
     method      a method's name, such as seva
     model       the folder of a LLaVA, or "tiny", the embedded one
     images      a folder of unlabelled images, or "tiny-world", whose scenes are drawn
-    prompts     a prompts.jsonl to ask instead of the questions made up about `images`
+    prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
+                are (none: in the file's own folder) and nothing more
     count       at most so many images, at least 1; of the tiny world exactly so many
     questions   existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
     scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
-    skip_bad    leave out images that cannot be decoded, where one otherwise stops the run
+    skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
     split       split: held-out ones are for reporting, never for choosing settings
@@ -53,10 +54,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.prompts is None):
+        if (self.images is None and self.prompts is None) or (self.prompts is not None and self.images == TINY_WORLD):
             raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
-        if (self.count is not None and self.count < 1) or self.questions < 0 or self.scenes < 1 or self.seed < 0:
-            raise UserError(f"Expected count >= 1, questions >= 0, scenes >= 1 and seed >= 0, got {self}.")
+        if (self.count is not None and self.count < 1) or self.scenes < 1 or min(self.questions, self.seed, self.cache_gb) < 0:
+            raise UserError(f"Expected count >= 1, scenes >= 1, questions >= 0, seed >= 0 and cache_gb >= 0, got {self}.")
         if self.images == TINY_WORLD and self.count is None:
             raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, shown
 from mlx_visalign.files import write_atomically
+from mlx_visalign.progress import sift
 
 Kind = Literal["describe", "exists", ""]
 
@@ -123,13 +124,13 @@ def read_jsonl(path: Path, cls: type[R]) -> list[R]:
     return [cls.from_row(row, where) for where, row in read_rows(path)]
 
 
-def read_rows(path: Path) -> list[tuple[str, Any]]:
-    """Every JSON value of a JSON lines file with its place, "file:line", for errors; empty lines are passed over."""
-    return [
-        (f"{path}:{number}", parse_json(line, f"{path}:{number}"))
-        for number, line in enumerate(read_text(path).split("\n"), start=1)
-        if line.strip()
-    ]
+def read_rows(path: Path, skip_bad: bool = False) -> list[tuple[str, Any]]:
+    """Every JSON value of a JSON lines file with its place, "file:line", for errors; empty lines are passed over.
+
+    UserError for a line that is no JSON; with `skip_bad` such lines are left out, and counted in one sentence.
+    """
+    lines = [(f"{path}:{number}", text) for number, text in enumerate(read_text(path).split("\n"), start=1) if text.strip()]
+    return sift(lines, lambda line: (line[0], parse_json(line[1], line[0])), skip_bad, "lines")
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:

@@ -4,7 +4,6 @@ A method leaves `plots/METHOD.png` and, where words say more than a picture, `pl
 `page`; the page holds the fragment, or else the picture.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import read_metrics, warning_signs
 from mlx_visalign.page import Html, facts, gallery, page, paragraphs, png, section, tag
 from mlx_visalign.recipe import TINY_WORLD
-from mlx_visalign.records import read_text
+from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.report import in_short, notes
 from mlx_visalign.run import Run
 
@@ -137,7 +136,7 @@ class ReportPage:
             yield section("Use the adapter", tag("pre", "\n".join(_commands(self.run, self.config))))
 
     def _what_ran(self) -> Iterator[Html]:
-        versions = json.loads(read_text(self.run.versions)) if self.run.versions.exists() else {}
+        versions = parse_json(read_text(self.run.versions), str(self.run.versions)) if self.run.versions.exists() else {}
         yield section(
             "What ran",
             facts(flat(self.config)),

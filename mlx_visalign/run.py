@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import yaml
 
@@ -17,7 +17,10 @@ from mlx_visalign.files import write_atomically, writing
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import as_json
+from mlx_visalign.records import Record, read_jsonl
 from mlx_visalign.stage import Row, Stage, Work, fingerprint
+
+R = TypeVar("R", bound=Record)
 
 PACKAGES = ("mlx-visalign", "mlx", "mlx-lm", "mlx-vlm", "transformers", "tokenizers", "numpy", "pillow")
 
@@ -76,6 +79,25 @@ class Run:
 
         UserError if rows are there that other settings or items made, naming the setting, both values and the file.
         """
+        return self._finished(name, items, work, settings, batch, title).rows()
+
+    def records(
+        self,
+        kind: type[R],
+        name: str,
+        items: Sequence[Any],
+        work: Work,
+        *,
+        settings: Mapping[str, Any],
+        batch: int,
+        title: str,
+    ) -> list[R]:
+        """The rows of a `stage` as records. UserError, with file and line, for a row that was spoilt since."""
+        return read_jsonl(self._finished(name, items, work, settings, batch, title).whole, kind)
+
+    def _finished(
+        self, name: str, items: Sequence[Any], work: Work, settings: Mapping[str, Any], batch: int, title: str
+    ) -> Stage:
         self._claim()
         everything = as_json({**settings, "items": fingerprint(items)})
         stage = Stage(self.folder, name)
@@ -85,7 +107,7 @@ class Run:
             stage.complete(items, work, everything, batch, title)
         if self.after_stage is not None:
             self.after_stage()
-        return stage.rows()
+        return stage
 
     @contextmanager
     def working(self, place: str) -> Iterator[None]:

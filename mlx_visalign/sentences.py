@@ -94,6 +94,16 @@ class Tree(Record):
     lengths: tuple[int, int] | None = None
     reference_logps: tuple[float, float] | None = None
 
+    @classmethod
+    def from_row(cls, row: object, where: str = "row") -> "Tree":
+        tree = super().from_row(row, where)
+        ends = [place for place in (tree.chosen, tree.rejected) if place is not None]
+        if not all(0 <= place < len(tree.sentences) for place in ends):
+            raise UserError(f"{where}: an answer ends in a sentence that is not there: {ends} of {len(tree.sentences)}.")
+        if any(sentence.parent >= place for place, sentence in enumerate(tree.sentences)):
+            raise UserError(f"{where}: a sentence does not follow one that stands before it.")
+        return tree
+
     def path(self, place: int | None) -> list[int]:
         """The places of an answer's sentences, first to last."""
         return [] if place is None or place < 0 else [*self.path(self.sentences[place].parent), place]

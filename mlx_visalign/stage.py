@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import shown
 from mlx_visalign.files import sync_descriptor, write_atomically, writing
 from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import first_difference, require_same
+from mlx_visalign.records import parse_json, read_rows, read_text
 
 Row = dict[str, Any]
 Work = Callable[[Any], list[Row]]
@@ -51,10 +53,12 @@ class Stage:
 
     def settings(self) -> dict[str, Any]:
         """The settings that the rows were made with."""
-        try:
-            return json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.settings_file} is not readable JSON ({error}); restore it or move it away.") from error
+        settings = parse_json(read_text(self.settings_file), str(self.settings_file))
+        if not isinstance(settings, dict):
+            raise UserError(
+                f"{self.settings_file} should hold named settings, got {shown(settings)}. Restore it, or move it away."
+            )
+        return settings
 
     def adopt(self, other: "Stage", settings: dict[str, Any]) -> None:
         """Copy another run's finished rows if they were made with these settings, and say which way it went.
@@ -69,8 +73,8 @@ class Stage:
             name, was, now = difference
             say(f"{self.name}: made anew, because {name} is {now} here and {was} for {other.whole}")
             return
-        write_atomically(self.settings_file, other.settings_file.read_text(encoding="utf-8"))
-        write_atomically(self.whole, other.whole.read_text(encoding="utf-8"))
+        write_atomically(self.settings_file, read_text(other.settings_file))
+        write_atomically(self.whole, read_text(other.whole))
         say(f"{self.name}: taken from {other.whole}")
 
     def complete(self, items: Sequence[Any], work: Work, settings: dict[str, Any], batch: int, title: str) -> None:
@@ -83,8 +87,7 @@ class Stage:
 
     def rows(self) -> list[Row]:
         """The rows of the finished stage."""
-        with self.whole.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        return [row for _, row in read_rows(self.whole)]
 
     def _work_through(self, items: Sequence[Any], work: Work, batch: int, title: str) -> list[Row]:
         entries = self._finished_batches()

@@ -54,7 +54,7 @@ def test_a_split_of_the_tiny_world_has_an_end(tmp_path):
 @pytest.fixture
 def prompts_file(tmp_path):
     def write(*rows):
-        (tmp_path / "a.png").touch()
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
         path = tmp_path / "prompts.jsonl"
         path.write_text("".join(json.dumps({"image": "a.png", "prompt": "What?"} | row) + "\n" for row in rows))
         return path
@@ -73,8 +73,9 @@ def test_a_users_prompts_come_descriptions_first_with_absolute_images(prompts_fi
     ("rows", "message"),
     [
         ([], "holds no prompts"),
-        ([{"id": "1"}, {"id": "1"}], "two prompts have the id '1'"),
-        ([{"id": "1", "image": "b.png"}], r"'1' is about .*b\.png, which is not there"),
+        ([{"id": "1"}, {"id": "1"}], r"prompts\.jsonl:2: the id '1' is that of .*prompts\.jsonl:1 too"),
+        ([{"id": "1", "image": "b.png"}], r"prompts\.jsonl:1: there is no image .*b\.png"),
+        ([{"id": "1", "image": "../a.png"}], r"prompts\.jsonl:1: the image \.\./a\.png lies outside"),
     ],
 )
 def test_bad_prompts_are_the_users_mistake(prompts_file, rows, message):

@@ -57,7 +57,7 @@ def test_a_config_is_a_recipe_again(tmp_path):
     ("values", "message"),
     [
         ({"images": None}, "Name either a folder of images"),
-        ({"prompts": "prompts.jsonl"}, "Name either a folder of images"),
+        ({"images": "tiny-world", "prompts": "prompts.jsonl", "count": 3}, "Name either a folder of images"),
         ({"images": "tiny-world"}, "How many scenes of the tiny world"),
         ({"images": "nowhere"}, "images: there is no file or folder nowhere"),
         ({"count": 0}, "Expected count >= 1"),

@@ -132,7 +132,7 @@ def test_rows_without_their_settings_are_refused(tmp_path):
 def test_unreadable_settings_are_named(tmp_path):
     complete(tmp_path)
     (tmp_path / "toy.settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"toy\.settings\.json is not readable JSON"):
+    with pytest.raises(UserError, match=r"toy\.settings\.json: not valid JSON"):
         Stage(tmp_path, "toy").begun(SETTINGS)
 
 

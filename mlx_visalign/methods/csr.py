@@ -135,7 +135,8 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         "judge": judge.name if isinstance(judge, CLIPScorer) else job.score_name,
         "adapter": fingerprint(job.run.round(number - 1) / "adapter") if number > 1 else None,
     }
-    rows = job.run.stage(
+    trees = job.run.records(
+        Tree,
         prefix + stage_name("trees", number),
         described(prompts),
         lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
@@ -143,8 +144,8 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         batch=settings.batch,
         title=f"answering and judging, round {number}",
     )
-    trees = [Tree.from_row(row) for row in rows]
-    rows = job.run.stage(
+    made = job.run.records(
+        Pair,
         prefix + stage_name("pairs", number),
         trees,
         lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
@@ -152,7 +153,7 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         batch=max(1, len(trees)),
         title="pairing",
     )
-    pairs = [job.located(Pair.from_row(row)) for row in rows]
+    pairs = [job.located(pair) for pair in made]
     say(what_became(trees, pairs))
     if isinstance(judge, CLIPScorer) and judge.cut:
         say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")

@@ -171,7 +171,8 @@ def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibrati
         truth = read_labels(settings.labels, [prompt.image for prompt in prompts], job.vocabulary)
     reader = Reader(job.policy.tokenizer, job.vocabulary)
     scoring = _scoring(job, settings, verifier)
-    rows = job.run.stage(
+    scored = job.run.records(
+        Scored,
         "calibration",
         [prompt for prompt in prompts if truth is None or prompt.image in truth],
         lambda some: score_mentions(job.policy, some, job.image, reader, verifier, truth, Sampling(settings.max_tokens)),
@@ -179,7 +180,7 @@ def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibrati
         batch=settings.batch,
         title="calibrating the scorer",
     )
-    found = calibrate([Scored.from_row(row) for row in rows], "pseudo" if truth is None else "given", settings.least_mentions)
+    found = calibrate(scored, "pseudo" if truth is None else "given", settings.least_mentions)
     told = {"calibration": found.to_row(), "scoring": scoring}
     write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
     say(found.in_words)

@@ -122,7 +122,8 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
     """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
     names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
     depends = job.about() | {"seed": job.seed} | {name: getattr(settings, name) for name in names}
-    rows = job.run.stage(
+    responses = job.run.records(
+        Response,
         f"{prefix}responses",
         prompts,
         lambda some: answer_twice(job, settings, some),
@@ -130,8 +131,8 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         batch=settings.batch,
         title="answering clean and distorted",
     )
-    responses = [Response.from_row(row) for row in rows]
-    rows = job.run.stage(
+    pairs = job.run.records(
+        Pair,
         f"{prefix}pairs",
         responses,
         lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap, settings.sure_yes)],
@@ -139,13 +140,13 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         batch=len(responses),
         title="pairing",
     )
-    say(what_became(responses, len(rows)))
-    return [job.located(Pair.from_row(row)) for row in rows]
+    say(what_became(responses, len(pairs)))
+    return [job.located(pair) for pair in pairs]
 
 
 def what_became(responses: Sequence[Response], pairs: int) -> str:
     """How many prompts gave a pair, and why the others gave none."""
-    twos = list(zip(responses[::2], responses[1::2], strict=True))
+    twos = in_twos(responses)
     cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
     different = sum(differ(clean, distorted) for clean, distorted in twos)
     return (
@@ -212,11 +213,7 @@ def make_pairs(
     responses: Sequence[Response], seed: int, length_gap: float | None = None, sure_yes: float | None = None
 ) -> list[Pair]:
     """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
-    twos = list(zip(responses[::2], responses[1::2], strict=True))
-    for clean, distorted in twos:
-        if clean.id != distorted.id or clean.view != "clean":
-            raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
-    twos = [(clean, distorted) for clean, distorted in twos if differ(clean, distorted)]
+    twos = [(clean, distorted) for clean, distorted in in_twos(responses) if differ(clean, distorted)]
     exists = [two for two in twos if two[0].kind == "exists"]
     exists = balance([two for two in exists if sure_yes is None or _is_sure(two, sure_yes)], seed)
     others = [two for two in twos if two[0].kind != "exists"]
@@ -235,6 +232,17 @@ def make_pairs(
         )
         for clean, distorted in others + exists
     ]
+
+
+def in_twos(responses: Sequence[Response]) -> list[Two]:
+    """The clean and the distorted answer to each prompt. UserError where one of the two is not there."""
+    twos = list(zip(responses[::2], responses[1::2], strict=False))
+    for clean, distorted in twos:
+        if clean.id != distorted.id or clean.view != "clean":
+            raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
+    if len(responses) % 2:
+        raise UserError(f"responses: the last answer, to {responses[-1].id}, has no second one beside it.")
+    return twos
 
 
 def _both(chosen: float | None, rejected: float | None) -> tuple[float, float] | None:

@@ -27,6 +27,7 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.memory_plan import find_folder, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
+from mlx_visalign.photos import content_id
 from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
 from mlx_visalign.policy import TINY, load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
@@ -38,6 +39,7 @@ from mlx_visalign.records import Pair
 from mlx_visalign.report import show, show_figures
 from mlx_visalign.run import Run
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.stage import fingerprint
 from mlx_visalign.stream import stream
 from mlx_visalign.upload import upload
 from mlx_visalign.weights import WEIGHTS
@@ -127,7 +129,7 @@ def train(options: Namespace) -> Result:
             "pairs",
             pairs,
             lambda some: [pair.to_row() for pair in with_reference(policy, some)],
-            settings=Alignment(run, policy, [], options.seed).about(),
+            settings=Alignment(run, policy, [], options.seed).about() | {"image_contents": _contents(pairs)},
             batch=REFERENCE_BATCH,
             title="scoring the reference",
         )
@@ -142,6 +144,12 @@ def _scoring(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) 
     """What a training on pairs does: both answers are read once for the reference, and then trained on."""
     stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
     return Workload((stage,), settings.prompts_trained(len(pairs)))
+
+
+def _contents(pairs: Sequence[Pair]) -> str:
+    """Tells the pairs' images, as they are now, from what any of them was before it changed."""
+    images = dict.fromkeys(image for pair in pairs for image in pair.images)
+    return fingerprint([content_id(Path(image)) for image in images])
 
 
 def _not_somebody_elses(folder: Path) -> None:

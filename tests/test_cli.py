@@ -157,10 +157,15 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
     assert (tmp_path / "out/adapters.safetensors").read_bytes() == trained
     code, _, err = visalign(*train, "--beta", 0.5)
     assert code == 2 and "beta is 0.5 now" in err and "beta: 0.1" in (tmp_path / "out/config.yaml").read_text()
+    image = data.parent / "photos/0.png"
+    before = image.read_bytes()
+    image.write_bytes((data.parent / "photos/1.png").read_bytes())
+    code, _, err = visalign(*train)
+    assert code == 2 and "image_contents is 3 of digest" in err
+    image.write_bytes(before)
     first_row = (tmp_path / "out/metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first_row)["train_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference was this very model
 
-    image = data.parent / "photos/0.png"
     generate = ["generate", "--model", model, "--image", image, "--max-tokens", 5]
     code, out, _ = visalign(*generate, "--adapter-path", tmp_path / "out", "--json")
     assert code == 0 and [row["image"] for row in json.loads(out)] == [str(image)]

@@ -1,14 +1,16 @@
-"""Controls: trainings that should not help, or help less, if a method does what it says.
+"""Controls: trainings that should not help, or help less, if a method does what it says, and what goes without one.
 
 random   the method's pairs, the preferred side drawn by a coin
 shorter  the method's pairs, the shorter answer preferred; equally long ones are left out
 blind    the same pairs, or the same answers with the same rewards, learned from as if every image were blank: what is
          gained so needs no looking. It is sampled, judged and evaluated with the images as ever
+best     no training: of several answers of the base, the one that the method's own judge likes best (`best_of`)
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,39 +19,58 @@ from PIL import Image
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.errors import UserError
+from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.keys import number_for
-from mlx_visalign.policy import Policy
+from mlx_visalign.measuring import measure, measure_best
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.records import Pair, read_jsonl
 from mlx_visalign.run import Run
+from mlx_visalign.weights import fingerprint
 
-Control = Literal["random", "shorter", "blind"]
+Control = Literal["random", "shorter", "blind", "best"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 BLANK = "blank.png"
 SCORED_TOGETHER = 16  # pairs
 
 
-def own_job(job: Alignment, folder: Path, policy: Policy) -> Alignment:
-    """The same seed and prompts for a control of its own, with a fresh policy and a folder that may move with the run's."""
+def controls_of(settings: Any) -> tuple[Control, ...]:
+    """The controls of a method with these settings: without pairs there is no side to swap."""
+    return CONTROLS if isinstance(settings.train, PreferenceSettings) else ("blind", "best")
+
+
+def measure_control(
+    control: Control, made: Alignment, folder: Path, method: Any, settings: Any, base: Evaluation, moment: str
+) -> Evaluation:
+    """What a control of the finished run `made` comes to, its policy fresh from the base: asked what `base` was asked.
+
+    All of it goes to `folder`, is done once, and gone on with after any stop; the answers are in MOMENT.jsonl.
+    """
+    job = own_job(made, folder)
+    with closing(job.run):
+        if control == "best":  # what judges may need what the run found out
+            return measure_best(job, method.ranking(made, settings), base, moment, {"settings": asdict(settings)})
+        train_control(control, job, made.run.folder, method, settings)
+        return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
+
+
+def own_job(job: Alignment, folder: Path) -> Alignment:
+    """The same seed, prompts and policy for a control, in a folder of its own that may move with the run's."""
     prompts = [replace(prompt, image=os.path.relpath(job.image(prompt.image), folder)) for prompt in job.prompts]
-    return replace(job, run=Run(folder), policy=policy, prompts=prompts, held_out=[], after_round=None)
-
-
-def controls_of(made: Path) -> tuple[Control, ...]:
-    """Which controls there are of the run in the folder `made`: without pairs there is no side to swap."""
-    return CONTROLS if (made / "pairs.jsonl").exists() else ("blind",)
+    run = Run(folder)
+    run.after_stage = job.run.after_stage
+    return replace(job, run=run, prompts=prompts, held_out=[], after_round=None)
 
 
 def train_control(control: Control, job: Alignment, made: Path, method: Any, settings: Any) -> None:
     """Train `job.policy`, fresh from its base, as the method's run in the folder `made` was, but for the control."""
     if control == "blind":
         _draw_blank(job)
-    if (made / "pairs.jsonl").exists():
+    if isinstance(settings.train, PreferenceSettings):
         _train_on_pairs(control, job, made, settings.train)
     elif control == "blind":
         method.train(replace(job, blank=job.image(BLANK)), settings)
     else:
-        raise UserError(f"The control {control!r} needs pairs, and {made} holds none.")
+        raise UserError(f"The control {control!r} needs pairs, and this method makes none.")
 
 
 def controlled(control: Control, pairs: Sequence[Pair], seed: int) -> list[Pair]:

@@ -9,11 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.best_of import SAMPLES
 from mlx_visalign.config import load_recipe
+from mlx_visalign.control_words import NAMES
+from mlx_visalign.controls import controls_of, measure_control
 from mlx_visalign.doctor import require_sound
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol
+from mlx_visalign.evaluate import Evaluation, Protocol, changes
 from mlx_visalign.measuring import READ_TOGETHER, measure
 from mlx_visalign.memory_plan import Forecast, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
@@ -59,7 +62,8 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     """
     report_file = run.folder / "report.json"
     begun = load_recipe(run.config) if run.config.exists() else plan.config
-    if report_file.exists() and begun == plan.config:
+    # Controls that a finished run has, and that nobody asks for now, stay.
+    if report_file.exists() and begun in (plan.config, plan.config | {"controls": True}):
         say(f"{run.folder}: this run is finished and nothing is left to do.")
         return read_json(report_file)
     if begun.get("method") != plan.recipe.method:
@@ -98,21 +102,22 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
         plan.method.train(job, plan.settings)
     page.after = after = _measure_trained(job, benchmark)
     plan.method.picture(job, plan.settings)
+    held_out_pairs = _held_out_accuracy(job, plan.settings.train)
+    controls = _measure_controls(plan, job, before, page) if plan.recipe.controls else {}
     run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
     training = read_metrics(run.metrics)
     page.report = report = make_report(
         before,
         after,
         training=training,
-        held_out_pairs=_held_out_accuracy(job, plan.settings.train),
+        held_out_pairs=held_out_pairs,
         versions=json.loads(read_text(run.versions)),
         settings=plan.config,
     )
     if measured:
-        report["rounds"] = [
-            cost | {"figures": as_rows(evaluation.figures)}
-            for cost, evaluation in zip(json.loads(read_text(run.rounds)), measured, strict=True)
-        ]
+        report["rounds"] = _rounds(run, measured)
+    if controls:
+        report["controls"] = controls
     page.write()
     write_report(report, before, after, training, run.folder / "report.json", run.plots)  # last: where it is, all is done
     return report
@@ -127,6 +132,27 @@ def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callab
             on_metrics(row)
 
     return follow
+
+
+def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
+    """What each round cost and brought, and what was measured after it."""
+    costs = json.loads(read_text(run.rounds))
+    return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
+
+
+def _measure_controls(plan: Plan, job: Alignment, before: Evaluation, page: ReportPage) -> Row:
+    """What each control changes, by the name that a report has for it."""
+    found = {}
+    for control in controls_of(plan.settings):
+        name = NAMES[control]
+        say(f"control: {name}")
+        policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
+        fresh = replace(job, policy=policy, on_metrics=lambda _: page.refresh())
+        with job.run.working(f"the control {control}"):
+            folder = job.run.control(control)
+            one = measure_control(control, fresh, folder, plan.method, plan.settings, before, "after")
+        found[name] = {"change": as_rows(changes(before, one))}
+    return found
 
 
 def _held_out_accuracy(job: Alignment, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
@@ -145,8 +171,16 @@ def foresee(plan: Plan) -> Row:
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
         **plan.settings.foresee(prompts),
+        **(_foresee_controls(plan) if plan.recipe.controls else {}),
         **in_full(forecast_of(plan, prompts, kept)),
     }
+
+
+def _foresee_controls(plan: Plan) -> Row:
+    names = controls_of(plan.settings)
+    trainings = len(names) - names.count("best")
+    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.scenes:,} more answers, in time beside what is told here"
+    return {"controls": f"{', '.join(names)}: {words}"}
 
 
 def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:

@@ -36,6 +36,7 @@ class Recipe:
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
     split       split: held-out ones are for reporting, never for choosing settings
+    controls    train and measure the controls too (see `controls`), which takes scenes whose content is known
     seed        everything random depends on it and on nothing else; in the tiny world also which scenes
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     cache_gb: float = 1.0
     scenes: int = 500
     split: Literal["validation", "held-out"] = "validation"
+    controls: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +62,11 @@ class Recipe:
             raise UserError(f"Expected count >= 1, scenes >= 1, questions >= 0, seed >= 0 and cache_gb >= 0, got {self}.")
         if self.images == TINY_WORLD and self.count is None:
             raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
+        if self.controls and self.images != TINY_WORLD:
+            raise UserError(
+                "Controls need images whose content is known, or they measure nothing, and of your own images nobody knows it: "
+                "leave --controls out, or take --images tiny-world."
+            )
 
 
 @dataclass(frozen=True)

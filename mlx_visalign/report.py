@@ -25,6 +25,13 @@ from mlx_visalign.sheet import save_sheet
 ONE_TRAINING = (
     "The intervals (95 %, bootstrap) are over the images, for this one training: another seed would give another model."
 )
+HEADLINES = {
+    "false mentions": ("chair", "chair_i"),
+    "recall": ("chair", "recall"),
+    "F1": ("chair", "f1"),
+    "POPE, adversarial": ("pope_adversarial", "accuracy"),
+}
+"""What the terminal says of controls; the page has every figure."""
 LAST = 0.05  # the training's end: the mean over this share of its updates
 
 
@@ -134,7 +141,18 @@ def show(report: Mapping[str, Any]) -> Group:
             table.add_row(Text(title, style="bold"))
             for name, shown in figures.items():
                 table.add_row(*_cells(shown, *(report[side][group][name] for side in ("before", "after", "change"))))
-    return Group(table, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+    controls = [Padding(_controls_table(report), (1, 0, 0, 0))] if "controls" in report else []
+    return Group(table, *controls, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+
+
+def _controls_table(report: Mapping[str, Any]) -> Table:
+    """What the training and each control changed."""
+    columns = {label: (group, name) for label, (group, name) in HEADLINES.items() if group in report["change"]}
+    table = _table("Changes beside those by controls", *columns)
+    for title, made in {"the training": report, **report["controls"]}.items():
+        cells = (TABLE[group][1][name].format(made["change"][group][name]["value"], "+") for group, name in columns.values())
+        table.add_row(title, *cells)
+    return table
 
 
 def show_figures(name: str, figures: Figures) -> Table:

@@ -54,6 +54,10 @@ class Run:
         """The folder of a round's training, counted from 1."""
         return self.folder / f"round-{number}"
 
+    def control(self, name: str) -> Path:
+        """The folder of a control's own run."""
+        return self.folder / "controls" / name
+
     def join_metrics(self, rounds: int) -> None:
         """Make `metrics.jsonl` of those of the rounds so far, the updates counted on."""
         rows = [

@@ -1,17 +1,19 @@
 """Controls: the same pairs or answers, learned from otherwise; each in a folder of its own, done once."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from random_policy import random_policy
+from stopping import StopError, stop_at
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import open_image
 from mlx_visalign.lora import LoRASettings
-from mlx_visalign.methods import seva
+from mlx_visalign.methods import fisao, seva
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.preference import PreferenceSettings, pair_batch, pair_logps, with_reference
 from mlx_visalign.prompts import make_prompts, world_mix, world_photos
@@ -47,7 +49,7 @@ def made(tmp_path):
 
 
 def control(made, name):
-    job = own_job(made, made.run.folder / "controls" / name, random_policy())
+    job = own_job(replace(made, policy=random_policy()), made.run.control(name))
     with job.run:
         train_control(name, job, made.run.folder, seva, SETTINGS)
     return job
@@ -106,7 +108,16 @@ def test_a_later_round_is_trained_against_where_the_control_has_got_to(made):
     ]
 
 
+def test_one_that_was_stopped_goes_on_to_the_same_adapter(made, tmp_path):
+    whole = control(made, "blind").run.adapter / "adapters.safetensors"
+    moved = replace(made, run=Run(shutil.copytree(made.run.folder, tmp_path / "moved", ignore=lambda *_: ["controls"])))
+    with pytest.raises(StopError):
+        control(replace(moved, on_metrics=stop_at(2)), "blind")
+    assert (control(moved, "blind").run.adapter / "adapters.safetensors").read_bytes() == whole.read_bytes()
+
+
 def test_without_pairs_there_is_only_the_blind_control(made, tmp_path):
-    assert controls_of(made.run.folder) == ("random", "shorter", "blind") and controls_of(tmp_path) == ("blind",)
+    assert controls_of(SETTINGS) == ("random", "shorter", "blind", "best")
+    assert controls_of(fisao.Settings()) == ("blind", "best")
     with pytest.raises(UserError, match="needs pairs"):
-        train_control("shorter", own_job(made, tmp_path / "c", random_policy()), tmp_path, seva, SETTINGS)
+        train_control("shorter", own_job(made, tmp_path / "c"), tmp_path, fisao, fisao.Settings())

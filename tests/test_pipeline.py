@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from sample_photos import write_photos
+from small_runs import write_recipe
 
 import mlx_visalign
 from mlx_visalign.cli import find_method
+from mlx_visalign.control_words import BEST, BLIND, NAMES
 from mlx_visalign.errors import UserError
 from mlx_visalign.memory_plan import SIZES_OF_MACS
 from mlx_visalign.pipeline import ask, foresee
@@ -139,6 +141,25 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("method", "names"), [("seva", [*NAMES.values()]), ("fisao", [BLIND, BEST])])
+def test_controls_follow_the_alignment(method, names, tmp_path, capsys):
+    folder, recipe = tmp_path / "run", str(write_recipe(method, tmp_path))
+    smallest = {"count": 10, "scenes": 1, "settings": {"train": {"iters": 2}}}
+    made = mlx_visalign.align(recipe, output=folder, controls=True, **smallest)
+    assert [*made["controls"]] == names
+    assert all(one["change"].keys() == made["change"].keys() for one in made["controls"].values())
+    assert f"change, {BLIND}" in (folder / "report.html").read_text()
+    trained = [path.read_bytes() for path in folder.rglob("adapter/adapters.safetensors")]
+    assert len(set(trained)) == len(trained) == len(names)  # one is the method's; the best of eight has none
+    assert mlx_visalign.align(recipe, output=folder, **smallest) == made  # not asked for now, they stay
+    assert "nothing is left to do" in capsys.readouterr().err
+
+
+def test_controls_are_told_before_they_are_trained():
+    told = foresee(plan(images=TINY_WORLD, count=10, controls=True))["controls"]
+    assert told.startswith("random, shorter, blind, best: 3 more trainings and 4,000 more answers")
+
+
 def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_seed(tmp_path):
     images = []
     for seed in (0, 1):
@@ -198,6 +219,16 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
             ask(recipe, run)
     with Run(tmp_path / "other", reuse=tmp_path / "run") as run, pytest.raises(UserError, match=r"2 of the 12 images "):
         ask(recipe, run)
+
+
+def test_prompts_of_an_earlier_version_say_nothing_of_the_images(tmp_path, photos):
+    recipe = plan(images=str(photos)).recipe
+    with Run(tmp_path) as run:
+        first = ask(recipe, run)
+        file = tmp_path / "prompts.jsonl"
+        rows = [row for _, row in read_rows(file)]
+        file.write_text("".join(json.dumps({name: row[name] for name in row if name != "content"}) + "\n" for row in rows))
+        assert ask(recipe, run) == first
 
 
 def test_a_users_prompts_are_about_the_images_they_were_about(tmp_path, photos):

@@ -66,6 +66,7 @@ def test_a_config_is_a_recipe_again(tmp_path):
         ({"settings.viev": "crop"}, "settings: unknown name 'viev'. Did you mean 'view'"),
         ({"settings.train.beta": "x"}, "beta must be a number"),
         ({"method": "sevva"}, "unknown name 'sevva'. Did you mean 'seva'"),
+        ({"controls": True}, "Controls need images whose content is known"),
         ({"split": "test"}, "split must be one of validation, held-out"),
     ],
 )

@@ -47,6 +47,15 @@ def test_change_is_after_minus_before():
             assert change["low"] <= change["high"]
 
 
+def test_the_terminal_sets_controls_beside_the_training():
+    made = report()
+    assert "preferred by a coin" not in printed(show(made))
+    made["controls"] = {"preferred by a coin": {"change": made["change"]}}
+    rows = [line.split() for line in printed(show(made)).splitlines()]
+    [training, coin] = [row for row in rows if row[:2] in (["the", "training"], ["preferred", "by"])]
+    assert len(training) == 2 + 3 and coin[-3:] == training[2:]  # there are no adversarial questions
+
+
 def test_the_terminal_shows_it_in_80_columns():
     text = printed(show(report()))
     lines = text.splitlines()

@@ -24,10 +24,10 @@ from mlx_visalign import load
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.augment.views import AUGMENTATIONS
 from mlx_visalign.control_words import NAMES
-from mlx_visalign.controls import CONTROLS, own_job, train_control
+from mlx_visalign.controls import CONTROLS, measure_control
 from mlx_visalign.evals.benchmark import world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, changes
-from mlx_visalign.measuring import measure, measure_best
+from mlx_visalign.measuring import measure
 from mlx_visalign.prompts import make_prompts, world_mix, world_photos
 from mlx_visalign.recipe import Plan, find_recipe, make_plan
 from mlx_visalign.run import Run
@@ -79,7 +79,7 @@ def main() -> None:
         for arm in args.arms:
             if arm in AUGMENTATIONS and seed != args.seeds[0]:
                 continue
-            one = untrained(args, plan, seed, base, moment) if arm == "best" else trained(args, plan, arm, seed, base, moment)
+            one = measured(args, plan, arm, seed, base, moment)
             found.setdefault(arm, {})[seed] = one
             table[f"{arm} {seed}"] = row(one) | {"change": row_of_changes(base, one)}
             print_row(f"{arm} {seed}", table[f"{arm} {seed}"])
@@ -112,29 +112,17 @@ def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "meth
     return Alignment(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
 
 
-def trained(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:
-    """What one arm's training made of the policy."""
+def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:
+    """What one arm comes to: a training of the method's, or a control of it."""
     if arm in CONTROLS:
         made = method_job(args, plan, seed)
-        job = own_job(made, args.output / f"{arm}-{seed}", made.policy)
-    else:
-        job = method_job(args, plan, seed, arm)
+        with made.run:
+            return measure_control(arm, made, args.output / f"{arm}-{seed}", plan.method, plan.settings, base, moment)
+    job = method_job(args, plan, seed, arm)
     with job.run:
-        if arm in CONTROLS:
-            train_control(arm, job, made.run.folder, plan.method, plan.settings)
-        else:
-            view = {"view": arm, "exists_view": arm} if arm in AUGMENTATIONS else {}
-            plan.method.train(job, replace(plan.settings, **view))
+        view = {"view": arm, "exists_view": arm} if arm in AUGMENTATIONS else {}
+        plan.method.train(job, replace(plan.settings, **view))
         return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
-
-
-def untrained(args: argparse.Namespace, plan: Plan, seed: int, base: Evaluation, moment: str) -> Evaluation:
-    """The base's best of several answers; what judges them may need what the method's run found out."""
-    made = method_job(args, plan, seed)
-    job = own_job(made, args.output / f"best-{seed}", made.policy)
-    with made.run, job.run:
-        judge = {"settings": plan.config["settings"]}
-        return measure_best(job, plan.method.ranking(made, plan.settings), base, moment, judge)
 
 
 def row(found: Evaluation) -> dict:

@@ -31,6 +31,7 @@ Control = Literal["random", "shorter", "blind", "best"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 BLANK = "blank.png"
 SCORED_TOGETHER = 16  # pairs
+UNGUARDED = {"max_kl": 1e9, "min_share": 0.0}  # a control is measured however far it strays from the base
 
 
 def controls_of(settings: Any) -> tuple[Control, ...]:
@@ -68,7 +69,8 @@ def train_control(control: Control, job: Alignment, made: Path, method: Any, set
     if isinstance(settings.train, PreferenceSettings):
         _train_on_pairs(control, job, made, settings.train)
     elif control == "blind":
-        method.train(replace(job, blank=job.image(BLANK)), settings)
+        unguarded = replace(settings, train=replace(settings.train, **UNGUARDED))
+        method.train(replace(job, blank=job.image(BLANK)), unguarded)
     else:
         raise UserError(f"The control {control!r} needs pairs, and this method makes none.")
 

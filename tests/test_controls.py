@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,3 +122,14 @@ def test_without_pairs_there_is_only_the_blind_control(made, tmp_path):
     assert controls_of(fisao.Settings()) == ("blind", "best")
     with pytest.raises(UserError, match="needs pairs"):
         train_control("shorter", own_job(made, tmp_path / "c"), tmp_path, fisao, fisao.Settings())
+
+
+def test_blind_rollouts_are_measured_however_far_they_stray(made, tmp_path):
+    taken = []
+    method = SimpleNamespace(train=lambda job, settings: taken.append((job.blank, settings.train)))
+    job = own_job(made, tmp_path / "blind")
+    train_control("blind", job, made.run.folder, method, fisao.Settings())
+    [(blank, train)] = taken
+    assert blank == tmp_path / "blind" / BLANK
+    assert (train.max_kl, train.min_share) == (1e9, 0.0)
+    assert replace(train, max_kl=5.0, min_share=0.6) == fisao.Settings().train

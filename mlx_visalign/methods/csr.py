@@ -111,6 +111,7 @@ def train(job: Alignment, settings: Settings) -> None:
     Pairs about the held-out prompts are made before the first round and left in held_out_pairs.jsonl.
     """
     judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    require_readable(job, settings.rounds)
     for number in range(1, settings.rounds + 1):
         pairs = collect(job, settings, judge, job.prompts, number, "")
         if number == 1 and job.held_out:
@@ -123,6 +124,15 @@ def train(job: Alignment, settings: Settings) -> None:
         if job.after_round is not None:
             job.after_round()
     write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
+
+
+def require_readable(job: Alignment, rounds: int) -> None:
+    """UserError for a spoilt row of any finished round: found in its turn, an earlier round's adapter were written already."""
+    for number in range(1, rounds + 1):
+        for what, kind in (("trees", Tree), ("pairs", Pair)):
+            file = job.run.folder / f"{stage_name(what, number)}.jsonl"
+            if file.exists():
+                read_jsonl(file, kind)
 
 
 def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:

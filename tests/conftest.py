@@ -13,6 +13,15 @@ if "NO_PRELOAD" not in os.environ:
     for library in sorted(libraries.glob("libopenblasp*.so"))[:1]:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("mlx_visalign", "typechecker.check")
+
+
+@pytest.fixture(scope="session")
+def kit(tmp_path_factory):
+    """Sound inputs of every kind, an almost finished run of every method among them: see `spoiling`."""
+    from spoiling import make_kit
+
+    return make_kit(tmp_path_factory.mktemp("kit"))

@@ -1,0 +1,193 @@
+"""Sound inputs, and ways to spoil them.
+
+`make_kit` writes a folder of photos, pairs, prompts, a model, a CLIP, an adapter and recipes, and of every method a whole run
+(whole/METHOD) and one that is all but finished (runs/METHOD). A test spoils a copy.
+"""
+
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from PIL import Image
+from sample_photos import write_photos
+from small_runs import SETTINGS, write_recipe
+
+from mlx_visalign.cli import main
+from mlx_visalign.policy import TINY
+from mlx_visalign.records import Pair, Prompt, write_jsonl
+
+Spoil = Callable[[Path], object]
+ALWAYS = ("photos", "pairs.jsonl", "prompts.jsonl", "truth.json", "words.json", "csr.yaml", "seva.yaml", "fisao.yaml")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command given in a copy of the kit that was spoilt; `says`: what the message must hold, file and line among it."""
+
+    name: str
+    command: str
+    says: str | tuple[str, ...]
+    spoil: Spoil = lambda folder: None
+
+
+def make_kit(kit: Path) -> Path:
+    make_inputs(kit)
+    for method in SETTINGS:
+        assert main(f"run -c {write_recipe(method, kit)} --output {kit}/runs/{method}".split()) == 0
+        shutil.copytree(kit / "runs" / method, kit / "whole" / method)
+        (kit / "runs" / method / "report.json").unlink()
+    shutil.copytree(kit / "runs/seva/adapter", kit / "adapter")
+    return kit
+
+
+def make_inputs(kit: Path) -> None:
+    """What takes no time: everything but runs and an adapter."""
+    write_photos(kit / "photos", 4)
+    pairs = [
+        Pair(f"p{index}", (f"photos/{index}.png",), "What is there?", "A red circle.", f"A blue star and {index} crosses.")
+        for index in range(4)
+    ]
+    write_jsonl(kit / "pairs.jsonl", pairs)
+    write_jsonl(kit / "prompts.jsonl", [Prompt(f"q{i}", f"photos/{i}.png", "What is there?", "describe") for i in range(4)])
+    (kit / "truth.json").write_text('{"photos/0.png": ["dog"], "photos/1.png": ["cat"]}')
+    (kit / "words.json").write_text('[{"canonical": "zebu", "phrases": ["zebu"]}]')
+    shutil.copytree(TINY, kit / "model")
+    shutil.copytree(TINY.parent / "clip", kit / "clip")
+
+
+def copy_kit(kit: Path, folder: Path, command: str) -> None:
+    """What every command may need, and what this one names."""
+    folder.mkdir(exist_ok=True)
+    named = [word for word in command.replace("=", " ").split() if word.startswith(("model", "clip", "adapter", "runs/"))]
+    for name in {*ALWAYS, *(word.partition("@")[0] for word in named)}:
+        if (kit / name).is_dir():
+            shutil.copytree(kit / name, folder / name)
+        elif (kit / name).exists():
+            shutil.copy(kit / name, folder / name)
+
+
+# -- ways to spoil a file ---------------------------------------------------------------------------------------------
+
+
+def put(name: str, content: str | bytes) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return spoil
+
+
+def gone(name: str) -> Spoil:
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def cut(name: str, share: float = 0.5) -> Spoil:
+    """The file's beginning only."""
+    return lambda folder: os.truncate(folder / name, int(share * (folder / name).stat().st_size))
+
+
+def line(name: str, number: int, text: str) -> Spoil:
+    """Another line in the place of one of a file's."""
+
+    def spoil(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines()
+        lines[number - 1] = text
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+    return spoil
+
+
+def row(name: str, number: int, *drop: str, **changes: Any) -> Spoil:
+    """A row of a JSON lines file with other values in some columns, or without some."""
+
+    def spoil(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines()
+        values = {key: value for key, value in (json.loads(lines[number - 1]) | changes).items() if key not in drop}
+        line(name, number, json.dumps(values))(folder)
+
+    return spoil
+
+
+def twice(name: str, number: int) -> Spoil:
+    """A file with one of its lines once more at its end."""
+
+    def spoil(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines()
+        (folder / name).write_text("\n".join([*lines, lines[number - 1]]) + "\n")
+
+    return spoil
+
+
+def field(name: str, place: str, value: Any) -> Spoil:
+    """A JSON file with another value at a dotted place; None leaves it out."""
+
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        *outer, last = place.split(".")
+        inner = content
+        for part in outer:
+            inner = inner[part]
+        inner.pop(last, None)
+        if value is not None:
+            inner[last] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return spoil
+
+
+def tensors(name: str, change: Callable[[dict[str, mx.array]], dict[str, mx.array]]) -> Spoil:
+    """A safetensors file with other tensors."""
+
+    def spoil(folder: Path) -> None:
+        arrays, about = mx.load(str(folder / name), return_metadata=True)
+        changed = change(dict(arrays))
+        mx.eval(changed)
+        mx.save_safetensors(str(folder / name), changed, metadata=about)
+
+    return spoil
+
+
+def recipe(text: str) -> Spoil:
+    return put("bad.yaml", text)
+
+
+def picture(kind: str) -> Spoil:
+    return lambda folder: Image.new("RGB", (9, 9)).save(folder / "photos/1.png", kind)
+
+
+def png(width: int, height: int) -> bytes:
+    """A small file that says it is a PNG of this size."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(999))),
+        (b"IEND", b""),
+    )
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+# A list whose last entry would be billions of words, were its aliases written out.
+LAUGHS = "\n- &a0 [ha, ha]\n" + "".join(f"- &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 12))
+
+
+def nothing_left(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+    return {"other": mx.zeros(3)}
+
+
+def first_changed(change: Callable[[mx.array], mx.array]) -> Callable[[dict[str, mx.array]], dict[str, mx.array]]:
+    def changed(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        first = min(arrays)
+        return arrays | {first: change(arrays[first])}
+
+    return changed

@@ -67,4 +67,4 @@ def _points(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * value:z.1f}".replace("-", "\N{MINUS SIGN}")

@@ -44,8 +44,8 @@ class Shown:
     is_share: bool = True
 
     def format(self, number: float, sign: str = "") -> str:
-        """Shares in per cent. `sign` "+" writes it before positive numbers too."""
-        return f"{100 * number:{sign}.1f}" if self.is_share else f"{number:{sign}.2f}"
+        """Shares in per cent. `sign` "+" writes it before positive numbers too. What rounds to 0 has no minus."""
+        return f"{100 * number:{sign}z.1f}" if self.is_share else f"{number:{sign}z.2f}"
 
 
 POPE = {

@@ -11,7 +11,18 @@ from rich.console import Console
 from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.records import Response
-from mlx_visalign.report import TABLE, in_short, make_report, sentences, show, show_figures, summarise, verdict, write_report
+from mlx_visalign.report import (
+    TABLE,
+    Shown,
+    in_short,
+    make_report,
+    sentences,
+    show,
+    show_figures,
+    summarise,
+    verdict,
+    write_report,
+)
 
 BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
 AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
@@ -79,6 +90,11 @@ def test_an_interval_that_reaches_zero_tells_nothing(low, high):
 
 def test_what_did_not_move_did_not_change():
     assert verdict({"value": 0.0, "low": 0.0, "high": 0.0}, 1) == "no change"
+
+
+@pytest.mark.parametrize("is_share", [True, False])
+def test_what_rounds_to_nothing_has_no_minus(is_share):
+    assert Shown("accuracy", 1, is_share).format(-1e-9, sign="+") == ("+0.0" if is_share else "+0.00")
 
 
 def test_wins_and_losses_are_told_in_short():

@@ -101,7 +101,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reuse", metavar="RUN", help="take over what another run did, where its settings are the same")
     parser.add_argument("--count", dest="recipe.count", type=int, help="at most so many images")
     parser.add_argument(
-        "--controls", dest="recipe.controls", action="store_const", const=True, help="train controls too; of the tiny world"
+        "--controls",
+        dest="recipe.controls",
+        action="store_const",
+        const=True,
+        help="then train the controls too (tiny world only)",
     )
     parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, help="memory for image features, in GB")
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, help="longest answer")

@@ -186,7 +186,7 @@ def test_a_users_prompts_are_asked_instead(tmp_path, photos):
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(prompt.to_row()) + "\n" for prompt in given))
     with Run(tmp_path / "run") as run:
-        trained, kept = ask(plan(prompts=str(file)).recipe, run)
+        trained, kept = ask(plan(prompts=str(file), images=str(photos)).recipe, run)
     assert len(kept) == 1 and sorted(prompt.id for prompt in trained + kept) == [prompt.id for prompt in given]
     assert len(read_jsonl(Path(tmp_path / "run" / "prompts.jsonl"), Prompt)) == 10
 

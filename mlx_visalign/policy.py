@@ -28,6 +28,7 @@ from mlx_visalign.weights import check_base, fingerprint, read_adapter, stated
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
 PROBE = "Describe this image in detail."
+WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # where a tokenizer's words are
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def load(
 def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:
     for name, value, choices in (("template", template, templates.Template), ("aspect", aspect, Aspect)):
         if value not in get_args(choices):
-            raise UserError(f"Unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}.")
+            raise UserError(f"{folder}: unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}.")
     if onevision and aspect != "pad":
         raise UserError(
             f"{folder}: LLaVA-OneVision takes aspect 'pad' only. It never saw a cropped image, and its own AnyRes (several "
@@ -315,6 +316,8 @@ def read_tokenizer(folder: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in WORDS):  # transformers would make one without a single word
+        raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(WORDS)} there.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:

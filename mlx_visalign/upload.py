@@ -14,7 +14,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.model_card import Kind, Subject, make_card
 from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import CONFIG, WEIGHTS
+from mlx_visalign.weights import CONFIG, WEIGHTS, read_adapter
 
 CARD = "README.md"
 SAID = ("method", "round", "round_ranks", "template", "aspect", "base_fingerprint", "source_fingerprint")
@@ -48,7 +48,7 @@ def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
     """What is there: its kind, the names of the files that belong to it, and what its config says."""
     there = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     if {WEIGHTS, CONFIG} <= there:
-        config = read_json(folder / CONFIG)
+        config, _ = read_adapter(folder)  # a damaged one is not for others
         return "adapter", [CONFIG, WEIGHTS], {name: config[name] for name in SAID if name in config}
     if peft_folder.is_peft(folder):
         peft = peft_folder.read_peft(folder)

@@ -36,6 +36,7 @@ def build_model(config: dict[str, Any]) -> Any:
         _check_settings(config)
         text = family.TextConfig.from_dict(_text_settings(config))
         vision = family.VisionConfig.from_dict(config["vision_config"])
+        _check_layer(config.get("vision_feature_layer", -2), vision.num_hidden_layers)
         return family.Model(family.ModelConfig(model_type=kind, text_config=text, vision_config=vision, **fields))
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"The model's config.json cannot be understood: {error}.") from None
@@ -60,6 +61,12 @@ def _check_settings(config: dict[str, Any]) -> None:
                 f"config.json: image_grid_pinpoints have no {size}x{size}, so an image would be cut into several tiles. "
                 "Only one tile an image is supported."
             )
+
+
+def _check_layer(layer: int, blocks: int) -> None:
+    """The tower's states are those before its first block and after each."""
+    if not -blocks - 1 <= layer <= blocks:
+        raise UserError(f"config.json: there is no vision_feature_layer {layer} in a tower of {blocks} blocks.")
 
 
 def _text_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,17 +29,16 @@ def test_bad_input(case, kit, tmp_path, monkeypatch, capsys):
     before = content(tmp_path)
     monkeypatch.chdir(tmp_path)
     code = main(case.command.split())
-    said = " ".join(capsys.readouterr().err.split())
-    command = case.command.split()[0]
+    said = capsys.readouterr().err
     assert code == 2, said
-    assert said.count(f"visalign {command}") == 1 and "Traceback" not in said, said
-    message = said.partition(f"visalign {command}")[2]
+    assert sum(line.startswith("visalign ") for line in said.splitlines()) == 1 and "Traceback" not in said, said
+    message = " ".join(said[said.index("visalign ") :].split())
     for part in (case.says,) if isinstance(case.says, str) else case.says:
         assert part in message, message
     assert before.items() <= content(tmp_path).items()
 
 
-@pytest.mark.parametrize("name", ["a broken row", "an adapter with truncated weights"])
+@pytest.mark.parametrize("name", ["a broken row", "a Python object"])
 def test_a_process_of_its_own_says_the_same(name, kit, tmp_path):
     case = next(case for case in CASES if case.name == name)
     copy_kit(kit, tmp_path, case.command)

@@ -192,7 +192,7 @@ def test_check_shows_the_first_pair_as_it_is_trained(visalign, model, data):
 def test_eval_measures_what_is_asked_for(visalign, model):
     code, out, _ = visalign("eval", "--model", model, "--count", 2, "--max-tokens", 5, "--json")
     assert code == 0
-    assert json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
+    assert json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial", "capability"}
     code, out, _ = visalign("eval", "--model", model, "--count", 2, "--max-tokens", 5, "--benchmark", "chair")
     assert code == 0 and "2 validation scenes of the tiny world" in out and "CHAIR_i" in out and "POPE," not in out
 

@@ -32,6 +32,7 @@ from mlx_visalign.report import as_rows, make_report, write_report
 from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
 from mlx_visalign.scorers import Score
+from mlx_visalign.scorers.clip import require_judge
 from mlx_visalign.stage import Row, fingerprint
 from mlx_visalign.vlm import read_json
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
@@ -91,6 +92,9 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     if run.died_in is not None:
         tell_of_death(run.died_in, expected)
     policy, vocabulary = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb), _vocabulary(plan.recipe)
+    judge = plan.settings.workload(prompts).judge
+    if judge is not None and score is None:  # before the first answer, not hours later
+        require_judge(judge[0], policy)
     require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
     job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary, score, name)

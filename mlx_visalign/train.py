@@ -126,6 +126,11 @@ def fit(
     identity = _identity(settings, learning_rates, depends_on)
     groups = _Groups(trained, settings, learning_rates)
     step = _resume(folder, identity, groups, source)
+    if not any(schedule_factor(settings, number) for number in range(settings.iters)):
+        say(
+            f"warning: the rate is 0 in all of the {settings.iters} updates, for all of them are warm-up: nothing will be "
+            "learned. Take more data or epochs, or less grad_accumulation."
+        )
     update = _Update(groups, loss, source, settings)
     with progress("training", settings.iters, done=step) as bar, ctrl_c_waits() as stop:
         while step < settings.iters:

@@ -118,6 +118,13 @@ def test_another_learning_rate_reuses_the_answers(finished, align, tmp_path, cap
         assert (tmp_path / f"{stage}.jsonl").read_bytes() == (finished[0] / f"{stage}.jsonl").read_bytes()
 
 
+def test_a_judge_that_is_not_named_is_missed_before_the_first_answer(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_visalign.scorers.clip.fingerprint", lambda folder: "another model's")
+    with pytest.raises(UserError, match="Which CLIP is to judge"):
+        mlx_visalign.align("csr", model="tiny", images=photos, output=tmp_path)
+    assert not (tmp_path / "before.jsonl").exists()
+
+
 def plan(**values):
     return make_plan(find_recipe("seva"), find_method, None, values)
 

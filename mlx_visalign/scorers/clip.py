@@ -84,16 +84,21 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     `view`: whether images are padded to a square or cropped, as CLIP's own preprocessing does. Where the policy sees
     images in the same way and through the same tower, that is run once for both.
     """
-    if folder is None and policy.base != fingerprint(TINY):
-        raise UserError(
-            "Which CLIP is to judge? Name its folder with --set clip=FOLDER; the one that LLaVA-1.5 sees through is "
-            "openai/clip-vit-large-patch14-336."
-        )
+    require_judge(folder, policy)
     path = TINY_CLIP if folder is None else find_model(folder)
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
     shared = preprocessing == policy.preprocessing and _begins_as(clip, vlm.tower_weights(policy.model))
     return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
+
+
+def require_judge(folder: str | None, policy: Policy) -> None:
+    """UserError where no CLIP is named and the policy is not the tiny model, which has its own."""
+    if folder is None and policy.base != fingerprint(TINY):
+        raise UserError(
+            "Which CLIP is to judge? Name its folder with --set clip=FOLDER; the one that LLaVA-1.5 sees through is "
+            "openai/clip-vit-large-patch14-336."
+        )
 
 
 def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:

@@ -11,8 +11,9 @@ ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DIS
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
 
+# Two processes, each with whole files: fixtures of a file are dear, and two cores are what CI has.
 test: .venv/ready
-	@$(ENV) $(BIN)/python -m pytest -q
+	@$(ENV) $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 	@for file in $$(grep -l pytest.mark.alone tests/test_*.py); do $(ENV) $(BIN)/python -m pytest -q -m alone $$file || exit 1; done
 
 slow: .venv/ready

@@ -10,9 +10,10 @@ from random_policy import random_policy
 from small_runs import write_recipe
 
 from mlx_visalign import fold, lora, patient, precision, template, vlm
+from mlx_visalign.checks import CHECKS
 from mlx_visalign.cli import main
 from mlx_visalign.commands import COMMANDS
-from mlx_visalign.doctor import CHECKS, examine, examine_adapter, require_sound
+from mlx_visalign.doctor import examine, examine_adapter, require_sound
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import Preprocessing
 from mlx_visalign.lora import LoRASettings, RoundsLoRALinear, adapters

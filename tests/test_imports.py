@@ -14,7 +14,7 @@ TOP_TO_BOTTOM = """
     checkpoint train preference ppo_settings experience rollout reinforcement footprint workload
     scorers judging world prompts evals evaluate calibration verifier
     plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload stage
-    speed memory_plan patient doctor
+    speed memory_plan patient checks doctor
     run alignment best_of measuring controls recipe report_page pipeline compare preview
     methods options commands cli api __init__ __main__
 """

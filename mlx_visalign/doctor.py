@@ -1,6 +1,7 @@
 """Is the model whole, and is every shortcut exact? Runs the `checks`, and says what they found."""
 
 import json
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlx_visalign.patient import Patient
 from mlx_visalign.policy import Policy
 from mlx_visalign.progress import say
 from mlx_visalign.weights import stated
+from mlx_visalign.words import duration
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def require_sound(policy: Policy, file: Path) -> None:
     }
     if file.exists() and vlm.read_json(file) == about:
         return
+    started = time.perf_counter()
     wrong = [finding for finding in examine(policy, quick=True) if not finding.ok]
     if wrong:
         told = "\n".join(f"- {finding.check}: {finding.found}. {finding.wrong}" for finding in wrong)
         raise UserError(f"The model does not pass the checks that every training begins with:\n{told}")
     write_atomically(file, json.dumps(about, indent=1) + "\n")
-    say("doctor: the model passes the quick checks.")
+    say(f"doctor: the model passes the quick checks ({duration(time.perf_counter() - started)}).")

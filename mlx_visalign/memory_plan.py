@@ -24,7 +24,8 @@ from mlx_visalign.models.clip import CLIPConfig
 from mlx_visalign.policy import TINY
 from mlx_visalign.progress import say
 from mlx_visalign.scorers.clip import CACHE_GB, TINY_CLIP
-from mlx_visalign.speed import in_words, rates_for, seconds_of
+from mlx_visalign.speed import rates_for, seconds_of
+from mlx_visalign.words import duration
 from mlx_visalign.workload import Answering, Workload, answering_bytes
 
 GPU_SHARE = 0.7  # of a Mac's memory, what Metal lets the GPU have: 11.45 of 16 GB, 17.2 of 24, 70 to 78 % above
@@ -142,7 +143,7 @@ def in_full(plan: Forecast) -> dict[str, Any]:
         **in_brief(plan),
         **fitting,
         "gflops_here": {f"{count} tokens at once": _three_digits(rate / 1e9) for count, rate in rates.items()},
-        "time_at_most": "; ".join(f"{name} {in_words(count)}" for name, count in seconds.items())
+        "time_at_most": "; ".join(f"{name} {duration(count)}" for name, count in seconds.items())
         + " (estimated from matrix products, timed here just now)",
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import HEIC_FIX, check_image, formats_read, reads_heic
 from mlx_visalign.progress import progress, say
+from mlx_visalign.words import counted
 
 READ = (".jpg", ".jpeg", ".png", ".webp")
 HEIC = (".heic", ".heif", ".hif")
@@ -47,7 +48,7 @@ def find_photos(folder: Path, limit: int | None = None, skip_bad: bool = False) 
             f"{len(found.problems)} of the images cannot be used. The first is {found.problems[0]} Mend or remove them"
             + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
         )
-    count = f"{len(good):,} of {len(photos):,} photos" if len(good) == limit else f"{len(good):,} photos"
+    count = f"{len(good):,} of {counted(len(photos), 'photo')}" if len(good) == limit else counted(len(good), "photo")
     say(f"{count} in {folder}.{found.left_out_said()}")
     return good
 

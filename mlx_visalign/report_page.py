@@ -22,6 +22,7 @@ from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.report import in_short, notes
 from mlx_visalign.run import Run
+from mlx_visalign.words import counted, duration
 
 SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
 
@@ -77,12 +78,12 @@ class ReportPage:
             )
             return tag("p", words, cls="note")
         training = self.report["training"]
-        cost = f"{training['updates']} updates in {training['seconds'] / 60:.1f} minutes"
+        cost = f"{counted(training['updates'], 'update')} in {duration(training['seconds'])}"
         return tag("p", f"{_about_images(self.config)} The training: {cost}{_memory(training)}.", cls="lead")
 
     def _updates(self) -> list[str]:
         rows = read_metrics(self.run.metrics)
-        return [f"{len(rows)} updates of the training"] if rows else []
+        return [f"{counted(len(rows), 'update')} of the training"] if rows else []
 
     def _outcome(self) -> Iterator[Html]:
         """What the first screen has to say: the figures to look for, what got better, and what got worse."""

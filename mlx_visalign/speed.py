@@ -62,11 +62,3 @@ def _seconds(shape: Shape, setting: Setting, rows: int, outputs: int) -> float:
             mx.eval(mx.quantized_matmul(tokens, *quantised, group_size=QUANTISED_GROUP, bits=setting.bits))
         seconds = time.perf_counter() - started
     return seconds
-
-
-def in_words(seconds: float) -> str:
-    """Two digits are more than an estimate is worth."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
-    return f"{float(f'{seconds:.2g}'):g} seconds"

@@ -1,6 +1,7 @@
 """The doctor finds a sound model sound, in every precision, and names whatever is broken on purpose."""
 
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -192,10 +193,11 @@ def test_weights_that_are_not_finite():
 # -- before a training ----------------------------------------------------------------------------------------------------
 
 
-def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch):
+def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch, capsys):
     policy, file = random_policy(), tmp_path / "doctor.json"
     require_sound(policy, file)
     assert json.loads(file.read_text())["base_fingerprint"] == policy.base
+    assert re.search(r"passes the quick checks \([\d.]+ seconds?\)", capsys.readouterr().err)
     monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
     require_sound(policy, file)  # it has passed already
     with pytest.raises(UserError, match=r"causality: .*sees what comes after"):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors fields files keys progress metrics provenance precision
+    errors words fields files keys progress metrics provenance precision
     records config losses ppo images pair_formats photos augment vocabulary mentions template
     models vlm fold logps weights lora convert generate tree sentences policy stream probe
     checkpoint train preference ppo_settings experience rollout reinforcement footprint workload

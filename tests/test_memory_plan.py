@@ -24,7 +24,7 @@ from mlx_visalign.memory_plan import (
 )
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Prompt
-from mlx_visalign.speed import in_words, measured_rate, seconds_of
+from mlx_visalign.speed import measured_rate, seconds_of
 from mlx_visalign.workload import Answering, Workload
 
 PLAN = Forecast(LLAVA_7B, Setting(prompt=640, answer=256, rank=64), DEFAULT)
@@ -172,7 +172,3 @@ def test_time_follows_the_work():
 def test_the_rate_is_measured(bits):
     plan = forecast("tiny", {"bits": bits})
     assert 1e6 < measured_rate(plan.shape, plan.setting, 8) < 1e16
-
-
-def test_times_in_words():
-    assert [in_words(seconds) for seconds in (0.123, 90, 7300, 4e7)] == ["0.12 seconds", "90 seconds", "2 hours", "460 days"]

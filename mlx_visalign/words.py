@@ -1,0 +1,19 @@
+"""Counts and times as people say them."""
+
+
+def counted(count: float, noun: str) -> str:
+    """ "1 update", "1,200 updates": the noun, which takes an s where there is not just one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it, of two digits: more than an estimate is worth."""
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size:
+            return counted(_two_digits(seconds / size), unit)
+    return counted(_two_digits(seconds), "second")
+
+
+def _two_digits(number: float) -> float:
+    rounded = float(f"{number:.2g}")
+    return int(rounded) if rounded.is_integer() else rounded

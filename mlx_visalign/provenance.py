@@ -16,10 +16,17 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting that differs: its name, the saved value and the current one; None if all agree."""
+    """The first setting that differs: its name ("reward.kind" within another), the saved value and the current one.
+
+    None if all agree.
+    """
     for name in [*current, *saved]:
         was, now = saved.get(name, UNSET), current.get(name, UNSET)
-        if was != now:
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            inner = first_difference(was, now)
+            if inner is not None:
+                return f"{name}.{inner[0]}", *inner[1:]
+        elif was != now:
             return name, was, now
     return None
 

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.asking import find_vocabulary
 from mlx_visalign.before_after import tally
 from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
 from mlx_visalign.config import dump, load_recipe
@@ -23,12 +24,13 @@ from mlx_visalign.evals.listed import listed_benchmark
 from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import build, unknown
 from mlx_visalign.files import write_atomically
+from mlx_visalign.foresight import foresee
 from mlx_visalign.generate import Sampling
 from mlx_visalign.memory_plan import find_folder, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.options import recipe_values
 from mlx_visalign.pair_formats import read_pairs
 from mlx_visalign.photos import content_id
-from mlx_visalign.pipeline import find_vocabulary, foresee, run_recipe
+from mlx_visalign.pipeline import run_recipe
 from mlx_visalign.policy import TINY, load
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import longest_answer, measure, show_pair

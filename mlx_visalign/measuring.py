@@ -12,11 +12,8 @@ from mlx_visalign.records import Response
 READ_TOGETHER = 8  # images
 
 
-def measure(
-    job: Alignment, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol | None = None
-) -> Evaluation:
+def measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol) -> Evaluation:
     """The policy's answers about the benchmark, kept in MOMENT.jsonl. `depends`: what made the policy what it is."""
-    protocol = protocol or Protocol()
     images, ask = examination(job.policy, benchmark, protocol)
     return Evaluation(benchmark, protocol, _kept(job, benchmark, protocol, moment, images, ask, depends))
 

@@ -2,7 +2,7 @@
 
 
 def counted(count: float, noun: str) -> str:
-    """ "1 update", "1,200 updates": the noun, which takes an s where there is not just one."""
+    """As in "1 update" and "1,200 updates": the noun takes an s where there is not just one."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -15,7 +15,7 @@ TOP_TO_BOTTOM = """
     scorers judging world prompts evals evaluate calibration verifier
     plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload stage
     speed memory_plan patient checks doctor
-    run alignment best_of measuring controls recipe report_page pipeline compare preview
+    run alignment best_of measuring controls recipe asking foresight report_page pipeline compare preview
     methods options commands cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()

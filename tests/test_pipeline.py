@@ -8,11 +8,12 @@ from sample_photos import write_photos
 from small_runs import write_recipe
 
 import mlx_visalign
+from mlx_visalign.asking import ask
 from mlx_visalign.cli import find_method
 from mlx_visalign.control_words import BEST, BLIND, NAMES
 from mlx_visalign.errors import UserError
+from mlx_visalign.foresight import foresee
 from mlx_visalign.memory_plan import SIZES_OF_MACS
-from mlx_visalign.pipeline import ask, foresee
 from mlx_visalign.recipe import TINY_WORLD, find_recipe, make_plan
 from mlx_visalign.records import Prompt, read_jsonl, read_rows
 from mlx_visalign.run import Run
@@ -56,6 +57,7 @@ def test_a_run_leaves_every_file(finished):
     assert json.loads((folder / "report.json").read_text()) == report
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert report["benchmark"]["name"] == "2 images that were not trained on"
+    assert report["benchmark"]["max_tokens"] == 64  # as long as the answers that it learned from
 
 
 def test_the_page_of_a_finished_run_holds_the_methods_picture_in_words(finished):

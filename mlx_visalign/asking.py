@@ -1,0 +1,98 @@
+"""What a run asks: its recipe's prompts about its images, kept in prompts.jsonl, and which of them are held out."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_visalign.photos import Photo, content_id, find_photos, held_out, require_unchanged
+from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
+from mlx_visalign.recipe import TINY_WORLD, Recipe
+from mlx_visalign.records import Prompt, read_text
+from mlx_visalign.run import Run
+from mlx_visalign.stage import Row, fingerprint
+from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
+
+
+@dataclass(frozen=True)
+class Asked(Prompt):
+    """A prompt of a run: whether it is kept out of the training, and what tells its image from what it may become."""
+
+    held_out: bool = field(kw_only=True)
+    content: str = ""  # runs of earlier versions did not write it down
+
+    @property
+    def as_prompt(self) -> Prompt:
+        return Prompt(self.id, self.image, self.prompt, self.kind)
+
+
+def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those about the tenth of the images that is held out. Both stand in prompts.jsonl."""
+    if recipe.images == TINY_WORLD:
+        _draw_world(recipe, run)  # whatever the stage does: another run's prompts are reused without their images
+    made_before = run.reuse is not None or (run.folder / "prompts.jsonl").exists()
+    asked = run.records(
+        Asked,
+        "prompts",
+        ["all prompts"],
+        lambda _: _prompt_rows(recipe, run),
+        settings=_what_prompts_depend_on(recipe),
+        batch=1,
+        title="prompts",
+    )
+    if made_before and recipe.images != TINY_WORLD:
+        require_unchanged({one.image: one.content for one in asked if one.content})
+    trained, kept = ([one.as_prompt for one in asked if one.held_out is side] for side in (False, True))
+    return trained, kept
+
+
+def _what_prompts_depend_on(recipe: Recipe) -> Row:
+    return {
+        "images": recipe.images if recipe.images in (None, TINY_WORLD) else os.path.abspath(recipe.images),
+        "count": recipe.count,
+        "questions": recipe.questions,
+        "prompts": _content(recipe.prompts),
+        "vocabulary": _content(recipe.vocabulary),
+        "seed": recipe.seed,
+    }
+
+
+def _content(file: str | None) -> str | None:
+    return None if file is None else fingerprint([read_text(Path(file))])
+
+
+def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
+    if recipe.prompts is not None:
+        images = None if recipe.images is None else Path(recipe.images)
+        prompts = read_prompts(Path(recipe.prompts), images, recipe.skip_bad)
+        contents = {image: content_id(Path(image)) for image in {prompt.image for prompt in prompts}}
+        kept = held_out(contents)
+    else:
+        photos, mix = _photos_and_mix(recipe, run)
+        prompts = make_prompts(photos, mix, recipe.seed)
+        contents = {photo.image: photo.id for photo in photos}
+        kept_ids = held_out(contents.values())
+        kept = {photo.image for photo in photos if photo.id in kept_ids}
+    return [prompt.to_row() | {"held_out": prompt.image in kept, "content": contents[prompt.image]} for prompt in prompts]
+
+
+def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
+    if recipe.images == TINY_WORLD:
+        return _draw_world(recipe, run), world_mix(recipe.questions)
+    mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
+    return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), mix
+
+
+def vocabulary_of(recipe: Recipe) -> Vocabulary:
+    """The objects that answers may name."""
+    return world_mix(0).vocabulary if recipe.images == TINY_WORLD else find_vocabulary(recipe.vocabulary)
+
+
+def find_vocabulary(file: str | None) -> Vocabulary:
+    """COCO's 80 objects, and those in the file."""
+    return coco80() if file is None else coco80().extended(read_vocabulary(Path(file)))
+
+
+def _draw_world(recipe: Recipe, run: Run) -> list[Photo]:
+    """Scenes of the tiny world, others for every seed."""
+    count = recipe.count or 0  # a recipe for the tiny world says how many
+    return world_photos(run.folder, "unlabelled", count, recipe.seed * count)

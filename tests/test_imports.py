@@ -16,7 +16,8 @@ TOP_TO_BOTTOM = """
     plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload stage
     speed memory_plan patient checks doctor
     run alignment best_of measuring controls recipe asking foresight report_page pipeline compare preview
-    methods options commands cli api __init__ __main__
+    methods arguments training_options model_options options results training_commands model_commands commands
+    cli api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
 SIBLINGS_MAY_MEET = {"augment", "models", "vlm", "world", "evals", "convert"}

@@ -1,0 +1,39 @@
+"""How a command is declared, and the arguments that several commands have. Nothing here is slow to import."""
+
+import argparse
+from typing import Any
+
+DESCRIBE = "Describe this image in detail."
+SPLITS = ("pretraining", "unlabelled", "validation", "held-out")
+
+
+def command(commands: Any, name: str, about: str, *examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog="\n  ".join(("examples:", *examples)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+    return parser
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
+    parser.add_argument("--adapter-path", metavar="FOLDER", help="an adapter on top of it")
+
+
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", default=DESCRIBE, help="%(default)s")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; %(default)s")
+    parser.add_argument("--temp", "--temperature", type=float, default=0.0, help="0 is greedy, the default")
+    parser.add_argument("--top-p", type=float, default=1.0, help="%(default)s: all tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, where there are any; %(default)s")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,107 @@
+"""The commands that use a model, look at it or hand it on."""
+
+from argparse import Namespace
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Group
+
+from mlx_visalign.asking import find_vocabulary
+from mlx_visalign.before_after import tally
+from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
+from mlx_visalign.convert.fuse import fuse
+from mlx_visalign.convert.hub import find_model
+from mlx_visalign.doctor import examine, examine_adapter, stated_by
+from mlx_visalign.errors import UserError
+from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
+from mlx_visalign.evals.listed import listed_benchmark
+from mlx_visalign.evaluate import Protocol, evaluate
+from mlx_visalign.fields import unknown
+from mlx_visalign.files import write_atomically
+from mlx_visalign.generate import Sampling
+from mlx_visalign.memory_plan import find_folder, forecast, in_full
+from mlx_visalign.policy import TINY, load
+from mlx_visalign.probe import compare_fused
+from mlx_visalign.report import show_figures
+from mlx_visalign.results import Answers, Result, lines, plain, told
+from mlx_visalign.stream import stream
+from mlx_visalign.upload import upload
+
+MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
+
+
+def generate(options: Namespace) -> Answers:
+    """`visalign generate`: each image asked about alone."""
+    policy = load(options.model, options.adapter_path)
+    sampling = Sampling(options.max_tokens, options.temp, options.top_p)
+    return Answers(options.image, lambda image: stream(policy, image, options.prompt, sampling, options.seed))
+
+
+def compare(options: Namespace) -> Result:
+    """`visalign compare`: two models' answers about the same images, as a web page."""
+    output = Path(options.output)
+    if output.suffix != ".html":
+        raise UserError(f"--output: a web page is written, so a name ending in .html is expected: {output}")
+    names = (options.first, options.second)
+    contenders = [contender(name, options.model) for name in names]
+    benchmark = images_to_compare(options.images, options.count)
+    sampling = Sampling(options.max_tokens, options.temp, options.top_p)
+    protocol = Protocol(options.prompt, options.max_tokens)
+    first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
+    write_atomically(output, compare_page(first, second, names))
+    return told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": str(output)})
+
+
+def doctor(options: Namespace) -> Result:
+    """`visalign doctor`: is the model whole, is every shortcut exact, and does it fit this machine?"""
+    folder = find_folder(options.model)
+    policy = load(options.model)
+    findings = [stated_by(folder), *examine(policy)]
+    if options.adapter_path is not None:
+        findings.append(examine_adapter(policy, find_model(options.adapter_path)))
+    memory = in_full(forecast(options.model, {}))
+    shown = [plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
+    shown += [plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
+    data = {"checks": [asdict(each) for each in findings], **memory}
+    return Result(data, Group(*shown, "", lines(memory)), all(each.ok for each in findings))
+
+
+def evaluate_model(options: Namespace) -> Result:
+    """`visalign eval`: CHAIR, POPE and the capability check on images whose content is known."""
+    wanted = options.benchmark.split(",")
+    for name in wanted:
+        if name not in MEASURED:
+            raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
+    benchmark = _benchmark(options)
+    if "chair" not in wanted:
+        benchmark = replace(benchmark, annotations={})
+    if "pope" not in wanted:
+        benchmark = replace(benchmark, questions={})
+    if "capability" not in wanted:
+        benchmark = replace(benchmark, exercises=[])
+    protocol = Protocol(options.prompt, options.max_tokens)
+    figures = evaluate(load(options.model, options.adapter_path), benchmark, protocol).figures
+    data = {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}
+    return Result(data, Group(show_figures(benchmark.name, figures), "", benchmark.limits))
+
+
+def _benchmark(options: Namespace) -> Benchmark:
+    if options.annotations is None:
+        return world_benchmark(options.split, options.count)
+    file = Path(options.annotations)
+    return listed_benchmark(file, options.images or file.parent, find_vocabulary(options.vocabulary))
+
+
+def fuse_adapter(options: Namespace) -> Result:
+    """`visalign fuse`: an adapter merged into its model."""
+    model = TINY if options.model == "tiny" else find_model(options.model)
+    adapter, output = find_model(options.adapter_path), Path(options.mlx_path)
+    figures = fuse(model, adapter, output, options.dtype, options.dequantize)
+    if not options.no_probe:
+        figures["probe"] = compare_fused(model, adapter, output)
+    return told(figures)
+
+
+def upload_folder(options: Namespace) -> Result:
+    """`visalign upload`: an adapter or a model to the Hub."""
+    return told(upload(Path(options.path), options.upload_repo, options.run, options.base_model, options.private))

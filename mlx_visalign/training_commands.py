@@ -1,0 +1,116 @@
+"""The commands that train, or show what would be trained."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Group
+
+from mlx_visalign.alignment import Alignment
+from mlx_visalign.config import dump, load_recipe
+from mlx_visalign.doctor import require_sound
+from mlx_visalign.errors import UserError
+from mlx_visalign.fields import build
+from mlx_visalign.foresight import foresee
+from mlx_visalign.memory_plan import forecast, in_full, tell_of_death, training_needs, warn_if_too_large
+from mlx_visalign.pair_formats import read_pairs
+from mlx_visalign.photos import content_id
+from mlx_visalign.pipeline import run_recipe
+from mlx_visalign.policy import load
+from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
+from mlx_visalign.preview import longest_answer, measure, show_pair
+from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.records import Pair
+from mlx_visalign.report import show
+from mlx_visalign.results import Result, lines, told
+from mlx_visalign.run import Run
+from mlx_visalign.stage import fingerprint
+from mlx_visalign.training_options import recipe_values
+from mlx_visalign.weights import WEIGHTS
+from mlx_visalign.workload import Answering, Workload
+
+REFERENCE_BATCH = 8  # pairs scored together
+
+
+def align(options: Namespace) -> Result:
+    """`visalign run` and `visalign demo`."""
+    name = options.config or options.method
+    if name is None:
+        raise UserError("Name a method (visalign run seva ...) or a recipe (visalign run -c recipe.yaml ...).")
+    values = recipe_values(options) | {"method": options.method}
+    plan = make_plan(find_recipe(name), options.find_method, options.preset, values)
+    if options.dry_run:
+        return told(foresee(plan), dump(plan.config))
+    run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
+    score = options.find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
+    report = run_recipe(plan, run, score=score)
+    files = {"report": "report.html", "figures": "report.json"}
+    places = {"adapter": str(run.adapter), **{name: str(run.folder / file) for name, file in files.items()}}
+    return Result(report | places, Group(show(report), lines(places)))
+
+
+def train(options: Namespace) -> Result:
+    """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
+    values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
+    settings = build(PreferenceSettings, values, options.config)
+    pairs, found = read_pairs(Path(options.data), options.images, options.skip_bad)
+    needs = training_needs(settings)
+    warn_if_too_large(options.model, forecast(options.model, needs))
+    policy = load(options.model)
+    measured = measure(policy, pairs)
+    longest = longest_answer(measured)
+    needs |= {"prompt": measured["prompt_tokens"]["max"], "answer": longest, "images": measured["images"]}
+    expected = forecast(options.model, needs, _scoring(pairs, settings, longest))
+    plan = {"format": found, **measured, "updates": settings.loop(len(pairs)).iters}
+    if options.dry_run:
+        return told(plan | in_full(expected), dump(asdict(settings)))
+    config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
+    _not_somebody_elses(Path(options.adapter_path))
+    with Run(options.adapter_path, command=options.again) as run:
+        if run.died_in is not None:
+            tell_of_death(run.died_in, expected)
+        if not run.config.exists():  # other settings may yet be refused
+            run.start(config)
+        require_sound(policy, run.checked)
+        scored = run.records(
+            Pair,
+            "pairs",
+            pairs,
+            lambda some: [pair.to_row() for pair in with_reference(policy, some)],
+            settings=Alignment(run, policy, [], options.seed).about() | {"image_contents": _contents(pairs)},
+            batch=REFERENCE_BATCH,
+            title="scoring the reference",
+        )
+        with run.working("the training"):
+            train_on_pairs(policy, scored, settings, run.folder, options.seed)
+        policy.save_adapter(run.folder, method="dpo", round=1)
+        run.start(config)
+    return told(plan | {"adapter": str(run.folder)})
+
+
+def _scoring(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
+    """What a training on pairs does: both answers are read once for the reference, and then trained on."""
+    stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
+    return Workload((stage,), settings.prompts_trained(len(pairs)))
+
+
+def _contents(pairs: Sequence[Pair]) -> str:
+    """Tells the pairs' images, as they are now, from what any of them was before it changed."""
+    images = dict.fromkeys(image for pair in pairs for image in pair.images)
+    return fingerprint([content_id(Path(image)) for image in images])
+
+
+def _not_somebody_elses(folder: Path) -> None:
+    """`train` writes its adapter where other commands read one: it must not write over an adapter it did not make."""
+    if (folder / WEIGHTS).exists() and not (folder / "pairs.jsonl").exists():
+        raise UserError(f"{folder} holds an adapter that `visalign train` did not make. Name another --adapter-path.")
+
+
+def check(options: Namespace) -> Result:
+    """`visalign check`: a pairs file as it will be trained."""
+    pairs, found = read_pairs(Path(options.data), options.images, options.skip_bad)
+    policy = load(options.model)
+    figures = {"format": found, **measure(policy, pairs)}
+    first = show_pair(policy, pairs[0])
+    return Result(figures | {"first_pair": first.plain}, Group(lines(figures), "", "The first pair:", first))

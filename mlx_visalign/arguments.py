@@ -26,11 +26,11 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", default=DESCRIBE, help="%(default)s")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer; %(default)s")
-    parser.add_argument("--temp", "--temperature", type=float, default=0.0, help="0 is greedy, the default")
-    parser.add_argument("--top-p", type=float, default=1.0, help="%(default)s: all tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws, where there are any; %(default)s")
+    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="%(default)s")
+    parser.add_argument("--max-tokens", type=int, metavar="N", default=256, help="longest answer; %(default)s")
+    parser.add_argument("--temp", "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy, the default")
+    parser.add_argument("--top-p", type=float, metavar="P", default=1.0, help="%(default)s: all tokens")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the draws, where there are any; %(default)s")
 
 
 def positive(text: str) -> int:

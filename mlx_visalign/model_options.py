@@ -31,7 +31,7 @@ def compare(commands: Any) -> None:
     parser.add_argument("second", metavar="B", help="the other one")
     parser.add_argument("--model", default="tiny", help="what adapters are for: a LLaVA folder; %(default)s, the embedded one")
     parser.add_argument("--images", required=True, metavar="FOLDER", help='"tiny-world" takes scenes whose content is known')
-    parser.add_argument("--count", type=positive, default=24, help="at most so many images; %(default)s")
+    parser.add_argument("--count", type=positive, metavar="N", default=24, help="at most so many images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
     sampling_options(parser)
 
@@ -46,14 +46,14 @@ def evaluate(commands: Any) -> None:
         'visalign eval --model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
     )
     model_options(parser)
-    parser.add_argument("--benchmark", default="chair,pope,capability", help="what to measure; %(default)s")
+    parser.add_argument("--benchmark", metavar="NAMES", default="chair,pope,capability", help="what to measure; %(default)s")
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
-    parser.add_argument("--count", type=positive, default=500, help="how many scenes; %(default)s")
+    parser.add_argument("--count", type=positive, metavar="N", default=500, help="how many scenes; %(default)s")
     parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="where those images are; the file's own folder")
     parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
-    parser.add_argument("--prompt", default=DESCRIBE, help="asks for the description; %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest description; %(default)s")
+    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="asks for the description; %(default)s")
+    parser.add_argument("--max-tokens", type=int, metavar="N", default=256, help="longest description; %(default)s")
 
 
 def doctor(commands: Any) -> None:

@@ -50,17 +50,17 @@ def _world(commands: Any) -> None:
     parser = commands.add_parser("world", help="the tiny world: draw its scenes, train its models again", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     draw = command(actions, "draw", "draw scenes with what is in them", "visalign world draw --output scenes.png")
-    draw.add_argument("--output", metavar="FILE.png", required=True)
+    draw.add_argument("--output", metavar="FILE.png", required=True, help="the picture")
     draw.add_argument("--split", default="unlabelled", choices=SPLITS, help="%(default)s")
-    draw.add_argument("--count", type=positive, default=12, help="how many; %(default)s")
+    draw.add_argument("--count", type=positive, metavar="N", default=12, help="how many; %(default)s")
     train = command(
         actions,
         "train",
         "train the tiny CLIP and the tiny LLaVA from nothing, in about half an hour",
         "visalign world train --output my-world --seed 7",
     )
-    train.add_argument("--output", metavar="FOLDER", required=True)
-    train.add_argument("--seed", type=int, default=0, help="everything random depends on it; %(default)s")
+    train.add_argument("--output", metavar="FOLDER", required=True, help="where both go")
+    train.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
 
 
 def _convert(commands: Any) -> None:

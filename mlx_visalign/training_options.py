@@ -26,7 +26,7 @@ def demo(commands: Any) -> None:
         "visalign demo",
         "visalign demo --seed 1 --output runs/demo-1",
     )
-    _run_options(parser)
+    _run_options(parser, "runs/demo")
     parser.set_defaults(config="tiny", method=None, preset=None, output="runs/demo")
 
 
@@ -41,8 +41,12 @@ def run(commands: Any) -> None:
     )
     parser.add_argument("method", nargs="?", help="a method (see `visalign methods`); its recipe gives the settings")
     parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
-    parser.add_argument("--preset", help="which of the recipe's presets: laptop or paper")
-    parser.add_argument("--model", dest="recipe.model", help='a LLaVA folder, or "tiny", the embedded one')
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
+    )
+    parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help='a LLaVA folder, or "tiny", the embedded one')
     parser.add_argument("--images", dest="recipe.images", metavar="FOLDER", help="unlabelled images, those in subfolders too")
     parser.add_argument(
         "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
@@ -55,13 +59,15 @@ def run(commands: Any) -> None:
         const=True,
         help="leave out images that do not open, and bad rows of --prompts",
     )
-    _run_options(parser)
+    _run_options(parser, "runs/METHOD")
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FOLDER", help="where everything goes; the same command again goes on from there")
+def _run_options(parser: argparse.ArgumentParser, output: str) -> None:
+    parser.add_argument(
+        "--output", metavar="FOLDER", help=f"where everything goes, and where the same command goes on; {output}"
+    )
     parser.add_argument("--reuse", metavar="RUN", help="take over what another run did, where its settings are the same")
-    parser.add_argument("--count", dest="recipe.count", type=int, help="at most so many images")
+    parser.add_argument("--count", dest="recipe.count", type=int, metavar="N", help="at most so many images")
     parser.add_argument(
         "--controls",
         dest="recipe.controls",
@@ -69,11 +75,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="then train the controls too (tiny world only)",
     )
-    parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, help="memory for image features, in GB")
-    parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, help="longest answer")
+    parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, metavar="GB", help="memory for image features")
+    parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, metavar="N", help="longest answer")
     _training_options(parser, "recipe.settings.train.")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_method_setting, help="any setting of the method")
-    parser.add_argument("--seed", dest="recipe.seed", type=int, help="everything random depends on it")
+    parser.add_argument("--seed", dest="recipe.seed", type=int, metavar="N", help="everything random depends on it")
 
 
 def train(commands: Any) -> None:
@@ -87,17 +93,21 @@ def train(commands: Any) -> None:
     _data_options(parser)
     parser.add_argument("--adapter-path", metavar="OUT", required=True, help="where the adapter and the training's log go")
     parser.add_argument("-c", "--config", metavar="RECIPE", default="dpo", help="a recipe of training settings")
-    parser.add_argument("--preset", help="which of the recipe's presets")
+    parser.add_argument("--preset", metavar="NAME", help="which of the recipe's presets, if it has any")
     _training_options(parser, "recipe.")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_setting, help="any training setting")
-    parser.add_argument("--seed", type=int, default=0, help="everything random depends on it; %(default)s")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
 
 
 def _training_options(parser: argparse.ArgumentParser, section: str) -> None:
-    parser.add_argument("--iters", dest=f"{section}iters", type=int, help="updates")
-    parser.add_argument("--batch-size", dest=f"{section}batch_size", type=int, help="pairs in one forward")
-    parser.add_argument("--learning-rate", dest=f"{section}learning_rate", type=float, help="the schedule's peak")
-    parser.add_argument("--beta", dest=f"{section}beta", type=float, help="strength of DPO's pull to the reference")
+    parser.add_argument("--iters", dest=f"{section}iters", type=int, metavar="N", help="updates")
+    parser.add_argument("--batch-size", dest=f"{section}batch_size", type=int, metavar="N", help="pairs in one forward")
+    parser.add_argument(
+        "--learning-rate", dest=f"{section}learning_rate", type=float, metavar="RATE", help="the schedule's peak"
+    )
+    parser.add_argument(
+        "--beta", dest=f"{section}beta", type=float, metavar="BETA", help="strength of DPO's pull to the reference"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would be done: rows, updates, memory; nothing is written"
     )

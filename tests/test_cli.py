@@ -1,15 +1,18 @@
 """The command line: instant help, one sentence for a user's mistake, and every command on the tiny model."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from PIL import Image
 from sample_photos import write_photos
 
 from mlx_visalign import commands
 from mlx_visalign.cli import main
+from mlx_visalign.recipe import find_recipe, list_recipes
 from mlx_visalign.records import Pair, write_jsonl
 
 SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
@@ -66,7 +69,20 @@ print([name for name in ("mlx.core", "mlx_vlm", "transformers", "matplotlib", "P
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
-    assert f"visalign {command}" in capsys.readouterr().out.partition("examples:")[2]
+    told = capsys.readouterr().out
+    assert f"visalign {command}" in told.partition("examples:")[2]
+    assert not re.search(
+        r"--\S+ \S*[._][A-Z]", told.partition("examples:")[0]
+    )  # a value is called N or FOLDER, not by its place
+
+
+def test_help_names_every_preset(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", "--help"])
+    told = " ".join(capsys.readouterr().out.split()).partition("--preset NAME which of ")[2].partition(" --model")[0]
+    for name in list_recipes():
+        for preset in yaml.safe_load(find_recipe(name).read_text()).get("presets", {}):
+            assert preset in told and (preset != "tiny" or name in told)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,28 @@ what is not given on the command line is the recipe's to say.
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mlx_visalign.arguments import command
+from mlx_visalign.errors import UserError
+from mlx_visalign.recipe import Recipe
 
 
 def recipe_values(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says in place of a recipe: dotted names and values, None where it says nothing."""
+    """What the command line says in place of a recipe: dotted names and values, None where it says nothing.
+
+    Raises `UserError` where --set names what is the recipe's own, and no setting of a method.
+    """
     values = {name.removeprefix("recipe."): value for name, value in vars(options).items() if name.startswith("recipe.")}
-    return values | dict(options.set or ())
+    said = dict(options.set or ())
+    for field in fields(Recipe):
+        if f"settings.{field.name}" in said:
+            option, line = f"say --{field.name.replace('_', '-')}", f"write `{field.name}: ...` beside its `settings`"
+            where = option if field.name in values else f"{line}, in a file of your own (-c FILE)"
+            raise UserError(f"--set {field.name}: this belongs to the recipe and is no setting of the method; {where}.")
+    return values | said
 
 
 def demo(commands: Any) -> None:

@@ -94,6 +94,8 @@ def test_help_names_every_preset(capsys):
         ("run seva --images nowhere", "images: there is no file or folder nowhere"),
         ("run seva --images nowhere --preset lapdog", "Did you mean 'laptop'"),
         ("run seva --images . --set train.epoch=2", "Did you mean 'epochs'"),
+        ("run seva --images . --set scenes=5", "beside its `settings`, in a file of your own (-c FILE)"),
+        ("run seva --images . --set cache_gb=5", "say --cache-gb"),
         ("run seva --images . --model nowhere", "model: there is no file or folder nowhere"),
         ("train --data nowhere.jsonl --adapter-path out", "nowhere.jsonl cannot be read"),
         ("check --data nowhere.jsonl", "nowhere.jsonl cannot be read"),

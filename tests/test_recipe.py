@@ -1,13 +1,15 @@
 """Recipes: those that come along are whole, and what they set is checked by name, type and range."""
 
+from dataclasses import fields
+
 import pytest
 
-from mlx_visalign.cli import find_method
+from mlx_visalign.cli import find_method, list_methods
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build
 from mlx_visalign.preference import PreferenceSettings
-from mlx_visalign.recipe import find_recipe, list_recipes, make_plan
+from mlx_visalign.recipe import Recipe, find_recipe, list_recipes, make_plan
 from mlx_visalign.records import Prompt
 
 
@@ -45,6 +47,13 @@ def test_the_demo_needs_nothing_from_its_user():
 
 def test_the_training_recipe_is_one_of_training_settings():
     assert build(PreferenceSettings, load_recipe(find_recipe("dpo")), "dpo").lora.rank == 64
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_what_is_a_recipes_own_is_no_setting_of_a_method(method):
+    """So that --set can tell where a name belongs."""
+    own, settings = ({field.name for field in fields(cls)} for cls in (Recipe, find_method(method).Settings))
+    assert own.isdisjoint(settings)
 
 
 def test_a_config_is_a_recipe_again(tmp_path):

@@ -23,7 +23,7 @@ R = TypeVar("R")
 console = Console(stderr=True, highlight=False)
 
 CODES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
-PLAIN_LINES = 20  # at most about this many lines for a whole job when stderr is a file or a pipe
+PLAIN_LINES, APART = 20, 10  # lines for a whole job, and seconds from one to the next, when stderr is a file or a pipe
 
 
 class Bar(Protocol):
@@ -115,16 +115,20 @@ class _TerminalBar:
 
 
 class _PlainLines:
+    """The first and the last word, and between them one where so many units and seconds have gone by since the one before."""
+
     def __init__(self, title: str, total: int, done: int, unit: str):
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.done_before = done
         self.started = time.perf_counter()
+        self.next_line = (done, self.started)  # due when so many units are done, and not before then
 
     def advance(self, count: int, note: str = "") -> None:
-        every = max(1, self.total // PLAIN_LINES)
-        line_due = (self.done + count) // every > self.done // every or self.done + count >= self.total
         self.done += count
-        if line_due:
+        now = time.perf_counter()
+        units, moment = self.next_line
+        if (self.done >= units and now >= moment) or self.done >= self.total:
+            self.next_line = (self.done + self.total // PLAIN_LINES, now + APART)
             say(self._line(note))
 
     def _line(self, note: str) -> str:

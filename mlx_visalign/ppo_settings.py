@@ -1,16 +1,15 @@
 """The settings of a training with PPO."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings
-from mlx_visalign.train import TrainSettings
+from mlx_visalign.train_settings import LearningSettings, Schedule
 
 
 @dataclass(frozen=True)
-class PPOSettings:
+class PPOSettings(LearningSettings):
     """How a policy learns from its own answers. Defaults are TRL's where it has the setting (trl's ppo_config.py).
 
     beta                 price of a nat away from the reference, against the rewards; 0 or more
@@ -45,19 +44,11 @@ class PPOSettings:
     max_step_kl: float = 0.1
     max_kl: float = 5.0
     min_share: float = 0.6
-    epochs: float = 1.0
-    iters: int | None = None
     batch_size: int = 4
     grad_accumulation: int = 4
     learning_rate: float = 3e-6
     value_learning_rate: float = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "constant"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    save_every: int = 50
-    checkpoint_layers: bool = False
-    lora: LoRASettings = field(default_factory=LoRASettings)
+    schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
         limits = {
@@ -75,7 +66,7 @@ class PPOSettings:
         for name, holds in limits.items():
             if not holds:
                 raise UserError(f"{name} is {asdict(self)[name]!r}, outside its range. In words:\n{self.__doc__}")
-        self.loop(prompts=1)
+        self.loop(1)
         if self.rollout < 1 or self.rollout % (self.batch_size * self.grad_accumulation):
             raise UserError(
                 f"rollout is {self.rollout}, expected a multiple of batch_size * grad_accumulation = "
@@ -88,21 +79,6 @@ class PPOSettings:
         fields = asdict(self)
         return {name: fields[name] for name in fields if name not in ("epochs", "iters", "save_every", "checkpoint_layers")}
 
-    def loop(self, prompts: int) -> TrainSettings:
-        """The loop's settings for this many prompts."""
-        rollouts = max(1, math.ceil(self.epochs * prompts / self.rollout))
-        updates = self.inner_epochs * max(1, self.rollout // (self.batch_size * self.grad_accumulation))
-        return TrainSettings(
-            iters=rollouts * updates if self.iters is None else self.iters,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            grad_accumulation=self.grad_accumulation,
-            max_grad_norm=self.max_grad_norm,
-            save_every=self.save_every,
-        )
-
-    def prompts_trained(self, prompts: int) -> int:
-        """How often a prompt with its answers goes forward and backward, all epochs together, of this many prompts."""
-        return self.loop(prompts).iters * self.batch_size * self.grad_accumulation
+    def updates(self, count: int) -> int:
+        rollouts = max(1, math.ceil(self.epochs * count / self.rollout))
+        return rollouts * self.inner_epochs * max(1, self.rollout // (self.batch_size * self.grad_accumulation))

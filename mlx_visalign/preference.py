@@ -6,29 +6,29 @@ image was still hot; pairs from outside are scored once, here, before training. 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.keys import number_for
-from mlx_visalign.lora import LoRASettings
 from mlx_visalign.losses import dpo_loss
 from mlx_visalign.metrics import WINDOW, warning_signs
 from mlx_visalign.policy import Policy
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair
-from mlx_visalign.train import TrainSettings, fit
+from mlx_visalign.train import fit
+from mlx_visalign.train_settings import LearningSettings
 
 BUCKET = 16  # batches are cut from a shuffled list of this many batches' pairs, sorted by length
 
 
 @dataclass(frozen=True)
-class PreferenceSettings:
+class PreferenceSettings(LearningSettings):
     """How pairs become an adapter.
 
     beta               strength of DPO's pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA)
@@ -43,41 +43,14 @@ class PreferenceSettings:
 
     beta: float = 0.1
     rpo_alpha: float = 0.0
-    epochs: float = 1.0
-    iters: int | None = None
-    batch_size: int = 1
-    grad_accumulation: int = 1
-    learning_rate: float = 1e-5
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    save_every: int = 50
-    checkpoint_layers: bool = False
-    lora: LoRASettings = field(default_factory=LoRASettings)
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.rpo_alpha < 0 or self.epochs <= 0 or self.batch_size < 1:
             raise UserError(f"Expected beta > 0, rpo_alpha >= 0, epochs > 0 and batch_size >= 1, got {self}.")
-        self.loop(pairs=1)  # the loop's settings are checked now, not when all answers are there
+        self.loop(1)  # the loop's settings are checked now, not when all answers are there
 
-    def loop(self, pairs: int) -> TrainSettings:
-        """The loop's settings for this many pairs."""
-        per_update = self.batch_size * self.grad_accumulation
-        return TrainSettings(
-            iters=max(1, math.ceil(self.epochs * pairs / per_update)) if self.iters is None else self.iters,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            grad_accumulation=self.grad_accumulation,
-            max_grad_norm=self.max_grad_norm,
-            save_every=self.save_every,
-        )
-
-    def prompts_trained(self, pairs: int) -> int:
-        """How often a prompt with its answers goes forward and backward, all epochs together, of this many pairs."""
-        return self.loop(pairs).iters * self.batch_size * self.grad_accumulation
+    def updates(self, count: int) -> int:
+        return max(1, math.ceil(self.epochs * count / (self.batch_size * self.grad_accumulation)))
 
 
 @dataclass(frozen=True)

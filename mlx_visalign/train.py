@@ -7,9 +7,9 @@ stopped. For that nothing random is stored: what is random in a batch or a loss 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,6 +22,7 @@ from mlx_visalign.files import writing
 from mlx_visalign.metrics import append_row, cut_back
 from mlx_visalign.progress import ctrl_c_waits, progress, say
 from mlx_visalign.provenance import as_json
+from mlx_visalign.train_settings import TrainSettings, schedule_factor
 
 Loss = Callable[[Any], tuple[mx.array, dict[str, mx.array]]]
 """A batch -> (scalar loss, scalar metrics). It closes over the models. A metric named `tokens` is a count."""
@@ -48,59 +49,6 @@ class Named(Protocol):
     """A batch that can say which records it holds; the guard against NaN names them."""
 
     ids: Sequence[str]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a training runs; `iters` and the schedule count optimiser updates, not batches.
-
-    iters              updates, at least 1
-    learning_rate      peak of the schedule, above 0
-    schedule           after the warm-up: half a cosine to 0, a line to 0, or constant
-    warmup             share of `iters` (0 to 1, rounded up) over which the rate rises linearly from 0
-    weight_decay       AdamW's decoupled decay, 0 or more
-    grad_accumulation  batches whose gradients are averaged for one update, at least 1
-    max_grad_norm      the global norm over all groups is clipped to this, above 0
-    save_every         updates between checkpoints, at least 1
-    """
-
-    iters: int
-    learning_rate: float
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    grad_accumulation: int = 1
-    max_grad_norm: float = 1.0
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        limits = {
-            "iters": self.iters >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "schedule": self.schedule in ("cosine", "linear", "constant"),
-            "warmup": 0 <= self.warmup <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "grad_accumulation": self.grad_accumulation >= 1,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "save_every": self.save_every >= 1,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise UserError(f"{name} is {asdict(self)[name]!r}, outside its range. In words:\n{self.__doc__}")
-
-
-def schedule_factor(settings: TrainSettings, step: int) -> float:
-    """The share of the peak learning rate at update `step`, counted from 0. In [0, 1].
-
-    With N updates of which w = ceil(warmup * N) warm up: step / w before w, then with t = (step - w) / (N - w)
-    (1 + cos(pi t)) / 2, 1 - t, or 1. Source: transformers, optimization.py, `get_*_schedule_with_warmup`.
-    """
-    warmup_steps = math.ceil(settings.warmup * settings.iters)
-    if step < warmup_steps:
-        return step / warmup_steps
-    done = (step - warmup_steps) / max(1, settings.iters - warmup_steps)
-    factors = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
-    return factors[settings.schedule]
 
 
 def fit(

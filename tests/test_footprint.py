@@ -17,7 +17,8 @@ from mlx_visalign.lora import LoRASettings
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from mlx_visalign.policy import TINY
 from mlx_visalign.preference import PairBatch, preference_loss
-from mlx_visalign.train import TrainSettings, fit
+from mlx_visalign.train import fit
+from mlx_visalign.train_settings import TrainSettings
 
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures(nothing_else.__name__)]
 

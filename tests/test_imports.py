@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors words fields files keys progress metrics provenance precision
+    errors words fonts fields files keys progress metrics provenance precision
     records config losses ppo images pair_formats photos augment vocabulary mentions template
     models vlm fold logps weights lora convert generate tree sentences policy stream probe
-    checkpoint train preference ppo_settings experience rollout reinforcement footprint workload
+    checkpoint train_settings train preference ppo_settings experience rollout reinforcement footprint workload
     scorers judging world prompts evals evaluate calibration verifier
-    plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page model_card upload stage
+    plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page
+    model_card upload stage
     speed memory_plan patient checks doctor
     run alignment best_of measuring controls recipe asking foresight report_page pipeline compare preview
     methods arguments training_options model_options options results training_commands model_commands commands

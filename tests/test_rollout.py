@@ -212,5 +212,5 @@ def test_settings_that_cannot_be():
         PPOSettings(rollout=10, batch_size=4, grad_accumulation=1)
     with pytest.raises(UserError, match="gamma"):
         PPOSettings(gamma=1.5)
-    loop = PPOSettings(rollout=16, batch_size=4, grad_accumulation=2, inner_epochs=3, epochs=2).loop(prompts=100)
+    loop = PPOSettings(rollout=16, batch_size=4, grad_accumulation=2, inner_epochs=3, epochs=2).loop(100)
     assert loop.iters == 13 * 3 * 2

@@ -20,7 +20,8 @@ from toy_training import LONG, SETTINGS, CountingSource, loss_of, make_groups, t
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.metrics import read_metrics
-from mlx_visalign.train import TrainSettings, fit, schedule_factor
+from mlx_visalign.train import fit
+from mlx_visalign.train_settings import TrainSettings, schedule_factor
 
 TESTS = Path(__file__).parent
 

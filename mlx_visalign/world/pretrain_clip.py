@@ -17,7 +17,8 @@ from jaxtyping import Float, Int, UInt8
 from transformers import CLIPTokenizer
 
 from mlx_visalign.models.clip import CLIP, CLIPConfig
-from mlx_visalign.train import TrainSettings, fit
+from mlx_visalign.train import fit
+from mlx_visalign.train_settings import TrainSettings
 from mlx_visalign.world.architecture import clip_config
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.language import random_claim, sentence

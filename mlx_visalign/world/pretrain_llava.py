@@ -23,7 +23,8 @@ from mlx_visalign.fold import Prefix, extend, prefill, right_pad
 from mlx_visalign.logps import token_logps
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.template import prompt_ids, response_ids
-from mlx_visalign.train import TrainSettings, fit
+from mlx_visalign.train import fit
+from mlx_visalign.train_settings import TrainSettings
 from mlx_visalign.world import annotator
 from mlx_visalign.world.architecture import IMAGE_TOKENS, llava_config
 from mlx_visalign.world.drawing import draw

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mlx_visalign.files import replacing
+from mlx_visalign.fonts import in_fonts, squares
 
 Mark = Literal["plain", "heading", "wrong", "missed", "changed", "quiet"]
 
@@ -68,12 +68,14 @@ Word = list[Span]  # more than one where a mark ends inside it, as before a full
 def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Sequence[Caption]) -> Image.Image:
     """The cells row by row, under the title and a legend that says what the marks mean.
 
-    A caption of more than 16 lines is cut, and says so.
+    A caption of more than 16 lines is cut, and says so. A character that no font has is a square, and the legend says so.
     """
-    width = max(columns * COLUMN + (columns - 1) * GAP, math.ceil(_font(True, TITLE).getlength(title)))
+    width = max(columns * COLUMN + (columns - 1) * GAP, math.ceil(_length(title, True, TITLE)))
     tiles = [_cell(cell) for cell in cells]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    blocks = [_title(title, width), _captions(legend, width), *(_side_by_side(row, width) for row in rows)]
+    unknown = squares(span.text for cell in cells for caption in cell.captions for span in caption.spans)
+    below = [*legend, Caption("", (Span(unknown, "quiet"),))] if unknown else legend
+    blocks = [_title(title, width), _captions(below, width), *(_side_by_side(row, width) for row in rows)]
     sheet = Image.new("RGB", (width + 2 * MARGIN, sum(block.height + GAP for block in blocks) + MARGIN), "white")
     top = MARGIN
     for block in blocks:
@@ -107,7 +109,7 @@ def _side_by_side(tiles: Sequence[Image.Image], width: int) -> Image.Image:
 
 def _title(title: str, width: int) -> Image.Image:
     block = Image.new("RGB", (width, TITLE), "white")
-    ImageDraw.Draw(block).text((0, TITLE - 6), title, fill=COLOURS["plain"], font=_font(True, TITLE), anchor="ls")
+    _draw(ImageDraw.Draw(block), (0, TITLE - 6), title, COLOURS["plain"], True, TITLE)
     return block
 
 
@@ -131,13 +133,17 @@ def _write(draw: ImageDraw.ImageDraw, words: list[Word], top: int) -> None:
     for word, following in zip(words, [*words[1:], []], strict=True):
         for span in word:
             width = _width(span)
-            background = CHANGED_BACKGROUND if span.mark == "changed" else span.background
+            background = _background(span)
             if background:
-                goes_on = span is word[-1] and following and following[0].background == background
+                goes_on = span is word[-1] and following and _background(following[0]) == background
                 draw.rectangle((left - 2, top, left + width + (space if goes_on else 2), top + LINE - 3), fill=background)
-            draw.text((left, baseline), span.text, fill=COLOURS[span.mark], font=_font_of(span), anchor="ls")
+            _draw(draw, (left, baseline), span.text, COLOURS[span.mark], span.mark in BOLD, TEXT)
             left += width
         left += space
+
+
+def _background(span: Span) -> str:
+    return CHANGED_BACKGROUND if span.mark == "changed" else span.background
 
 
 def _lines(caption: Caption, width: int) -> list[list[Word]]:
@@ -173,15 +179,21 @@ def _words(caption: Caption) -> list[Word]:
 
 
 def _width(span: Span) -> float:
-    return _font_of(span).getlength(span.text)
+    return _length(span.text, span.mark in BOLD, TEXT)
 
 
-def _font_of(span: Span) -> ImageFont.FreeTypeFont:
-    return _font(span.mark in BOLD, TEXT)
+def _length(text: str, bold: bool, size: int) -> float:
+    return sum(_font(file, size).getlength(piece) for piece, file in in_fonts(text, bold))
+
+
+def _draw(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: str, bold: bool, size: int) -> None:
+    """The text in one line, from the left end of its baseline."""
+    left, baseline = at
+    for piece, file in in_fonts(text, bold):
+        draw.text((left, baseline), piece, fill=colour, font=_font(file, size), anchor="ls")
+        left += _font(file, size).getlength(piece)
 
 
 @cache
-def _font(bold: bool, size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image, ImageColor
 
 from mlx_visalign.sheet import (
+    CHANGED_BACKGROUND,
     COLOURS,
     COLUMN,
+    LINE,
     MAX_LINES,
     PICTURE,
     Caption,
@@ -58,6 +60,19 @@ def test_marked_words_have_their_colour():
     red = ImageColor.getrgb(COLOURS["wrong"])
     assert (sheet(Caption("", (Span("star", "wrong"),))) == red).all(axis=-1).any()
     assert not (sheet(Caption("", (Span("star"),))) == red).all(axis=-1).any()
+
+
+def test_marked_words_are_joined():
+    blue = ImageColor.getrgb(CHANGED_BACKGROUND)
+    marked = (sheet(Caption("", (Span("A "), Span("red star here", "changed"), Span(".")))) == blue).all(axis=-1)
+    [row] = np.flatnonzero(marked.any(axis=1))[:1]  # above all letters
+    columns = np.flatnonzero(marked[row])
+    assert len(columns) > 100 and (np.diff(columns) == 1).all()
+
+
+def test_a_character_without_a_font_is_a_square_and_the_legend_says_so():
+    lost, known = (Cell(WHITE, (Caption("before", (Span(said),)),)) for said in ("A \U0010fffd.", "A dog."))
+    assert contact_sheet([lost], 1, "T", []).height - contact_sheet([known], 1, "T", []).height > LINE
 
 
 def test_small_pictures_keep_sharp_pixels_and_large_ones_fit():

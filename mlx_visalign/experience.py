@@ -51,7 +51,8 @@ class Rollout(Record):
         rollout = super().from_row(row, where)
         count = len(rollout.tokens)
         columns = (rollout.logps, rollout.reference_logps, rollout.advantages, rollout.returns, rollout.values[1:])
-        if count == 0 or any(len(column) != count for column in columns):
+        blind = (rollout.blind_logps,) if rollout.blind_logps else ()
+        if count == 0 or any(len(column) != count for column in columns + blind):
             raise UserError(f"{where}: expected a number for each of the {count} tokens, and in values one more.")
         return rollout
 

@@ -125,10 +125,8 @@ def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
 
 
 def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
-    """Tokenise some pairs. Their reference log-probabilities must be there."""
-    for pair in pairs:
-        if pair.reference_logps is None:
-            raise ValueError(f"pair {pair.id} has no reference log-probabilities; call with_reference first")
+    """Tokenise some pairs. Raises `UserError` where one has no reference."""
+    require_reference(pairs)
     return PairBatch(
         ids=[pair.id for pair in pairs],
         images=[image for pair in pairs for image in pair.images],
@@ -137,6 +135,16 @@ def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
         reference_logps=[pair.reference_logps for pair in pairs if pair.reference_logps is not None],
         label_smoothing=[pair.label_smoothing for pair in pairs],
     )
+
+
+def require_reference(pairs: Sequence[Pair]) -> None:
+    """Raises `UserError` for a pair without reference log-probabilities, as in a stage's file that somebody has edited."""
+    for pair in pairs:
+        if pair.reference_logps is None:
+            raise UserError(
+                f"The pair {pair.id} has no reference_logps, which DPO measures against: `with_reference` makes them, and "
+                "so does the stage that made the pair, once its file is moved away."
+            )
 
 
 def pair_logps(policy: Policy, batch: PairBatch) -> mx.array:
@@ -194,10 +202,11 @@ def train_on_pairs(
 ) -> None:
     """Add one round of LoRA to the policy and train it with DPO. Resumes by itself; see `train.fit`.
 
-    Raises `UserError` where there are no pairs.
+    Raises `UserError` where there are no pairs, and where one has no reference.
     """
     if not pairs:
         raise UserError("There are no pairs to train on: every answer was the same or was filtered out.")
+    require_reference(pairs)  # now, and not when the turn comes to the one that has none
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.checkpoint_layers
     source = PairSource(policy, pairs, settings.batch_size, seed)

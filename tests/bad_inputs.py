@@ -254,6 +254,7 @@ RUNS = [
     Case("a broken response", SEVA, "responses.jsonl:3", line("runs/seva/responses.jsonl", 3, '{"id"')),
     Case("a response twice", SEVA, ("items is 45", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
+    Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
     Case("a broken held-out pair", SEVA, "held_out_pairs.jsonl:1", line("runs/seva/held_out_pairs.jsonl", 1, "{]")),
     Case("checkpoints of another rank", f"{SEVA} --set train.lora.rank=8", ("lora is", "state.json")),
     Case("a broken tree", CSR, "trees.jsonl:2", line("runs/csr/trees.jsonl", 2, '{"')),
@@ -261,6 +262,12 @@ RUNS = [
     Case("a broken pair of the second round", CSR, "pairs-2.jsonl:1", row("runs/csr/pairs-2.jsonl", 1, "chosen")),
     Case("a calibration that is broken", FISAO, "calibration.jsonl:2", line("runs/fisao/calibration.jsonl", 2, "(")),
     Case("a rollout that is broken", FISAO, "rollouts/0000002.jsonl:2", line("runs/fisao/rollouts/0000002.jsonl", 2, "!")),
+    Case(
+        "a rollout with a number too many",
+        FISAO,
+        "rollouts/0000002.jsonl:2: expected a number for each",
+        row("runs/fisao/rollouts/0000002.jsonl", 2, blind_logps=[-0.5]),
+    ),
     Case("a rollout that is gone", FISAO, "rollouts/0000002.jsonl", gone("runs/fisao/rollouts/0000002.jsonl")),
     Case("a run to reuse that is not there", f"{PHOTOS} --reuse nowhere", "nowhere, is not a folder"),
     Case(

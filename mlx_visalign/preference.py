@@ -20,10 +20,12 @@ from mlx_visalign.losses import dpo_loss
 from mlx_visalign.metrics import WINDOW, warning_signs
 from mlx_visalign.policy import Policy
 from mlx_visalign.progress import say
-from mlx_visalign.records import Pair
+from mlx_visalign.records import Pair, Prompt
 from mlx_visalign.train import fit
 from mlx_visalign.train_settings import LearningSettings
+from mlx_visalign.words import counted
 
+FEW = 0.2  # of the images
 BUCKET = 16  # batches are cut from a shuffled list of this many batches' pairs, sorted by length
 
 
@@ -122,6 +124,16 @@ def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
     while kept and abs(total) > largest * len(kept):
         total -= gaps[kept.pop(-1 if total > 0 else 0)]
     return sorted(kept)
+
+
+def warn_if_few(pairs: Sequence[Pair], prompts: Sequence[Prompt], cure: str) -> None:
+    """Say it where the pairs are about few of the images that were asked about; `cure` is what makes more of them."""
+    asked, paired = {prompt.image for prompt in prompts}, {image for pair in pairs for image in pair.images}
+    if len(paired) < FEW * len(asked):
+        say(
+            f"warning: only {len(paired)} of {counted(len(asked), 'image')} gave a pair ({counted(len(pairs), 'pair')} in "
+            f"all), which is little to learn from. {cure}"
+        )
 
 
 def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:

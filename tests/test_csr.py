@@ -66,7 +66,9 @@ def test_lengths_are_balanced_where_asked_for():
 def test_what_became_of_the_trees_is_told():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
     told = csr.what_became(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
-    assert told.startswith("2 trees gave 1 pairs: 1 had no two different whole answers, 0 were left out")
+    assert told.startswith(
+        "2 trees gave 1 pair (no two different whole answers: 1, left out for their margin or for balance: 0)"
+    )
     assert told.endswith("100% (-0.50), 100% (-0.50).")
 
 

@@ -98,7 +98,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, t
 
     with pytest.raises(KeyboardInterrupt):
         align(tmp_path / "run", on_metrics=stop)
-    assert "to go on, run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "to go on, run" in told
+    assert all(f"\nanswering clean and distorted{images}: " in told for images in ("", ", held-out images"))
     align(tmp_path / "run")
     for name in ("adapter/adapters.safetensors", "after.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (finished[0] / name).read_bytes()

@@ -24,9 +24,10 @@ from mlx_visalign.preference import (
     preference_loss,
     reward_accuracy,
     train_on_pairs,
+    warn_if_few,
     with_reference,
 )
-from mlx_visalign.records import Pair
+from mlx_visalign.records import Pair, Prompt
 
 SETTINGS = PreferenceSettings(batch_size=2, epochs=4, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=2)
 
@@ -111,6 +112,28 @@ def test_every_pair_comes_once_an_epoch_in_an_order_of_its_own(pairs):
 def test_no_pairs_is_said(tmp_path):
     with pytest.raises(UserError, match="no pairs"):
         train_on_pairs(random_policy(), [], SETTINGS, tmp_path, seed=0)
+
+
+def test_a_pair_without_a_reference_is_named_before_the_first_update(pairs, tmp_path):
+    with pytest.raises(UserError, match="The pair 4 has no reference_logps"):
+        train_on_pairs(
+            random_policy(), [*pairs[:4], replace(pairs[4], reference_logps=None)], SETTINGS, tmp_path / "out", seed=0
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("images", "warned"), [(25, False), (26, True)])
+def test_few_pairs_are_worth_a_word(pairs, capsys, images, warned):
+    prompts = [
+        Prompt(f"{kind}{index}", f"{index}.png", "What?", kind) for index in range(images) for kind in ("describe", "exists")
+    ]
+    warn_if_few([*pairs, *pairs], prompts, "Distort more.")
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"warning: only 5 of {images} images gave a pair (10 pairs in all), which is little to learn from. Distort more.\n"
+        * warned
+    )
 
 
 def test_reference_is_the_policy_as_it_is(pairs):

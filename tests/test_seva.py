@@ -81,7 +81,7 @@ def test_what_gave_no_pair_is_told():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
     rows += two("d", "No.", "Yes.", "exists")
     told = seva.what_became(rows, len(seva.make_pairs(rows, seed=0)))
-    assert told.startswith("4 prompts gave 1 pairs: 1 times both answers said the same, 1 times one was cut off, 1 were")
+    assert told == "4 prompts gave 1 pair (both answers the same: 1, one cut off: 1, left out for balance: 1)."
 
 
 def test_answers_that_do_not_belong_together_are_refused():

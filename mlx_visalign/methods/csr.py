@@ -41,7 +41,7 @@ from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.page import join
 from mlx_visalign.policy import Answer
-from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
+from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs, warn_if_few
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, read_jsonl
 from mlx_visalign.scorers import Score
@@ -50,8 +50,13 @@ from mlx_visalign.sentences import Tree
 from mlx_visalign.stage import fingerprint as items_fingerprint
 from mlx_visalign.tree_sheet import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.weights import fingerprint
+from mlx_visalign.words import counted
 from mlx_visalign.workload import Workload
 
+MORE_PAIRS = (
+    "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, and so "
+    "do more images."
+)
 TITLE = "How CSR grew and judged one answer"
 LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
 
@@ -114,6 +119,7 @@ def train(job: Alignment, settings: Settings) -> None:
     require_readable(job, settings.rounds)
     for number in range(1, settings.rounds + 1):
         pairs = collect(job, settings, judge, job.prompts, number, "")
+        warn_if_few(pairs, described(job.prompts), MORE_PAIRS)
         if number == 1 and job.held_out:
             collect(job, settings, judge, job.held_out, number, "held_out_")
         folder = job.run.round(number)
@@ -137,6 +143,7 @@ def require_readable(job: Alignment, rounds: int) -> None:
 
 def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
     """The stages PREFIXtrees and PREFIXpairs of a round: the pairs, their images found."""
+    aside = ", held-out images" if prefix else ""
     elsewhere = ("train", "rounds", "batch", "margin", "length_gap")
     depends = job.about() | {name: value for name, value in asdict(settings).items() if name not in elsewhere}
     depends |= {
@@ -152,7 +159,7 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
         settings=depends,
         batch=settings.batch,
-        title=f"answering and judging, round {number}",
+        title=f"answering and judging, round {number}{aside}",
     )
     made = job.run.records(
         Pair,
@@ -161,10 +168,10 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
         settings=depends | {"margin": settings.margin, "length_gap": settings.length_gap},
         batch=max(1, len(trees)),
-        title="pairing",
+        title=f"pairing{aside}",
     )
     pairs = [job.located(pair) for pair in made]
-    say(what_became(trees, pairs))
+    say(("Held-out images: " if prefix else "") + what_became(trees, pairs))
     if isinstance(judge, CLIPScorer) and judge.cut:
         say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
     return pairs
@@ -235,9 +242,9 @@ def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
     each = ", ".join(f"{share:.0%} ({logp:.2f})" for share, logp in zip(sound, sure, strict=True))
     differing = sum(tree.chosen is not None for tree in trees)
     return (
-        f"{len(trees)} trees gave {len(pairs)} pairs: {len(trees) - differing} had no two different whole answers, "
-        f"{differing - len(pairs)} were left out for their margin or for balance. Well-formed sentences by stream, and their "
-        f"mean log-probability a token: {each}."
+        f"{counted(len(trees), 'tree')} gave {counted(len(pairs), 'pair')} (no two different whole answers: "
+        f"{len(trees) - differing}, left out for their margin or for balance: {differing - len(pairs)}). Well-formed sentences "
+        f"by stream, and their mean log-probability a token: {each}."
     )
 
 

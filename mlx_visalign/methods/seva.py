@@ -44,14 +44,19 @@ from mlx_visalign.logps import sum_logps
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.page import gallery, join, tag
 from mlx_visalign.policy import Answer, Policy
-from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs
+from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs, warn_if_few
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.words import counted
 from mlx_visalign.workload import Answering, Workload
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
+MORE_PAIRS = (
+    "Where the answers are the same, distort more (--set view=diffusion-800); where they are cut off, let them be longer "
+    "(--max-tokens); or take more images."
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def train(job: Alignment, settings: Settings) -> None:
     Pairs about the held-out prompts are made as well, before training, and left in held_out_pairs.jsonl.
     """
     pairs = collect(job, settings, job.prompts, "")
+    warn_if_few(pairs, job.prompts, MORE_PAIRS)
     if job.held_out:
         collect(job, settings, job.held_out, "held_out_")
     train_on_pairs(job.policy, pairs, settings.train, job.run.folder, job.seed, job.on_metrics)
@@ -122,6 +128,7 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
     """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
     names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
     depends = job.about() | {"seed": job.seed} | {name: getattr(settings, name) for name in names}
+    aside = ", held-out images" if prefix else ""
     responses = job.run.records(
         Response,
         f"{prefix}responses",
@@ -129,7 +136,7 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         lambda some: answer_twice(job, settings, some),
         settings=depends,
         batch=settings.batch,
-        title="answering clean and distorted",
+        title=f"answering clean and distorted{aside}",
     )
     pairs = job.run.records(
         Pair,
@@ -138,9 +145,9 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap, settings.sure_yes)],
         settings=depends | {"length_gap": settings.length_gap, "sure_yes": settings.sure_yes},
         batch=len(responses),
-        title="pairing",
+        title=f"pairing{aside}",
     )
-    say(what_became(responses, len(pairs)))
+    say(("Held-out images: " if prefix else "") + what_became(responses, len(pairs)))
     return [job.located(pair) for pair in pairs]
 
 
@@ -150,8 +157,8 @@ def what_became(responses: Sequence[Response], pairs: int) -> str:
     cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
     different = sum(differ(clean, distorted) for clean, distorted in twos)
     return (
-        f"{len(twos)} prompts gave {pairs} pairs: {len(twos) - cut - different} times both answers said the same, {cut} times "
-        f"one was cut off, {different - pairs} were left out for balance."
+        f"{counted(len(twos), 'prompt')} gave {counted(pairs, 'pair')} (both answers the same: {len(twos) - cut - different}, "
+        f"one cut off: {cut}, left out for balance: {different - pairs})."
     )
 
 

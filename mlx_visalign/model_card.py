@@ -1,5 +1,9 @@
-"""The README.md of an upload: what it is, how it came to be, what was measured, and how to use it."""
+"""The README.md of an upload: what it is, how it came to be, what was measured, and how to use it.
 
+What comes from a config or a report may be anybody's: it is shown as text or as code, and never acts as Markdown.
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,12 +50,16 @@ def make_card(subject: Subject, report: Mapping[str, Any] | None) -> ModelCard:
     )
     parts = [f"# {subject.repo.split('/')[-1]}", _head(subject, method), _origin(subject), _use(subject)]
     if report is not None:
-        parts += [_figures(report), "\n".join(f"- {sentence}" for sentence in sentences(report)), _settings(report)]
+        parts += [_figures(report), "\n".join(f"- {text(sentence)}" for sentence in sentences(report)), _settings(report)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
 def _head(subject: Subject, method: Any) -> str:
-    return f"{WHAT[subject.kind]}" + (f", aligned with the method `{method}`." if method else ".") + " Made with mlx_visalign."
+    return (
+        f"{WHAT[subject.kind]}"
+        + (f", aligned with the method {code(str(method))}." if method else ".")
+        + " Made with mlx_visalign."
+    )
 
 
 def _origin(subject: Subject) -> str:
@@ -60,19 +68,19 @@ def _origin(subject: Subject) -> str:
         if subject.base
         else "not stated"
     )
-    said = [f"- {name.replace('_', ' ')}: `{value}`" for name, value in subject.about.items()]
+    said = [f"- {name.replace('_', ' ')}: {code(str(value))}" for name, value in subject.about.items()]
     return "\n".join(["## How it came to be", "", f"- base model: {base}", *said])
 
 
 def _use(subject: Subject) -> str:
     language = "python" if subject.kind == "PEFT adapter" else "sh"
-    return f"## How to use it\n\n```{language}\n{USE[subject.kind].format(repo=subject.repo)}\n```"
+    return f"## How to use it\n\n{fenced(USE[subject.kind].format(repo=subject.repo), language)}"
 
 
 def _figures(report: Mapping[str, Any]) -> str:
     """The report's table: before, after, and the change with its 95 % interval."""
     rows = [
-        f"## What was measured: {report['benchmark']['name']}",
+        f"## What was measured: {text(report['benchmark']['name'])}",
         "",
         "| | before | after | change, 95 % interval |",
         "|---|---:|---:|---:|",
@@ -90,4 +98,28 @@ def _figures(report: Mapping[str, Any]) -> str:
 
 def _settings(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"## Settings\n\n```yaml\n{dump(report['settings']['settings']).strip()}\n```\n\nMade with {versions}."
+    settings = fenced(dump(report["settings"]["settings"]).strip(), "yaml")
+    return f"## Settings\n\n{settings}\n\nMade with {text(versions)}."
+
+
+def text(words: str) -> str:
+    """Words on one line, in which nothing opens a tag, a link, code or a cell."""
+    return re.sub(r"[\\`<\[\]|]", r"\\\g<0>", " ".join(words.split()))
+
+
+def code(words: str) -> str:
+    """Words on one line as code, behind more backticks than they hold."""
+    line = " ".join(words.split())
+    fence = _longer_fence(line)
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def fenced(block: str, language: str) -> str:
+    """Lines as a block of code that none of them ends."""
+    fence = max("```", _longer_fence(block), key=len)
+    return f"{fence}{language}\n{block}\n{fence}"
+
+
+def _longer_fence(words: str) -> str:
+    """More backticks than stand side by side anywhere in the words."""
+    return "`" * (1 + max(map(len, re.findall("`+", words)), default=0))

@@ -11,6 +11,7 @@ import test_lora
 import test_report
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from markdown_it import MarkdownIt
 
 from mlx_visalign import upload as uploading
 from mlx_visalign.cli import main
@@ -80,6 +81,23 @@ def test_the_card_says_method_base_and_figures_but_no_paths(hub, run):
     assert "not trained on" in card.text and "view: crop" in card.text and "mlx 1" in card.text
     assert "- template: `vicuna_v1`" in card.text and "- round: `1`" in card.text
     assert "/Users" not in card.content
+
+
+EVIL = "a`b``\n---\nlicense: mit\n---\n# Mine\n```\n[x](http://evil) <script>alert(1)</script> | a |"
+
+
+def test_what_configs_and_reports_say_is_never_markdown(hub, run):
+    save_adapter(test_lora.trained(1), run / "adapter", {"method": EVIL, "template": EVIL})
+    report = json.loads((run / "report.json").read_text())
+    report |= {"benchmark": report["benchmark"] | {"name": EVIL}, "limits": [EVIL], "versions": {"mlx": EVIL}}
+    report["settings"]["settings"] = {"view": EVIL}
+    (run / "report.json").write_text(json.dumps(report))
+    upload(run / "adapter", "me/llava-seva", run)
+    card = ModelCard.load(run / "adapter/README.md")
+    assert card.data.license is None and card.data.tags == ["llava", "visalign", "lora", EVIL]
+    html = MarkdownIt("commonmark").enable("table").render(card.text)  # rich brings it along
+    assert "<script" not in html and "href=" not in html and "Mine" in html
+    assert html.count("<h1>") == 1 and html.count("<h2>") == 4 and html.count("<table>") == 1
 
 
 def test_without_a_report_nothing_is_claimed(hub, run):

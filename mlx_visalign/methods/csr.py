@@ -54,8 +54,8 @@ from mlx_visalign.words import counted
 from mlx_visalign.workload import Workload
 
 MORE_PAIRS = (
-    "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, and so "
-    "do more images."
+    "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, "
+    "and so do more images."
 )
 TITLE = "How CSR grew and judged one answer"
 LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown

@@ -9,7 +9,7 @@ from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, worl
 from mlx_visalign.recipe import TINY_WORLD, Recipe
 from mlx_visalign.records import Prompt, read_text
 from mlx_visalign.run import Run
-from mlx_visalign.stage import Row, fingerprint
+from mlx_visalign.stage import Row, Stage, fingerprint
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
 
 
@@ -43,6 +43,13 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
         require_unchanged({one.image: one.content for one in asked if one.content})
     trained, kept = ([one.as_prompt for one in asked if one.held_out is side] for side in (False, True))
     return trained, kept
+
+
+def images_of_run(folder: Path) -> str | None:
+    """The user's folder of images that the run in `folder` is about; None where there is no such run, or none is known."""
+    stage = Stage(folder, "prompts")
+    images = stage.settings().get("images") if stage.settings_file.exists() else None
+    return images if isinstance(images, str) and images != TINY_WORLD else None
 
 
 def _what_prompts_depend_on(recipe: Recipe) -> Row:

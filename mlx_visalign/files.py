@@ -2,6 +2,7 @@
 that stay where they belong."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,15 +64,19 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def image_inside(root: Path, name: str, where: str) -> Path:
+def image_inside(root: Path, name: str, where: str, elsewhere: str | None = None) -> Path:
     """The file that a row of data calls `name`, which must lie in the folder `root`: untrusted rows read nothing else.
 
-    Names are compared, links are followed: the hub's cache is a folder of links, and a row cannot make one.
+    Names are compared, links are followed: the hub's cache is a folder of links, and a row cannot make one. `elsewhere` is
+    the folder that errors advise to name: nothing is read from there before the user has done so.
     """
     root = Path(os.path.abspath(root))
     path = Path(os.path.normpath(root / name))
+    advice = "Name the folder of the images with --images."
+    if elsewhere is not None:
+        advice = f"Add --images {shlex.quote(elsewhere)}, where this run's images are."
     if not path.is_relative_to(root):
-        raise UserError(f"{where}: the image {name} lies outside {root}. Name the folder of the images with --images.")
+        raise UserError(f"{where}: the image {name} lies outside {root}. {advice}")
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise UserError(f"{where}: there is no image {path}. Name the folder of the images with --images.")
+        raise UserError(f"{where}: there is no image {path}. {advice}")
     return path

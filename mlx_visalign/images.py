@@ -47,15 +47,16 @@ def check_image(path: str | Path) -> None:
         _rgb(_upright(image))
 
 
-def image_finder(folder: Path) -> Callable[[str, str], Path]:
+def image_finder(folder: Path, elsewhere: str | None = None) -> Callable[[str, str], Path]:
     """What finds the image that a row of data names, and looks at it once: (name, where) -> its path.
 
-    Raises `UserError`, beginning with `where`, for one that lies outside of the folder or cannot be decoded.
+    Raises `UserError`, beginning with `where`, for one that lies outside of the folder or cannot be decoded. `elsewhere` is
+    where it may be, for the error to say.
     """
     look = cache(check_image)
 
     def find(name: str, where: str) -> Path:
-        path = image_inside(folder, name, where)
+        path = image_inside(folder, name, where, elsewhere)
         try:
             look(path)
         except UserError as error:

@@ -36,14 +36,17 @@ class Format:
     pair: Callable[[Row, str, str], Pair]
 
 
-def read_pairs(path: Path, images: Path | None = None, skip_bad: bool = False) -> tuple[list[Pair], str]:
+def read_pairs(
+    path: Path, images: Path | None = None, skip_bad: bool = False, elsewhere: str | None = None
+) -> tuple[list[Pair], str]:
     """The pairs in a file, and the name of the format it was recognised as.
 
     Image paths in the file are taken relative to the folder `images`, or to the file's own folder without it, must
     not lead out of it, and come back absolute. Symbolic links inside that folder are followed: the user made them.
     Reference log-probabilities are left aside, for they belong to the model that made the file. Every image is decoded
     here, so that none fails hours later. Raises UserError with file and row for anything that cannot be used: a row that
-    cannot be read, an image, an id that another row has. With `skip_bad` such rows are left out, and counted.
+    cannot be read, an image, an id that another row has. With `skip_bad` such rows are left out, and counted. `elsewhere` is
+    where the images may be, for the advice where they are not.
     """
     from mlx_visalign.images import image_finder  # only now, for it brings MLX along
 
@@ -51,7 +54,7 @@ def read_pairs(path: Path, images: Path | None = None, skip_bad: bool = False) -
     if not rows:
         raise UserError(f"{path} holds no pairs.")
     found = _format(rows, skip_bad)
-    find = image_finder(images or path.parent)
+    find = image_finder(images or path.parent, elsewhere)
     places: dict[str, str] = {}
 
     def read(numbered: tuple[int, tuple[str, Any]]) -> Pair:

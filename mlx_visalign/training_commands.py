@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Group
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.asking import images_of_run
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.doctor import require_sound
 from mlx_visalign.errors import UserError
@@ -54,7 +55,7 @@ def train(options: Namespace) -> Result:
     """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
-    pairs, found = read_pairs(Path(options.data), options.images, options.skip_bad)
+    pairs, found = _pairs(options)
     needs = training_needs(settings)
     warn_if_too_large(options.model, forecast(options.model, needs))
     policy = load(options.model)
@@ -89,6 +90,12 @@ def train(options: Namespace) -> Result:
     return told(plan | {"adapter": str(run.folder)})
 
 
+def _pairs(options: Namespace) -> tuple[list[Pair], str]:
+    """The pairs, and the name of their format. A file in a run's folder may be about images elsewhere, which the run knows."""
+    file = Path(options.data)
+    return read_pairs(file, options.images, options.skip_bad, images_of_run(file.parent))
+
+
 def _scoring(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
     """What a training on pairs does: both answers are read once for the reference, and then trained on."""
     stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
@@ -109,7 +116,7 @@ def _not_somebody_elses(folder: Path) -> None:
 
 def check(options: Namespace) -> Result:
     """`visalign check`: a pairs file as it will be trained."""
-    pairs, found = read_pairs(Path(options.data), options.images, options.skip_bad)
+    pairs, found = _pairs(options)
     policy = load(options.model)
     figures = {"format": found, **measure(policy, pairs)}
     first = show_pair(policy, pairs[0])

@@ -11,9 +11,11 @@ from PIL import Image
 from sample_photos import write_photos
 
 from mlx_visalign import commands
+from mlx_visalign.asking import ask
 from mlx_visalign.cli import main
-from mlx_visalign.recipe import find_recipe, list_recipes
+from mlx_visalign.recipe import Recipe, find_recipe, list_recipes
 from mlx_visalign.records import Pair, write_jsonl
+from mlx_visalign.run import Run
 
 SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
 
@@ -205,6 +207,18 @@ def test_check_shows_the_first_pair_as_it_is_trained(visalign, model, data):
     told = json.loads(out)
     assert told["pairs"] == told["images"] == 3 and told["same_answers"] == 0
     assert told["chosen_tokens"] == {"min": 5, "median": 5, "max": 5}
+
+
+def test_a_runs_own_pairs_say_where_their_images_are(visalign, tmp_path):
+    """A run is somebody's word too, so its images' folder is only read where the user names it."""
+    photos = write_photos(tmp_path / "my photos", 2)
+    with Run(tmp_path / "run") as run:
+        ask(Recipe("seva", images=str(photos)), run)
+    write_jsonl(run.folder / "pairs.jsonl", [Pair("p", (str(photos / "0.png"),), "What?", "A dog.", "A cat.")])
+    check = ["check", "--data", run.folder / "pairs.jsonl"]
+    code, _, err = visalign(*check)
+    assert code == 2 and f"Add --images '{photos}', where this run's images are." in " ".join(err.split())
+    assert visalign(*check, "--images", photos)[0] == 0
 
 
 def test_eval_measures_what_is_asked_for(visalign, model):

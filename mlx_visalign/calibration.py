@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.records import Record
+from mlx_visalign.words import with_minus
 
 LEAST_AUC = 0.60  # below it a scorer tells right from wrong hardly better than a coin
 
@@ -50,9 +51,10 @@ class Calibration(Record):
     def in_words(self) -> str:
         pseudo = "PSEUDO-labels, the model's own yes and no, not by the truth"
         labels = "the labels that were given" if self.labels == "given" else pseudo
+        correct, hallucinated = (with_minus(f"{mean:.4g}") for mean in (self.correct_mean, self.hallucinated_mean))
         return (
-            f"The scorer gives {self.correct} correct mentions {self.correct_mean:.4f} in the mean and {self.hallucinated} "
-            f"hallucinated ones {self.hallucinated_mean:.4f} (AUC {self.auc:.3f}, a coin: 0.5; by {labels})."
+            f"The scorer gives {self.correct} correct mentions {correct} in the mean and {self.hallucinated} "
+            f"hallucinated ones {hallucinated} (AUC {self.auc:.3f}, a coin: 0.5; by {labels})."
         )
 
     def reward(self, score: float, shape: Literal["band", "affine"], margin: float) -> float:

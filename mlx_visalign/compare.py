@@ -7,18 +7,18 @@ from mlx_visalign.before_after import before_after_cells, legend, tally
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, Picture, world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, changes, features
-from mlx_visalign.figures_page import figures_table
+from mlx_visalign.figures_page import figures_table, meanings
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import key_for
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.memory_plan import find_folder
-from mlx_visalign.page import gallery, page, section, tag
+from mlx_visalign.page import gallery, page, paragraphs, section, tag
 from mlx_visalign.photos import find_photos
 from mlx_visalign.policy import load
 from mlx_visalign.progress import progress
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import Response
-from mlx_visalign.report import as_rows
+from mlx_visalign.report import UNITS, as_rows
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, read_config
 
@@ -56,7 +56,7 @@ def images_to_compare(images: str, count: int) -> Benchmark:
     if images == TINY_WORLD:
         return replace(world_benchmark("validation", count), questions={}, exercises=[])
     pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count, skip_bad=True)}
-    return Benchmark(f"{len(pictures)} images of {images}", pictures)
+    return Benchmark(f"{len(pictures)} images in {images}", pictures)
 
 
 def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Sampling, seed: int) -> Evaluation:
@@ -87,7 +87,7 @@ def compare_page(first: Evaluation, second: Evaluation, names: tuple[str, str]) 
         tag("h1", title),
         tag("p", f"Both were asked about {benchmark.name}: {first.protocol.prompt}", cls="lead"),
         tag("p", benchmark.limits, cls="note"),
-        figures_table(figures, names),
+        section("Figures", figures_table(figures, names), meanings(first.counts), paragraphs([UNITS], "soft")),
         section(
             "What they said",
             tag("p", tally(first, second, names)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlx_visalign.metrics import Row
+from mlx_visalign.words import with_minus
 
 GAINS = {"chair": ("F1 of descriptions", "f1"), "pope_adversarial": ("accuracy on adversarial yes/no questions", "accuracy")}
 BLIND, BEST = "image blanked", "untrained, best of 8"
@@ -58,7 +59,7 @@ def _capability(before: Row, change: Row) -> str:
         verdict = "that ability grew"
     else:
         verdict = "no clear change"
-    asked = f"Questions about colour and count, which were not trained, were answered right in {before['value']:.1%}"
+    asked = f"Questions about colour and count, which were not trained, were answered right in {100 * before['value']:.1f} %"
     return f"{asked} before and change by {interval}: {verdict}."
 
 
@@ -67,4 +68,4 @@ def _points(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{100 * value:z.1f}".replace("-", "\N{MINUS SIGN}")
+    return with_minus(f"{100 * value:z.1f}")

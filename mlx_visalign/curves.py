@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, join, tag
-from mlx_visalign.plots import BLUE, GREY, RED, SMOOTHING, Panel, panels_of, trailing_mean
+from mlx_visalign.plots import BLUE, GREY, RED, SMOOTHING, STEPS, Panel, panels_of, trailing_mean, update_ticks
+from mlx_visalign.words import with_minus
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 350, 44, 186  # of the plane
@@ -43,10 +44,11 @@ def _panel(panel: Panel, rows: Sequence[Row]) -> Html:
     values = {name: np.array([row[name] for row in rows]) for name in panel.lines}
     low, high = panel.limits or _limits(panel, values.values())
     updates = [row["iteration"] for row in rows]
-    across, up = _scale(0, updates[-1], LEFT, RIGHT), _scale(low, high, BOTTOM, TOP)
+    below = update_ticks(updates)
+    across, up = _scale(below[0], updates[-1], LEFT, RIGHT), _scale(low, high, BOTTOM, TOP)
     shapes = [
         *(_across(up(tick), _number(tick)) for tick in _ticks(low, high)),
-        *(_text(across(tick), BOTTOM + 16, _number(tick), "middle", "soft") for tick in _ticks(0, updates[-1], True)),
+        *(_text(across(tick), BOTTOM + 16, _number(tick), "middle", "soft") for tick in below),
     ]
     if panel.level is not None:
         shapes.append(_line(LEFT, up(panel.level), RIGHT, up(panel.level), "level"))
@@ -83,7 +85,11 @@ def _curve(updates: Sequence[int], values: np.ndarray, across: Place, up: Place,
 
 
 def _legend(panel: Panel) -> list[Html]:
-    named = [tag("tspan", f"{label}   ", style=f"fill: {COLOURS[colour]}") for label, colour in panel.lines.values() if label]
+    named = [
+        tag("tspan", f"{label}\N{EM SPACE}", style=f"fill: {COLOURS[colour]}")
+        for label, colour in panel.lines.values()
+        if label
+    ]
     return named if panel.level is None else [*named, tag("tspan", f"- - {panel.meaning}")]
 
 
@@ -91,12 +97,12 @@ def _scale(low: float, high: float, start: float, end: float) -> Place:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    return [float(tick) for tick in MaxNLocator(4, integer=whole).tick_values(low, high) if low <= tick <= high]
+def _ticks(low: float, high: float) -> list[float]:
+    return [float(tick) for tick in MaxNLocator(5, steps=STEPS).tick_values(low, high) if low <= tick <= high]
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) < 1000 else f"{value:,.0f}"
+    return with_minus(f"{value:.3g}") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _across(y: float, label: str) -> Html:

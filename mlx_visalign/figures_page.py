@@ -6,8 +6,9 @@ from typing import Any
 
 from mlx_visalign.evaluate import Figures
 from mlx_visalign.metrics import Row
-from mlx_visalign.page import Html, join, table, tag
+from mlx_visalign.page import Html, join, path, table, tag
 from mlx_visalign.report import TABLE, Shown, verdict
+from mlx_visalign.words import counted, with_minus
 
 LARGE = {
     ("chair", "chair_i"): "objects it names that are not there (CHAIR_i)",
@@ -44,7 +45,7 @@ def tiles(report: Mapping[str, Any]) -> Html:
     made = [_tile(report, group, name, label) for (group, name), label in _wanted(report).items()]
     pairs = report["held_out_pairs"]
     if pairs is not None:
-        value, among = f"{100 * pairs['accuracy']:.0f} %", f"of {pairs['pairs']:.0f} pairs; a coin: 50 %"
+        value, among = f"{100 * pairs['accuracy']:.0f} %", f"of {counted(round(pairs['pairs']), 'pair')}; a coin: 50\u00a0%"
         made.append(_large("pairs kept out of training where it prefers the chosen answer", value, among, ""))
     return tag("div", *made, cls="tiles")
 
@@ -60,7 +61,7 @@ def _tile(report: Mapping[str, Any], group: str, name: str, label: str) -> Html:
         (report[side][group][name] for side in ("before", "after", "change")),
     )
     value = f"{shown.format(before['value'])} → {shown.format(after['value'])}" + " %" * shown.is_share
-    return _large(label, value, _change(shown, change), verdict(change, shown.better))
+    return _large(label, value, join(*_with_interval(shown, change)), verdict(change, shown.better))
 
 
 def _large(label: str, value: str, below: str, judgement: str) -> Html:
@@ -77,16 +78,24 @@ def _large(label: str, value: str, below: str, judgement: str) -> Html:
 def figures_table(report: Mapping[str, Any], names: Sequence[str] = ("before", "after")) -> Html:
     """Every figure before and after, the change with its interval, drawn too; then what each control changed."""
     controls = report.get("controls", {})
-    head = ["", *names, "change, 95 % interval", "", "", *(f"change, {name}" for name in controls)]
-    return table(head, _rows(report, [control["change"] for control in controls.values()], len(head)))
+    widest = max(_reach(report["change"][group][name]) for group, name in _shares(report["change"]))
+    scale = tag("span", f"\N{PLUS-MINUS SIGN}{100 * widest:.1f} points", cls="bar") if widest else ""
+    head = ["", *map(path, names), "change, 95 % interval", "", scale, *(f"change, {name}" for name in controls)]
+    return table(head, _rows(report, [control["change"] for control in controls.values()], len(head), widest))
 
 
-def _rows(report: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], columns: int) -> Iterator[Html]:
+def _shares(figures: Container[str]) -> list[tuple[str, str]]:
+    """The figures that are shares: what can be drawn on one scale."""
+    shown = ((group, name, how) for group, (_, named) in TABLE.items() if group in figures for name, how in named.items())
+    return [(group, name) for group, name, how in shown if how.is_share]
+
+
+def _rows(report: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], columns: int, widest: float) -> Iterator[Html]:
+    """`widest`: the change at the end of an interval's drawing."""
     for group, (title, figures) in TABLE.items():
         if group not in report["change"]:
             continue
-        yield _group(title, columns)
-        widest = max(_reach(report["change"][group][name]) for name, shown in figures.items() if shown.is_share)
+        yield group_row(title, columns)
         for name, shown in figures.items():
             before, after, change = (report[side][group][name] for side in ("before", "after", "change"))
             judgement = verdict(change, shown.better)
@@ -118,7 +127,7 @@ def one_evaluation(figures: Figures) -> Html:
     rows = []
     for group, (title, shown) in TABLE.items():
         if group in figures:
-            rows.append(_group(title, 3))
+            rows.append(group_row(title, 3))
             for name, how in shown.items():
                 value, low, high = (how.format(number) for number in asdict(figures[group][name]).values())
                 rows.append(tag("tr", tag("th", how.label, scope="row"), tag("td", value), tag("td", f"[{low}, {high}]")))
@@ -129,11 +138,11 @@ def rounds_table(report: Mapping[str, Any]) -> Html:
     """What each round cost and brought, and the figures that one looks for first, before the first and after each."""
     rounds = report["rounds"]
     head = ["", "before", *(f"after round {one['round']}" for one in rounds)]
-    rows = [_group("Figures", len(head))]
+    rows = [group_row("Figures", len(head))]
     for (group, name), label in _wanted(report).items():
         shown, sides = TABLE[group][1][name], (report["before"], *(one["figures"] for one in rounds))
         rows.append(_line(label, [shown.format(side[group][name]["value"]) for side in sides]))
-    rows.append(_group("What the round cost and made", len(head)))
+    rows.append(group_row("What the round cost and made", len(head)))
     flat = [dict(_flat(one)) for one in rounds]
     return table(head, rows + [_line(name.replace("_", " "), ["", *(one[name] for one in flat)]) for name in flat[0]])
 
@@ -148,32 +157,24 @@ def _flat(one_round: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:,}" if isinstance(value, int) else with_minus(f"{value:.2f}")
 
 
 def _line(label: str, values: Iterable[str]) -> Html:
     return tag("tr", tag("th", label, scope="row"), *(tag("td", value) for value in values))
 
 
-def _group(title: str, columns: int) -> Html:
-    return tag("tr", tag("th", title, colspan=str(columns), scope="colgroup"), cls="group")
+def group_row(title: str, columns: int) -> Html:
+    """Its title stays in sight where the table is scrolled."""
+    return tag("tr", tag("th", tag("span", title), colspan=str(columns), scope="colgroup"), cls="group")
 
 
-def _change(shown: Shown, change: Row) -> str:
-    return " ".join(_value_and_interval(shown, change))
-
-
-def _with_interval(shown: Shown, change: Row) -> tuple[str, str, Html]:
-    """The change for a table's cell, where a narrow page puts the interval below."""
-    value, interval = _value_and_interval(shown, change)
-    return value, " ", tag("span", interval, cls="interval")
-
-
-def _value_and_interval(shown: Shown, change: Row) -> tuple[str, str]:
-    value, low, high = (
-        shown.format(change[side], sign="+").replace("-", "\N{MINUS SIGN}") for side in ("value", "low", "high")
-    )
-    return value, f"[{low}, {high}]"
+def _with_interval(shown: Shown, change: Row) -> tuple[str, ...]:
+    """The change, and where there is any, its interval, which a narrow page puts below it."""
+    value, low, high = (with_minus(shown.format(change[side], sign="+")) for side in ("value", "low", "high"))
+    if change["low"] == change["high"] == 0:
+        return (shown.format(0.0),)
+    return value, " ", tag("span", f"[{low}, {high}]", cls="interval")
 
 
 def _reach(change: Row) -> float:
@@ -181,7 +182,7 @@ def _reach(change: Row) -> float:
 
 
 def _bar(change: Row, widest: float) -> Html:
-    """The interval as a line with a dot, around a broken line at no change."""
+    """The interval as a line with a dot, across an upright line at no change."""
     low, value, high = (BAR * change[side] / (widest or 1) for side in ("low", "value", "high"))
     lines = join(
         tag("line", x1="0", x2="0", y1="-12", y2="12", cls="zero"),

@@ -16,7 +16,7 @@ from PIL import Image
 from mlx_visalign.sheet import PICTURE, Caption, Cell, Span
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-VOID = {"img", "meta"}
+VOID = {"img", "meta", "wbr"}
 SHARP = 128  # pixels: smaller images are enlarged without blur, and kept without loss
 
 
@@ -55,6 +55,12 @@ def section(title: str, *content: str) -> Html:
     return tag("section", tag("h2", title), *content)
 
 
+def path(name: str) -> Html:
+    """A name that may go on in the next line after a slash."""
+    first, *others = name.split("/")
+    return join(first, *(part for other in others for part in ("/", tag("wbr"), other)))
+
+
 def paragraphs(sentences: Iterable[str], cls: str = "") -> Html:
     return join(*(tag("p", sentence, cls=cls) for sentence in sentences))
 
@@ -72,6 +78,11 @@ def table(head: Sequence[str], rows: Iterable[Html]) -> Html:
 def facts(values: Iterable[tuple[str, str]]) -> Html:
     """Names and values, in as many columns as there is room for."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values), cls="facts")
+
+
+def commands(lines: Iterable[str]) -> Html:
+    """To be copied. A narrow page breaks them between their words, never after the dashes of an option."""
+    return tag("pre", *(join(*(part for word in line.split(" ") for part in (tag("code", word), " ")), "\n") for line in lines))
 
 
 def words(spans: Iterable[Span]) -> Html:
@@ -107,9 +118,9 @@ def picture(image: Image.Image, alt: str) -> Html:
     return tag("img", src=_data(f"image/{kind}", data.getvalue()), alt=alt, cls="sharp" if small else "photo")
 
 
-def png(data: bytes, alt: str) -> Html:
-    """A picture that was drawn before, in full size."""
-    return tag("img", src=_data("image/png", data), alt=alt, cls="drawn")
+def png(data: bytes, alt: str, cls: str = "drawn") -> Html:
+    """A picture that was drawn before, in full size. A `cls` of "drawn chart" holds no photo, and turns dark with the page."""
+    return tag("img", src=_data("image/png", data), alt=alt, cls=cls)
 
 
 def _data(kind: str, data: bytes) -> str:

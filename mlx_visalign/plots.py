@@ -16,6 +16,7 @@ from mlx_visalign.metrics import Row
 
 COLUMNS = 3
 PANEL_SIZE = (5.0, 3.3)  # inches
+STEPS = (1, 2, 2.5, 5, 10)  # between marks on an axis
 SMOOTHING = 0.05  # the thick line is the mean of the last 5 % of the updates
 BLUE, RED, GREY = "#1f5fa8", "#c8322b", "#8a8a8a"
 
@@ -110,11 +111,19 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         axes.axhline(panel.level, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=panel.meaning)
     if panel.level is not None or len(panel.lines) > 1:  # on the title's line, where no curve can be
         axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.97), ncols=3, handlelength=1.2, columnspacing=1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)
-    axes.set_xlim(0, 1.02 * updates[-1])
+    ticks = update_ticks(updates)
+    axes.set_xticks(ticks)
+    axes.set_xlim(ticks[0], updates[-1] + 0.02 * (updates[-1] - ticks[0]))
     if panel.limits:
         axes.set_ylim(panel.limits)
+
+
+def update_ticks(updates: Sequence[int]) -> list[int]:
+    """Where the x axis is marked, its start first: the first update, or 0 where there is no other."""
+    start = updates[0] if len(updates) > 1 else 0
+    between = MaxNLocator(5, integer=True, steps=STEPS).tick_values(start, updates[-1])
+    return sorted({start, *(int(tick) for tick in between if start <= tick <= updates[-1])})
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -21,10 +21,12 @@ from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import Row, warning_signs
 from mlx_visalign.plots import plot_training
 from mlx_visalign.sheet import save_sheet
+from mlx_visalign.words import counted
 
 ONE_TRAINING = (
     "The intervals (95 %, bootstrap) are over the images, for this one training: another seed would give another model."
 )
+UNITS = "Shares are in %, their changes in percentage points; clear is one whose interval lacks 0."
 HEADLINES = {
     "false mentions": ("chair", "chair_i"),
     "recall": ("chair", "recall"),
@@ -184,12 +186,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """How to read the table, and what held-out pairs and controls tell."""
-    said = ["Shares are in %, their changes in percentage points; clear is one whose interval lacks 0."]
+    said = [UNITS]
     pairs = report["held_out_pairs"]
     if pairs is not None:
         said.append(
-            f"Of {pairs['pairs']:.0f} pairs that were not trained on, the chosen answer has the higher reward in "
-            f"{pairs['accuracy']:.0%} (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
+            f"Of {counted(round(pairs['pairs']), 'pair')} not trained on, the chosen answer has the higher reward in "
+            f"{100 * pairs['accuracy']:.0f} % (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
             "Well above half, this tells that preferences were learned, not that they are right."
         )
     return [*said, *in_words(report)]
@@ -199,7 +201,8 @@ def in_short(report: Mapping[str, Any]) -> dict[str, str]:
     """What got better and what worse, losses as fully as wins; nothing where nobody knows what is in the images."""
     if report["change"].keys() <= {"length"}:
         return {}
-    return {f"Clearly {side}": f"{_those(report['change'], side) or 'nothing'}." for side in ("better", "worse")}
+    those = {side: _those(report["change"], side) for side in ("better", "worse")}
+    return {f"Clearly {side}": f"{words} percentage points." if words else "nothing." for side, words in those.items()}
 
 
 def _those(change: Mapping[str, Mapping[str, Row]], wanted: str) -> str:

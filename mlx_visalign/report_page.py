@@ -17,7 +17,7 @@ from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.figures_page import figures_table, meanings, one_evaluation, rounds_table, tiles
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import read_metrics, warning_signs
-from mlx_visalign.page import Html, facts, gallery, page, paragraphs, png, section, tag
+from mlx_visalign.page import Html, commands, facts, gallery, page, paragraphs, png, section, tag
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.report import in_short, notes
@@ -134,7 +134,7 @@ class ReportPage:
 
     def _adapter(self) -> Iterator[Html]:
         if self.report is not None:
-            yield section("Use the adapter", tag("pre", "\n".join(_commands(self.run, self.config))))
+            yield section("Use the adapter", commands(_commands(self.run, self.config)))
 
     def _what_ran(self) -> Iterator[Html]:
         versions = parse_json(read_text(self.run.versions), str(self.run.versions)) if self.run.versions.exists() else {}
@@ -156,7 +156,7 @@ class ReportPage:
 def _about_images(config: Mapping[str, Any]) -> str:
     """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
     tiny = f"{config['count']} scenes of the tiny world"
-    images = tiny if config["images"] == TINY_WORLD else f"images of {config['images'] or config['prompts']}"
+    images = tiny if config["images"] == TINY_WORLD else f"the images in {config['images'] or config['prompts']}"
     labels = config["settings"].get("labels")
     told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
     return f"Trained on {images}, {told}."

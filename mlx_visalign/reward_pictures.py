@@ -16,9 +16,11 @@ from mlx_visalign.files import replacing
 from mlx_visalign.page import Html, gallery
 from mlx_visalign.plots import BLUE, RED, STYLE
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet
+from mlx_visalign.words import with_minus
 
 GOOD, BAD, NOTHING = (130, 185, 240), (245, 140, 130), (228, 228, 228)  # backgrounds at a reward of 1, -1 and 0
 COLUMNS = 3
+EDGE = "\N{NO-BREAK SPACE}"  # within a colour of the scale
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,13 @@ def coloured(answer: JudgedAnswer) -> tuple[Span, ...]:
     for part in answer.rewarded:
         spans.append(Span(answer.text[at : part.start]))
         spans.append(Span(answer.text[part.start : part.end], background=shade(part.reward)))
-        spans.append(Span(f" {part.reward:+.1f}", "quiet"))
+        spans.append(Span(f" {_signed(part.reward)}", "quiet"))
         at = part.end
     return (*spans, Span(answer.text[at:]))
+
+
+def _signed(reward: float) -> str:
+    return with_minus(f"{reward:+z.1f}")
 
 
 def words_sheet(judged: Sequence[Judged], title: str, legend: str) -> Image.Image:
@@ -67,11 +73,11 @@ def words_gallery(judged: Sequence[Judged], legend: str) -> Html:
 
 
 def _cells(judged: Sequence[Judged]) -> list[Cell]:
-    return [Cell(one.image, tuple(Caption(f"{answer.heading}:", coloured(answer)) for answer in one.answers)) for one in judged]
+    return [Cell(one.image, tuple(Caption(answer.heading, coloured(answer)) for answer in one.answers)) for one in judged]
 
 
 def _scale(legend: str) -> list[Caption]:
-    scale = [Span(f" {reward:+.1f} ", background=shade(reward)) for reward in (-1, -0.5, 0, 0.5, 1)]
+    scale = [Span(f"{EDGE}{_signed(reward)}{EDGE}", background=shade(reward)) for reward in (-1, -0.5, 0, 0.5, 1)]
     return [Caption("reward", (*scale, Span(f" {legend}")))]
 
 
@@ -88,13 +94,12 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
         kinds = (("there", BLUE, found.correct_mean), ("made up", RED, found.hallucinated_mean))
         for scores, (name, colour, mean) in zip(sides, kinds, strict=True):
             weights = np.full(len(scores), 100 / len(scores))
-            label = f"{name}: {len(scores)} mentions, mean {mean:.3g}"
+            label = f"{name}: {len(scores)} mentions, mean {with_minus(f'{mean:.3g}')}"
             axes.hist(scores, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
-            axes.axvline(mean, ymax=0.85, color=colour, linewidth=2, linestyle=(0, (4, 2)))
-        axes.set_title(f"Does the score tell what is there? AUC {found.auc:.3f}{by}")
+            axes.axvline(mean, color=colour, linewidth=2, linestyle=(0, (4, 2)))
+        axes.set_title(f"Does the score tell what is there? AUC {found.auc:.3f}{by}", pad=30)
         axes.set_ylabel("% of its kind")
-        axes.set_ylim(0, 1.22 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper left", ncols=2)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderpad=0.3)  # below the title
         axes.grid(axis="x", visible=False)
         _draw_rewards(strip, reward, edges[0], edges[-1])
         with replacing(path) as unfinished:
@@ -105,7 +110,7 @@ def _draw_rewards(axes: Axes, reward: Callable[[float], float], low: float, high
     """A strip in the colours of the rewards that scores from `low` to `high` earn."""
     colours = [[int(shade(reward(score))[i : i + 2], 16) for i in (1, 3, 5)] for score in np.linspace(low, high, 400)]
     axes.imshow(np.array([colours], dtype=np.uint8), aspect="auto", extent=(low, high, 0, 1))
-    axes.set_xlabel("score of a mention, and the reward it earns: red -1, grey 0, blue 1")
+    axes.set_xlabel("score of a mention, and the reward it earns: red \N{MINUS SIGN}1, grey 0, blue 1")
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

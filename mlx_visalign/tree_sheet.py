@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
@@ -19,11 +20,13 @@ from PIL import Image
 
 from mlx_visalign.curves import drawn
 from mlx_visalign.files import replacing
+from mlx_visalign.fonts import families, showable, squares
 from mlx_visalign.metrics import Row
 from mlx_visalign.page import Html, gallery, join, paragraphs, tag
 from mlx_visalign.plots import BLUE, GREY, RED, Panel, plot_panels
 from mlx_visalign.sentences import Sentence, Tree
 from mlx_visalign.sheet import Caption, Cell, Span
+from mlx_visalign.words import with_minus
 
 # Inches.
 BOX, COLUMN, LINE, PADDING, GAP, FAMILY_GAP, PICTURE = 2.55, 3.05, 0.15, 0.06, 0.07, 0.16, 2.3
@@ -34,8 +37,8 @@ COLOURS = {"chosen": BLUE, "rejected": RED}
 STYLES = {BLUE: "solid", RED: "dashed", PALE: "solid"}
 END = "(end)"
 LEGEND = (
-    "CLIP: 100 * cosine with the image. log p: mean log-probability of a token. \N{MULTIPLICATION SIGN} 3: said three times. "
-    "(end): the answer ends here. Grey: did not grow on. Struck out: broken."
+    "CLIP: 100 times the cosine with the image. log p: mean log-probability of a token. \N{MULTIPLICATION SIGN} 3: said "
+    "three times. (end): the answer ends here. Grey: did not grow on. Struck out: broken."
 )
 DRAWN = {"chosen": "Blue", "rejected": "Red, dashed"}
 DOTS = {"chosen": "\N{BLACK CIRCLE}", "rejected": "\N{BLACK DIAMOND}"}
@@ -56,6 +59,11 @@ class _Box:
 
 def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
     """Draw the tree as a PNG: the chosen answer blue, the rejected one red, what did not grow on in grey."""
+    with rc_context({"font.family": families()}), replacing(path) as unfinished:
+        _figure(tree, image, title).savefig(unfinished, dpi=110)
+
+
+def _figure(tree: Tree, image: Image.Image, title: str) -> Figure:
     boxes = _layout(tree)
     width = PICTURE + 0.5 + COLUMN * (1 + max(len(tree.path(place)) - 1 for place in boxes))
     bottom = min([box.y - box.height / 2 for box in boxes.values()] + [-PICTURE / 2 - 1.2])
@@ -65,15 +73,14 @@ def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
     axes.set(xlim=(-0.2, width - 0.2), ylim=(bottom - 0.3, top + 1.1))
     axes.axis("off")
     axes.text(0, top + 0.85, title, fontsize=14, fontweight="bold", color=INK)
-    explained = textwrap.fill(_explained(tree, DRAWN), int(PER_INCH * width))
-    axes.text(0, top + 0.75, explained, fontsize=9, va="top", color=INK)
+    explained = f"{_explained(tree, DRAWN)} {squares([tree.prompt, *(sentence.text for sentence in tree.sentences)])}"
+    axes.text(0, top + 0.75, textwrap.fill(explained, int(PER_INCH * width)), fontsize=9, va="top", color=INK)
     _draw_root(axes, tree, image)
     for place, box in boxes.items():
         _draw_edge(axes, tree, boxes, place, box)
     for place, box in boxes.items():
         _draw_box(axes, tree, place, box)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=110)
+    return figure
 
 
 def _explained(tree: Tree, looks: Mapping[str, str]) -> str:
@@ -82,7 +89,7 @@ def _explained(tree: Tree, looks: Mapping[str, str]) -> str:
         return f"No two different whole answers. {LEGEND}"
     best, worst = (tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected))
     told = f"{looks['chosen']}: the chosen answer, reward {best:.2f}. {looks['rejected']}: the rejected one, {worst:.2f}."
-    return f"{_with_minus(told)} {LEGEND}"
+    return f"{with_minus(told)} {LEGEND}"
 
 
 def _layout(tree: Tree) -> dict[int, _Box]:
@@ -130,7 +137,7 @@ def _lines(sentence: Sentence, streams: int) -> tuple[str, ...]:
     scores = _scores(sentence) + _times(streams)
     if not sentence.text:
         return (f"{END}   {scores}",)
-    text = " ".join(sentence.text.split())
+    text = showable(" ".join(sentence.text.split()))
     return (*textwrap.wrap(text, CHARACTERS, max_lines=MOST_LINES, placeholder=" …"), scores)
 
 
@@ -139,15 +146,11 @@ def _times(streams: int) -> str:
 
 
 def _scores(sentence: Sentence) -> str:
-    parts = [] if sentence.image is None else [f"CLIP {sentence.image:.1f}"]
-    parts.append(f"log p {sentence.logp / len(sentence.ids):.2f}")
+    parts = [] if sentence.image is None else [f"CLIP {sentence.image:z.1f}"]
+    parts.append(f"log p {sentence.logp / len(sentence.ids):z.2f}")
     if sentence.reward is not None:
-        parts.append(f"reward {sentence.reward:.2f}")
-    return _with_minus("   ".join(parts))
-
-
-def _with_minus(numbers: str) -> str:
-    return numbers.replace("-", "\N{MINUS SIGN}")
+        parts.append(f"reward {sentence.reward:z.2f}")
+    return with_minus("   ".join(parts))
 
 
 def _sides(tree: Tree, place: int) -> list[str]:
@@ -167,7 +170,7 @@ def _draw_root(axes: Axes, tree: Tree, image: Image.Image) -> None:
     axes.imshow(
         np.asarray(image.convert("RGB")), extent=(0, width, -height / 2, height / 2), interpolation="nearest", aspect="auto"
     )
-    axes.text(0, -half - 0.12, textwrap.fill(tree.prompt, 36), fontsize=9, va="top", color=INK)
+    axes.text(0, -half - 0.12, textwrap.fill(showable(tree.prompt), 36), fontsize=9, va="top", color=INK)
 
 
 def _draw_edge(axes: Axes, tree: Tree, boxes: dict[int, _Box], place: int, box: _Box) -> None:

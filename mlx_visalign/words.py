@@ -1,4 +1,4 @@
-"""Counts and times as people say them."""
+"""Counts, times and numbers as people write them."""
 
 
 def counted(count: float, noun: str) -> str:
@@ -12,6 +12,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return counted(_two_digits(seconds / size), unit)
     return counted(_two_digits(seconds), "second")
+
+
+def with_minus(numbers: str) -> str:
+    """Numbers with the minus sign that is as wide as a plus, for pages and pictures."""
+    return numbers.replace("-", "\N{MINUS SIGN}")
 
 
 def _two_digits(number: float) -> float:

@@ -52,7 +52,7 @@ def test_what_the_untrained_model_gets(best, words):
 @pytest.mark.parametrize(("moved", "words"), [(-0.02, "was lost"), (0.02, "grew"), (0.001, "no clear change")])
 def test_what_became_of_other_abilities(moved, words):
     [said] = in_words(report(0.03, capability=moved))
-    assert words in said and "90.0% before" in said
+    assert words in said and "90.0 % before" in said
 
 
 def test_without_controls_and_labels_nothing_is_said():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.page import POLICY, Html, facts, gallery, join, page, picture, png, table, tag, words
+from mlx_visalign.page import POLICY, Html, commands, facts, gallery, join, page, path, picture, png, table, tag, words
 from mlx_visalign.sheet import Caption, Cell, Span
 
 HOSTILE = """</p></style><script>alert('1')</script><img src=x onerror="alert(2)">&lt;b&gt;"""
@@ -66,6 +66,12 @@ def test_a_page_may_run_nothing_and_load_nothing():
     assert "refresh" not in metas and '"refresh" content="20"' in page("Title", reload_after=20)
     assert not [value for _, attributes in seen.elements for value in attributes.values() if re.match("(https?:)?//", value)]
     assert "url(" not in made and "@import" not in made
+
+
+def test_names_and_commands_break_where_they_may():
+    assert path("a/<b>/c") == "a/<wbr>&lt;b&gt;/<wbr>c" and path("tiny") == "tiny"
+    made = commands(['visalign run --set a="b  c"', "<ls>"])
+    assert "<code>--set</code>" in made and Reader(made).text == 'visalign run --set a="b  c" \n<ls> \n'
 
 
 def shown(image):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.plots import PANELS, ROLLOUT_PANELS, plot_training, trailing_mean
+from mlx_visalign.plots import PANELS, ROLLOUT_PANELS, plot_training, trailing_mean, update_ticks
 
 
 def rows(updates, names):
@@ -20,6 +20,13 @@ def test_a_panel_for_each_metric_there_is(tmp_path, updates, panels):
     whole, one = (Image.open(tmp_path / name) for name in ("plots/all.png", "one.png"))
     assert abs(whole.width - 3 * one.width) <= 3 and abs(whole.height - 2 * one.height) <= 3
     assert len(whole.getcolors(1 << 20)) > 10
+
+
+@pytest.mark.parametrize(
+    ("updates", "ticks"), [([1], [0, 1]), ([1, 2], [1, 2]), (range(1, 25), [1, 5, 10, 15, 20]), ([7, 300], [7, 100, 200, 300])]
+)
+def test_the_axis_starts_with_the_first_update(updates, ticks):
+    assert update_ticks([*updates]) == ticks
 
 
 def test_trailing_mean():

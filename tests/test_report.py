@@ -73,7 +73,7 @@ def test_the_terminal_shows_it_in_80_columns():
     assert max(map(len, lines)) <= 80
     [row] = [line for line in lines if "CHAIR_i (false mentions)" in line]
     assert row.split()[3:6] == ["50.0", "0.0", "-50.0"]
-    assert "75% (a coin would reach half), by 0.40" in " ".join(text.split())
+    assert "75 % (a coin would reach half), by 0.40" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.2, 1), (-0.2, -0.1, -1)])
@@ -104,6 +104,7 @@ def test_wins_and_losses_are_told_in_short():
     minus = "\N{MINUS SIGN}"
     assert in_short(made)["Clearly better"].startswith(f"Descriptions: CHAIR_i (false mentions) {minus}50.0")
     assert f"recall of what is there {minus}25.0" in in_short(made)["Clearly worse"]
+    assert all(words.endswith(" percentage points.") for words in in_short(made).values())
 
 
 def test_better_is_green_and_worse_is_red():

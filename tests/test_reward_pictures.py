@@ -34,7 +34,7 @@ def test_words_keep_their_text_and_get_their_colours():
         ("dog", pictures.shade(0.5)),
         ("hot dog", pictures.shade(-1.0)),
     ]
-    assert [span.text for span in spans if span.mark == "quiet"] == [" +0.5", " -1.0"]
+    assert [span.text for span in spans if span.mark == "quiet"] == [" +0.5", " \N{MINUS SIGN}1.0"]
 
 
 def test_the_sheet_shows_the_colours():

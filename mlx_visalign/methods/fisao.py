@@ -220,7 +220,7 @@ def picture(job: Alignment, settings: Settings) -> None:
     save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
     rows = read_jsonl(job.run.folder / "calibration.jsonl", Scored)
     draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
-    drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions, as histograms")
+    drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions", "drawn chart")
     notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
     write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(judged, LEGEND), drawn))
 

@@ -7,16 +7,18 @@ from typing import Any
 
 from mlx_visalign.control_words import NAMES
 from mlx_visalign.evaluate import Evaluation, changes, mean_changes, mean_figures
-from mlx_visalign.figures_page import figures_table, tiles
+from mlx_visalign.figures_page import figures_table, group_row, tiles
 from mlx_visalign.files import write_atomically
 from mlx_visalign.page import Html, facts, page, paragraphs, section, table, tag
 from mlx_visalign.recipe import Plan
 from mlx_visalign.report import ONE_TRAINING, TABLE, as_rows, sentences
 from mlx_visalign.report_page import flat
 from mlx_visalign.run import installed_versions
+from mlx_visalign.words import with_minus
 
 Found = Mapping[str, Mapping[int, Evaluation]]
 """By arm and seed."""
+ARMS = {"method": "the training"} | NAMES
 Columns = Mapping[str, tuple[str, str]]
 
 
@@ -44,7 +46,7 @@ def proof(plan: Plan, base: Evaluation, found: Found) -> dict[str, Any]:
             NAMES[arm]: {"change": as_rows(mean_changes(base, [*found[arm].values()]))} for arm in NAMES if arm in found
         },
         "seeds": {
-            NAMES.get(arm, arm): {str(seed): as_rows(changes(base, one)) for seed, one in of_arm.items()}
+            ARMS.get(arm, arm): {str(seed): as_rows(changes(base, one)) for seed, one in of_arm.items()}
             for arm, of_arm in found.items()
         },
         "held_out_pairs": None,
@@ -71,7 +73,7 @@ def proof_page(report: Mapping[str, Any], plan: Plan, columns: Columns) -> str:
 
 def seed_rows(report: Mapping[str, Any], columns: Columns) -> Iterator[Html]:
     for arm, seeds in report["seeds"].items():
-        yield tag("tr", tag("th", arm, colspan=str(len(columns) + 1), scope="colgroup"), cls="group")
+        yield group_row(arm, len(columns) + 1)
         for seed, change in seeds.items():
             cells = [TABLE[group][1][name].format(change[group][name]["value"], sign="+") for group, name in columns.values()]
-            yield tag("tr", tag("th", f"seed {seed}", scope="row"), *(tag("td", cell) for cell in cells))
+            yield tag("tr", tag("th", f"seed {seed}", scope="row"), *(tag("td", with_minus(cell)) for cell in cells))

@@ -15,8 +15,8 @@ from mlx_visalign import vlm
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import cast
 from mlx_visalign.errors import UserError
+from mlx_visalign.precision import SAME_SHARE
 
-TOLERANCE = 1e-4  # of the largest logit, where nothing was lost on the way
 WORDS = 8  # before and after the image
 
 
@@ -33,7 +33,7 @@ def compare_logits(source: Source, config: dict[str, Any], folder: Path, lossles
     largest, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
     agreed = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
     found = f"differ from transformers' by {largest:.1e} at most (the largest is {scale:.1f})"
-    if lossless and not largest <= TOLERANCE * scale:
+    if lossless and not largest <= SAME_SHARE * scale:
         raise UserError(f"{folder}: the logits {found}, although nothing was lost. Please report this, with the config.json.")
     return f"{found}, the likeliest next token is the same at {agreed} of {len(ours)} positions"
 

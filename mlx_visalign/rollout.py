@@ -25,10 +25,10 @@ from mlx_visalign.lora import adapter_at, adapters
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.policy import Policy
 from mlx_visalign.ppo_settings import PPOSettings
+from mlx_visalign.precision import SAME_RATIO
 from mlx_visalign.progress import say
 from mlx_visalign.records import Prompt, read_jsonl, write_jsonl
 
-RATIO_TOLERANCE = 1e-3  # of |ratio - 1| before a rollout's first update
 FEW_REWARDED = 0.2  # a smaller share of rewards that are not 0 is worth a word
 EMPTY_ROLLOUTS = 10  # so many in a row without any reward end a training
 
@@ -94,7 +94,7 @@ class RolloutSource:
 
     def observe(self, metrics: Mapping[str, Any]) -> None:
         """End the rollout where the policy has moved too far from it for its advantages to mean anything."""
-        if self.taken == self.settings.grad_accumulation and metrics["ratio_off"] > RATIO_TOLERANCE:
+        if self.taken == self.settings.grad_accumulation and metrics["ratio_off"] > SAME_RATIO:
             raise RuntimeError(
                 f"Before its first update a rollout's ratios are off by {metrics['ratio_off']:.2g}: this machine does not "
                 "compute the same log-probabilities twice."

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.models.clip import CLIP, CLIPConfig, from_hugging_face, load_clip
+from mlx_visalign.precision import PARITY
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = {
@@ -40,8 +41,8 @@ def folder(tmp_path: Path, weights) -> Path:
 def test_both_towers_give_the_vectors_of_transformers(golden, folder):
     clip = load_clip(folder)
     image_vectors, text_vectors = clip.encode_image(mx.array(golden["images"])), clip.encode_text(mx.array(golden["ids"]))
-    np.testing.assert_allclose(image_vectors, golden["image_vectors"], atol=1e-5)
-    np.testing.assert_allclose(text_vectors, golden["text_vectors"], atol=1e-5)
+    np.testing.assert_allclose(image_vectors, golden["image_vectors"], atol=PARITY)
+    np.testing.assert_allclose(text_vectors, golden["text_vectors"], atol=PARITY)
 
 
 def test_padding_of_any_length_changes_no_text(golden, folder):
@@ -55,7 +56,7 @@ def test_eos_2_pools_at_the_highest_id_as_in_openais_configs(golden, weights):
     text_config = {**CONFIG["text_config"], "eos_token_id": 2}
     clip = CLIP(CLIPConfig.from_dict({**CONFIG, "text_config": text_config}))
     clip.load_weights(list(from_hugging_face(weights).items()))
-    np.testing.assert_allclose(clip.encode_text(mx.array(golden["ids"])), golden["text_vectors"], atol=1e-5)
+    np.testing.assert_allclose(clip.encode_text(mx.array(golden["ids"])), golden["text_vectors"], atol=PARITY)
 
 
 def test_position_ids_of_old_checkpoints_are_ignored(folder, weights):
@@ -97,6 +98,6 @@ def test_a_folder_saved_by_transformers_loads_with_the_same_vectors(tmp_path, eo
     images, ids = inputs()
     image_vectors, text_vectors = vectors(reference, images, ids)
     clip = load_clip(tmp_path)
-    np.testing.assert_allclose(clip.encode_image(mx.array(images)), image_vectors, atol=1e-5)
-    np.testing.assert_allclose(clip.encode_text(mx.array(ids)), text_vectors, atol=1e-5)
+    np.testing.assert_allclose(clip.encode_image(mx.array(images)), image_vectors, atol=PARITY)
+    np.testing.assert_allclose(clip.encode_text(mx.array(ids)), text_vectors, atol=PARITY)
     assert clip.logit_scale.item() == pytest.approx(reference.logit_scale.item())

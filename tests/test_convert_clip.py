@@ -17,6 +17,7 @@ from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.clip import parameters
 from mlx_visalign.errors import UserError
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
+from mlx_visalign.precision import PARITY
 
 TINY_CLIP = TINY.parent / "clip"
 GOLDEN = Path(__file__).parent / "golden" / "clip.npz"
@@ -65,8 +66,8 @@ def test_hugging_faces_layout_gives_transformers_vectors(tmp_path, convert, gold
         save_file(weights, source / "model.safetensors")
     convert(source, "--mlx-path", tmp_path / "out", "--dtype", "float32", "--verify")
     clip = load_clip(tmp_path / "out")
-    np.testing.assert_allclose(clip.encode_image(mx.array(golden["images"])), golden["image_vectors"], atol=1e-5)
-    np.testing.assert_allclose(clip.encode_text(mx.array(golden["ids"])), golden["text_vectors"], atol=1e-5)
+    np.testing.assert_allclose(clip.encode_image(mx.array(golden["images"])), golden["image_vectors"], atol=PARITY)
+    np.testing.assert_allclose(clip.encode_text(mx.array(golden["ids"])), golden["text_vectors"], atol=PARITY)
 
 
 @cache

@@ -21,6 +21,7 @@ from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.llava_config import DEFAULTS, complete
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.policy import load
+from mlx_visalign.precision import PARITY
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.scenes import scene
 
@@ -104,7 +105,7 @@ def test_verify_compares_with_transformers(tmp_path, convert, layout, files, fam
     model, config = (random_llava(), CONFIG) if family == "llava" else (random_onevision(), ONEVISION)
     source = write_hf(tmp_path / "hf", layout, model, config, np.float32, files)
     _, figures = convert(source, "--dtype", "float32", "--verify", "logits")
-    assert float(figures["logits"].split(" by ")[1].split(" ")[0]) <= 1e-5
+    assert float(figures["logits"].split(" by ")[1].split(" ")[0]) <= PARITY
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -152,7 +153,7 @@ def test_mlx_vlm_loads_it_unchanged(tmp_path, convert):
     ids, pixels = parity.example(complete(TINY_CONFIG))
     model.set_dtype(mx.float32)
     theirs = model(mx.array([ids]), mx.array(pixels.transpose(0, 3, 1, 2)), None).logits[0]
-    np.testing.assert_allclose(np.array(theirs), parity.mlx_logits(folder, ids, pixels), atol=1e-5)
+    np.testing.assert_allclose(np.array(theirs), parity.mlx_logits(folder, ids, pixels), atol=PARITY)
 
 
 # -- what comes along -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mlx_visalign.convert.peft_folder import read_non_lora, read_peft
 from mlx_visalign.errors import UserError
 from mlx_visalign.lora import adapters, bind, save_adapter
 from mlx_visalign.policy import TINY
+from mlx_visalign.precision import PARITY
 from mlx_visalign.weights import fingerprint, read_adapter
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
@@ -61,7 +62,7 @@ def copied(tmp_path, change_config=None, change_tensors=None, source=PEFT) -> Pa
 def test_an_adapter_of_pefts_gives_pefts_logits(tmp_path):
     figures = to_ours(PEFT, tmp_path / "ours")
     assert (figures["layers"], figures["tensors"], figures["rank"], figures["scale"]) == (14, 28, 4, 2.0)
-    np.testing.assert_allclose(first_row(with_adapter(tmp_path / "ours")), np.load(make_peft.LOGITS)["logits"], atol=1e-5)
+    np.testing.assert_allclose(first_row(with_adapter(tmp_path / "ours")), np.load(make_peft.LOGITS)["logits"], atol=PARITY)
     assert np.abs(first_row(random_llava()) - np.load(make_peft.LOGITS)["logits"]).max() > 0.1
 
 
@@ -126,7 +127,7 @@ def test_mlx_vlm_loads_an_imported_adapter_with_pefts_logits(tmp_path):
 
     to_ours(PEFT, tmp_path / "ours")
     theirs = apply_lora_layers(random_llava(), str(tmp_path / "ours"))
-    np.testing.assert_allclose(first_row(theirs), np.load(make_peft.LOGITS)["logits"], atol=1e-5)
+    np.testing.assert_allclose(first_row(theirs), np.load(make_peft.LOGITS)["logits"], atol=PARITY)
 
 
 def test_rank_stabilised_scale(tmp_path):
@@ -297,7 +298,7 @@ def test_pefts_logits_and_bits(tmp_path, settings):
     theirs = make_peft.adapted(only="language_model", **settings)
     theirs.save_pretrained(tmp_path / "peft")
     to_ours(tmp_path / "peft", tmp_path / "ours")
-    np.testing.assert_allclose(first_row(with_adapter(tmp_path / "ours")), make_peft.logits(theirs), atol=1e-5)
+    np.testing.assert_allclose(first_row(with_adapter(tmp_path / "ours")), make_peft.logits(theirs), atol=PARITY)
     to_peft(tmp_path / "ours", tmp_path / "back")
     before, after = (bits(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "back"))
     assert after == {name: value for name, value in before.items() if "vision_tower" not in name}
@@ -314,9 +315,9 @@ def test_peft_loads_three_rounds_of_ours_with_our_logits(tmp_path):
     theirs = PeftModel.from_pretrained(make_llava.transformers_model(), tmp_path / "peft")
     adapted = [name for name, module in theirs.named_modules() if hasattr(module, "lora_A")]
     assert len(adapted) == len(adapters(model)) == 14 and not any("vision" in name for name in adapted)
-    np.testing.assert_allclose(first_row(model), make_peft.logits(theirs.eval()), atol=1e-5)
+    np.testing.assert_allclose(first_row(model), make_peft.logits(theirs.eval()), atol=PARITY)
 
 
 @pytest.mark.reference
 def test_the_golden_logits_are_pefts():
-    np.testing.assert_allclose(make_peft.logits(make_peft.adapted()), np.load(make_peft.LOGITS)["logits"], atol=1e-5)
+    np.testing.assert_allclose(make_peft.logits(make_peft.adapted()), np.load(make_peft.LOGITS)["logits"], atol=PARITY)

@@ -27,6 +27,7 @@ from mlx_visalign.convert.source import open_source
 from mlx_visalign.errors import UserError
 from mlx_visalign.lora import LoRASettings, adapters, save_adapter
 from mlx_visalign.policy import load
+from mlx_visalign.precision import PARITY, PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft
@@ -74,8 +75,9 @@ def merged(name):
     return np.array(layer.linear.weight, np.float64) + sum(changes).T
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-2), ("bfloat16", 2e-1)])
-def test_a_fused_model_has_the_adapters_logits(tmp_path, base, adapter, dtype, tolerance):
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_fused_model_has_the_adapters_logits(tmp_path, base, adapter, dtype):
+    tolerance = PRECISIONS[dtype].parity
     figures = fuse(base, adapter, tmp_path / "fused", dtype)
     assert figures["merged"] == "14 layers, and 0 tensors replaced"
     on = first_row(test_lora.trained(2))
@@ -132,7 +134,7 @@ def test_the_source_is_untouched_and_the_new_model_is_its_own_source(tmp_path, b
 
 def test_pefts_folder_is_fused_as_it_is(tmp_path, base):
     fuse(base, make_peft.FOLDER, tmp_path / "fused", "float32")
-    np.testing.assert_allclose(first_row(loaded(tmp_path / "fused")), np.load(make_peft.LOGITS)["logits"], atol=1e-5)
+    np.testing.assert_allclose(first_row(loaded(tmp_path / "fused")), np.load(make_peft.LOGITS)["logits"], atol=PARITY)
 
 
 def test_the_authors_projector_is_taken_over(tmp_path, base):

@@ -11,6 +11,7 @@ from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
 from mlx_visalign import vlm
 from mlx_visalign.errors import UserError
 from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach, save_adapter
+from mlx_visalign.precision import PARITY
 from mlx_visalign.weights import read_adapter
 
 IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
@@ -60,7 +61,7 @@ def test_off_is_the_base_and_each_round_is_the_one_before():
     with adapter_at(two, 0):
         assert mx.array_equal(logits(two), base)
     with adapter_at(two, 1):
-        np.testing.assert_allclose(logits(two), logits(one), atol=1e-5)
+        np.testing.assert_allclose(logits(two), logits(one), atol=PARITY)
     assert mx.abs(logits(two) - logits(one)).max().item() > 0.1
 
 
@@ -76,7 +77,7 @@ def test_mlx_vlm_loads_our_adapter_with_our_logits(tmp_path, rounds):
     model = trained(rounds)
     save_adapter(model, tmp_path, {"method": "test"})
     theirs = apply_lora_layers(random_llava(), str(tmp_path))
-    np.testing.assert_allclose(logits(theirs), logits(model), atol=1e-5)
+    np.testing.assert_allclose(logits(theirs), logits(model), atol=PARITY)
     assert mx.abs(logits(theirs) - logits(random_llava())).max().item() > 0.1
 
 

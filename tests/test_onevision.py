@@ -31,6 +31,7 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.images import Preprocessing
 from mlx_visalign.lora import LoRASettings, adapters
 from mlx_visalign.policy import load
+from mlx_visalign.precision import PARITY, SAME_SUM
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_onevision
@@ -63,7 +64,7 @@ def our_logits(model, rows=make_onevision.ROWS) -> list[np.ndarray]:
 def assert_logits(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
         assert 1 < np.abs(theirs).max() < 20
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=PARITY)
 
 
 @pytest.mark.parametrize("head", ["untied", "tied"])
@@ -144,7 +145,7 @@ def test_fold_equals_the_models_own_forward():
     for row, answer in enumerate(answers):
         embeds, _ = embeddings(model(), [make_onevision.ROWS[0] + answer])
         plain = model().language_model(None, inputs_embeds=embeds).logits[0, -len(answer) :]
-        np.testing.assert_allclose(decoder.head(states[row, : len(answer)]), plain, atol=1e-5)
+        np.testing.assert_allclose(decoder.head(states[row, : len(answer)]), plain, atol=PARITY)
 
 
 def images():
@@ -163,7 +164,7 @@ def test_a_batch_equals_single_rows():
     together = np.array(policy().score(read(policy(), [0, 1]), answers))
     generated = policy().generate(read(policy(), [0, 1]), Sampling(6))
     for row in range(2):
-        np.testing.assert_allclose(together[row], policy().score(read(policy(), [row]), answers[:1])[0], atol=1e-4)
+        np.testing.assert_allclose(together[row], policy().score(read(policy(), [row]), answers[:1])[0], atol=SAME_SUM)
         assert [generated[row]] == policy().generate(read(policy(), [row]), Sampling(6))
 
 

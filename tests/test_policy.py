@@ -12,6 +12,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.generate import Sampling
 from mlx_visalign.lora import LoRASettings, adapter_at, adapters
 from mlx_visalign.policy import FeatureCache
+from mlx_visalign.precision import PARITY, SAME_SUM
 
 QUESTIONS = ["Describe this image in detail.", "Is there a red circle in the image?"]
 
@@ -42,7 +43,7 @@ def test_an_answers_score_is_the_sum_of_its_tokens_scores(policy, paths):
         others = [[[*ids[:index], word] for word in (ids[index], 40, 50, 60)]]
         scores = np.array(policy.score(prefix, others))[0]
         assert scores.argmax() == 0
-        np.testing.assert_allclose(scores[0], sums[index], atol=1e-4)
+        np.testing.assert_allclose(scores[0], sums[index], atol=SAME_SUM)
 
 
 def test_ask_equals_asking_one_by_one(policy, paths):
@@ -81,10 +82,10 @@ def test_adapter_travels_between_policies(tmp_path, paths):
     other = random_policy()
     before = score(other, paths)
     assert other.load_adapter(tmp_path) == 14
-    assert score(other, paths) == pytest.approx(score(one, paths), abs=1e-4)
+    assert score(other, paths) == pytest.approx(score(one, paths), abs=SAME_SUM)
     assert abs(score(other, paths) - before) > 0.1
     with adapter_at(other.model, 0):
-        assert score(other, paths) == pytest.approx(before, abs=1e-5)
+        assert score(other, paths) == pytest.approx(before, abs=PARITY)
 
 
 def test_an_adapter_can_be_trained_on(tmp_path, paths):
@@ -95,11 +96,11 @@ def test_an_adapter_can_be_trained_on(tmp_path, paths):
     other.load_adapter(tmp_path)
     loaded = score(other, paths)
     other.attach(LoRASettings(rank=2), seed=2)
-    assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+    assert score(other, paths) == pytest.approx(loaded, abs=PARITY)
     with adapter_at(other.model, 0):
-        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=1e-5)
+        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=PARITY)
     with adapter_at(other.model, 1):
-        assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+        assert score(other, paths) == pytest.approx(loaded, abs=PARITY)
 
 
 def score(policy, paths):
@@ -181,9 +182,9 @@ def test_an_adapter_for_some_layers_is_loaded_and_trained_on(tmp_path, paths):
     assert abs(loaded - score(random_policy(), paths)) > 0.01
     other.attach(LoRASettings(rank=2), seed=2)
     with adapter_at(other.model, 1):
-        assert score(other, paths) == pytest.approx(loaded, abs=1e-5)
+        assert score(other, paths) == pytest.approx(loaded, abs=PARITY)
     with adapter_at(other.model, 0):
-        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=1e-5)
+        assert score(other, paths) == pytest.approx(score(random_policy(), paths), abs=PARITY)
 
 
 def test_an_adapter_whose_names_fit_no_layer_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from transformers import CLIPProcessor, LlavaProcessor
 from mlx_visalign import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
 from mlx_visalign.policy import load
+from mlx_visalign.precision import PARITY
 from mlx_visalign.world.architecture import clip_config, llava_config
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.export import export_clip, export_llava
@@ -77,7 +78,7 @@ def test_transformers_llava_gives_the_same_logits(folder):
     policy = load(folder / "llava", dtype=mx.float32)
     features = policy.features(mx.stack([policy.pixels(image) for image in IMAGES]))
     prefix = policy.prefill(features, [policy.prompt_ids(QUESTION)] * 2)
-    np.testing.assert_allclose(vlm.decoder(policy.model).head(prefix.state), theirs, atol=1e-5)
+    np.testing.assert_allclose(vlm.decoder(policy.model).head(prefix.state), theirs, atol=PARITY)
 
 
 @pytest.mark.reference
@@ -91,5 +92,5 @@ def test_transformers_clip_gives_the_same_vectors(folder):
         theirs = CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32)(**inputs)
     clip = load_clip(folder / "clip")
     pixels = mx.array(inputs["pixel_values"].numpy().transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(clip.encode_image(pixels), theirs.image_embeds.numpy(), atol=1e-5)
-    np.testing.assert_allclose(clip.encode_text(mx.array(inputs["input_ids"].numpy())), theirs.text_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip.encode_image(pixels), theirs.image_embeds.numpy(), atol=PARITY)
+    np.testing.assert_allclose(clip.encode_text(mx.array(inputs["input_ids"].numpy())), theirs.text_embeds.numpy(), atol=PARITY)

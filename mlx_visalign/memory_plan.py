@@ -144,8 +144,14 @@ def in_full(plan: Forecast) -> dict[str, Any]:
         **fitting,
         "gflops_here": {f"{count} tokens at once": _three_digits(rate / 1e9) for count, rate in rates.items()},
         "time_at_most": "; ".join(f"{name} {duration(count)}" for name, count in seconds.items())
-        + " (estimated from matrix products, timed here just now)",
+        + f" (the language model's part, estimated from matrix products timed here just now; {_not_timed(plan)})",
     }
+
+
+def _not_timed(plan: Forecast) -> str:
+    """What the time leaves out, a few per cent at 7B."""
+    judge = "" if plan.workload.judge is None else " and the judging CLIP"
+    return f"the vision tower{judge} not counted"
 
 
 def too_large(plan: Forecast) -> str | None:

@@ -47,7 +47,8 @@ def told(figures: dict[str, Any], *more: str) -> Result:
 
 
 def lines(figures: dict[str, Any]) -> Text:
-    return plain("\n".join(f"{name.replace('_', ' '):18} {_words(value)}" for name, value in figures.items()))
+    width = max(18, *map(len, figures))
+    return plain("\n".join(f"{name.replace('_', ' '):{width}} {_words(value)}" for name, value in figures.items()))
 
 
 def plain(text: str) -> Text:

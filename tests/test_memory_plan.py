@@ -130,7 +130,8 @@ def test_every_method_at_7b(folders, method, stages, monkeypatch):
     assert list(told["memory_gb"]) == ["weights", *stages, "training", "usable here"] and told["peak"] in plan.peaks
     assert told["memory_gb"]["weights"] == pytest.approx(14.1, abs=0.1)  # what the files of LLaVA-1.5-7B take
     assert told["8 GB Mac"] == "too small for this model" and "4-bit" in told["16 GB Mac"] and "16-bit" in told["64 GB Mac"]
-    assert all(name in told["time_at_most"] for name in (*stages, "training"))
+    assert all(name in told["time_at_most"] for name in (*stages, "training", "the vision tower"))
+    assert ("CLIP not counted" in told["time_at_most"]) == (method != "seva")
 
 
 def test_a_judge_of_its_own_costs_its_tower(folders):

@@ -47,7 +47,7 @@ def told(figures: dict[str, Any], *more: str) -> Result:
 
 
 def lines(figures: dict[str, Any]) -> Text:
-    width = max(18, *map(len, figures))
+    width = max([18, *map(len, figures)])
     return plain("\n".join(f"{name.replace('_', ' '):{width}} {_words(value)}" for name, value in figures.items()))
 
 

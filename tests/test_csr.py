@@ -145,11 +145,13 @@ def test_a_tree_is_judged_as_its_settings_say(whole):
         assert sum(found.sentences[place].fate == "grown" for place in level) <= 2
 
 
-def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp_path):
+def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_visalign.pairing.FEW", 2)  # more than all of the images
     after_rounds(whole, 1, tmp_path)
     first = job(tmp_path, on_metrics=stop_at(2))
     with pytest.raises(StopError):
         csr.train(first, replace(SETTINGS, rounds=2))
+    assert capsys.readouterr().err.count("of 3 images gave a pair") == 2
     first.run.close()
     csr.train(job(tmp_path), replace(SETTINGS, rounds=2))
     assert weights(tmp_path) == weights(whole.run.folder / "round-2")

@@ -19,16 +19,14 @@ from mlx_visalign.preference import (
     PairSource,
     PreferenceSettings,
     Watch,
-    even_lengths,
     pair_batch,
     pair_logps,
     preference_loss,
     reward_accuracy,
     train_on_pairs,
-    warn_if_few,
     with_reference,
 )
-from mlx_visalign.records import Pair, Prompt
+from mlx_visalign.records import Pair
 
 SETTINGS = PreferenceSettings(batch_size=2, epochs=4, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=2)
 
@@ -123,20 +121,6 @@ def test_a_pair_without_a_reference_is_named_before_the_first_update(pairs, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("images", "warned"), [(25, False), (26, True)])
-def test_few_pairs_are_worth_a_word(pairs, capsys, images, warned):
-    prompts = [
-        Prompt(f"{kind}{index}", f"{index}.png", "What?", kind) for index in range(images) for kind in ("describe", "exists")
-    ]
-    warn_if_few([*pairs, *pairs], prompts, "Distort more.")
-    said = capsys.readouterr().err
-    assert (
-        said
-        == f"warning: only 5 of {images} images gave a pair (10 pairs in all), which is little to learn from. Distort more.\n"
-        * warned
-    )
-
-
 def test_reference_is_the_policy_as_it_is(pairs):
     policy = random_policy()
     logps = np.array(pair_logps(policy, pair_batch(policy, pairs)))
@@ -156,11 +140,3 @@ def test_what_looks_wrong_is_said_once(capsys):
 def test_bad_settings_are_refused_at_once(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         PreferenceSettings(**bad)
-
-
-def test_lengths_are_evened_by_dropping_the_furthest_off():
-    gaps = [0, 9, 1, -1, 8, 0]
-    assert even_lengths(gaps, 0.5) == [0, 2, 3, 5]
-    assert even_lengths([-gap for gap in gaps], 0.5) == [0, 2, 3, 5]
-    assert even_lengths(gaps, 10.0) == list(range(6))
-    assert even_lengths([5, 5], 0.5) == [] and even_lengths([], 0.5) == []

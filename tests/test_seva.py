@@ -125,10 +125,12 @@ def test_reference_logps_are_those_of_the_pair_as_trained(whole):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
+def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_visalign.pairing.FEW", 2)  # more than all of the images
     first = job(tmp_path, on_metrics=stop_at(stop))
     with pytest.raises(StopError):
         seva.train(first, SETTINGS)
+    assert "of 4 images gave a pair" in capsys.readouterr().err
     first.run.close()
     second = job(tmp_path)
     seva.train(second, SETTINGS)

@@ -40,8 +40,9 @@ from mlx_visalign.judging import AnswerSettings, answer, rewards
 from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.page import join
+from mlx_visalign.pairing import even_lengths, warn_if_few
 from mlx_visalign.policy import Answer
-from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs, warn_if_few
+from mlx_visalign.preference import PreferenceSettings, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, read_jsonl
 from mlx_visalign.scorers import Score

@@ -43,8 +43,9 @@ from mlx_visalign.keys import key_for, number_for
 from mlx_visalign.logps import sum_logps
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.page import gallery, join, tag
+from mlx_visalign.pairing import even_lengths, warn_if_few
 from mlx_visalign.policy import Answer, Policy
-from mlx_visalign.preference import PreferenceSettings, even_lengths, train_on_pairs, warn_if_few
+from mlx_visalign.preference import PreferenceSettings, train_on_pairs
 from mlx_visalign.progress import say
 from mlx_visalign.records import Pair, Prompt, Response
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet

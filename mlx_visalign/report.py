@@ -191,7 +191,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     if pairs is not None:
         said.append(
             f"Of {counted(round(pairs['pairs']), 'pair')} not trained on, the chosen answer has the higher reward in "
-            f"{100 * pairs['accuracy']:.0f} % (a coin would reach half), by {pairs['margin']:.2f} in the mean. "
+            f"{100 * pairs['accuracy']:.0f} % (a coin would reach half), by {pairs['margin']:z.2f} in the mean. "
             "Well above half, this tells that preferences were learned, not that they are right."
         )
     return [*said, *in_words(report)]

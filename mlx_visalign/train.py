@@ -23,6 +23,7 @@ from mlx_visalign.metrics import append_row, cut_back
 from mlx_visalign.progress import ctrl_c_waits, progress, say
 from mlx_visalign.provenance import as_json
 from mlx_visalign.train_settings import TrainSettings, schedule_factor
+from mlx_visalign.words import counted
 
 Loss = Callable[[Any], tuple[mx.array, dict[str, mx.array]]]
 """A batch -> (scalar loss, scalar metrics). It closes over the models. A metric named `tokens` is a count."""
@@ -76,8 +77,8 @@ def fit(
     step = _resume(folder, identity, groups, source)
     if not any(schedule_factor(settings, number) for number in range(settings.iters)):
         say(
-            f"warning: the rate is 0 in all of the {settings.iters} updates, for all of them are warm-up: nothing will be "
-            "learned. Take more data or epochs, or less grad_accumulation."
+            f"warning: {counted(settings.iters, 'update')} in all, and all warm-up, at a rate of 0: nothing will be learned. "
+            "Take more data or epochs, or less grad_accumulation."
         )
     update = _Update(groups, loss, source, settings)
     with progress("training", settings.iters, done=step) as bar, ctrl_c_waits() as stop:

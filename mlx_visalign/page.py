@@ -75,9 +75,10 @@ def table(head: Sequence[str], rows: Iterable[Html]) -> Html:
     )
 
 
-def facts(values: Iterable[tuple[str, str]]) -> Html:
-    """Names and values, in as many columns as there is room for."""
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values), cls="facts")
+def facts(values: Iterable[tuple[str, str]], title: str = "") -> Html:
+    """Names and values, in as many columns as there is room for; on paper kept together with their title."""
+    rows = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values), cls="facts")
+    return tag("div", *((tag("h3", title),) if title else ()), rows, cls="kept")
 
 
 def commands(lines: Iterable[str]) -> Html:

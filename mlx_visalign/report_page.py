@@ -100,7 +100,8 @@ class ReportPage:
         benchmark, about = self.before.benchmark, meanings(self.before.counts)
         if self.report is None:
             limits = tag("p", benchmark.limits, cls="note")
-            yield section(f"Before training: {benchmark.name}", limits, one_evaluation(self.before.figures), about)
+            figures, units = one_evaluation(self.before.figures), tag("p", "Shares are in %.", cls="soft")
+            yield section(f"Before training: {benchmark.name}", limits, figures, about, units)
             return
         below = [*notes(self.report), *(words for words in self.report["limits"] if words != benchmark.limits)]
         yield section(f"Before and after: {benchmark.name}", figures_table(self.report), about, paragraphs(below, "soft"))
@@ -141,10 +142,8 @@ class ReportPage:
         yield section(
             "What ran",
             facts(flat(self.config)),
-            tag("h3", "With"),
-            facts(versions.items()),
-            tag("h3", "Rows written, by stage"),
-            facts(self._stages()),
+            facts(versions.items(), "With"),
+            facts(self._stages(), "Rows written, by stage"),
         )
 
     def _stages(self) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
     edges = np.histogram_bin_edges(np.concatenate(sides), bins=40)
     by = "" if found.labels == "given" else ", by pseudo-labels"
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 1))
         kinds = (("there", BLUE, found.correct_mean), ("made up", RED, found.hallucinated_mean))
         for scores, (name, colour, mean) in zip(sides, kinds, strict=True):
@@ -97,9 +97,10 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
             label = f"{name}: {len(scores)} mentions, mean {with_minus(f'{mean:.3g}')}"
             axes.hist(scores, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
             axes.axvline(mean, color=colour, linewidth=2, linestyle=(0, (4, 2)))
-        axes.set_title(f"Does the score tell what is there? AUC {found.auc:.3f}{by}", pad=30)
+        axes.set_title("Does the score tell what is there?", pad=62)
         axes.set_ylabel("% of its kind")
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderpad=0.3)  # below the title
+        below_title = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "alignment": "left"}
+        axes.legend(title=f"AUC {found.auc:.3f}{by}", **below_title)
         axes.grid(axis="x", visible=False)
         _draw_rewards(strip, reward, edges[0], edges[-1])
         with replacing(path) as unfinished:

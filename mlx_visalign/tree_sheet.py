@@ -136,13 +136,13 @@ def _gap(tree: Tree, before: int, after: int) -> float:
 def _lines(sentence: Sentence, streams: int) -> tuple[str, ...]:
     scores = _scores(sentence) + _times(streams)
     if not sentence.text:
-        return (f"{END}   {scores}",)
+        return (f"{END}\N{EM SPACE}{scores}",)
     text = showable(" ".join(sentence.text.split()))
     return (*textwrap.wrap(text, CHARACTERS, max_lines=MOST_LINES, placeholder=" …"), scores)
 
 
 def _times(streams: int) -> str:
-    return f"   \N{MULTIPLICATION SIGN} {streams}" if streams > 1 else ""
+    return f"\N{EM SPACE}\N{MULTIPLICATION SIGN} {streams}" if streams > 1 else ""
 
 
 def _scores(sentence: Sentence) -> str:
@@ -150,7 +150,7 @@ def _scores(sentence: Sentence) -> str:
     parts.append(f"log p {sentence.logp / len(sentence.ids):z.2f}")
     if sentence.reward is not None:
         parts.append(f"reward {sentence.reward:z.2f}")
-    return with_minus("   ".join(parts))
+    return with_minus("\N{EM SPACE}".join(parts))
 
 
 def _sides(tree: Tree, place: int) -> list[str]:

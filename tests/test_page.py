@@ -68,6 +68,11 @@ def test_a_page_may_run_nothing_and_load_nothing():
     assert "url(" not in made and "@import" not in made
 
 
+def test_facts_keep_their_title():
+    assert facts([("a", "1")], "With").startswith('<div class="kept"><h3>With</h3><dl class="facts">')
+    assert "<h3>" not in facts([("a", "1")])
+
+
 def test_names_and_commands_break_where_they_may():
     assert path("a/<b>/c") == "a/<wbr>&lt;b&gt;/<wbr>c" and path("tiny") == "tiny"
     made = commands(['visalign run --set a="b  c"', "<ls>"])

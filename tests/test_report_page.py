@@ -67,7 +67,7 @@ def test_it_shows_what_is_there_so_far(page):
     page.run.metrics.write_text(json.dumps(TRAINING[0]) + "\n")
     under_way = page.html()
     assert "Before training: three images" in under_way and "<dt>prompts</dt><dd>2</dd>" in under_way
-    assert "<svg" in under_way and "What it said" not in under_way
+    assert "<svg" in under_way and "What it said" not in under_way and "Shares are in %." in under_way
     assert "prompts, 1 update of the training. The page renews itself" in under_way
 
 

@@ -67,7 +67,7 @@ def proof_page(report: Mapping[str, Any], plan: Plan, columns: Columns) -> str:
         tiles(report),
         section("Before and after", paragraphs(sentences(report)), figures_table(report)),
         section("Seed by seed: the change", table(["", *columns], seed_rows(report, columns))),
-        section("What ran", facts(flat(report["settings"])), tag("h3", "With"), facts(report["versions"].items())),
+        section("What ran", facts(flat(report["settings"])), facts(report["versions"].items(), "With")),
     )
 
 

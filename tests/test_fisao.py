@@ -176,7 +176,7 @@ def test_the_pictures_of_a_run(whole):
     one = replace(whole, held_out=whole.prompts[:2])
     fisao.picture(one, SETTINGS)
     found = (whole.run.plots / "fisao.html").read_text()
-    assert found.count("<b>before:</b>") == found.count("<b>after:</b>") == 2 and "Reconstructed" in found
+    assert found.count("<b>before</b>") == found.count("<b>after</b>") == 2 and "Reconstructed" in found
     assert {file.name for file in whole.run.plots.glob("*.png")} == {"fisao.png", "calibration.png"}
 
 

@@ -5,22 +5,22 @@ candidates and the questions about one image all share it. The fold is exact: it
 compute (tests/test_fold.py). Everything is right-padded; a row's padding comes after its real tokens, so causality hides
 it within the row, a mask hides it from later pieces, and per-row RoPE offsets keep every position what it would be alone.
 
-Layers are called unchanged with `layer(x, mask, cache)`; the cache contract is `offset` and `update_and_fetch`, shared by
-mlx-lm's and mlx-vlm's Llama, Qwen2 and Mistral blocks.
+All rows of a prompt look at the one copy there is of its keys and values (attention.py).
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from mlx_visalign.vlm import Decoder
+from mlx_visalign.attention import Masks, attention, causal_attention
+from mlx_visalign.vlm import Decoder, keys_and_values, run_block
 
 Array = mx.array
 KeysValues = list[tuple[mx.array, mx.array]]
-Past = tuple[mx.array, mx.array, np.ndarray]  # keys, values, and which row of them each row of the batch continues
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,24 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Branches:
-    """n continuations. They hold their own keys and values only; the prefix exists once."""
+    """n continuations, in the order of their prompts. They hold their own keys and values only; the prefix exists once."""
 
     prefix: Prefix
-    owners: np.ndarray  # [n], the row of the prefix that each one continues
+    owners: np.ndarray  # [n], the row of the prefix that each one continues, never falling
     mask: np.ndarray  # [n, s], true where a token of the continuation is real
     kv: KeysValues = field(default_factory=list)  # empty until something was read
 
     @property
     def state(self) -> Float[mx.array, "n e"]:
         """The prefix's last state for every continuation: it predicts the first token."""
-        return _expanded(self.prefix.state, self.owners)
+        if len(set(self.counts)) == 1:  # the gradient of a repetition sums in a fixed order
+            return mx.repeat(self.prefix.state, self.counts[0], axis=0)
+        return self.prefix.state[mx.array(self.owners)]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many continuations each prompt has."""
+        return np.bincount(self.owners, minlength=len(self.prefix.mask)).tolist()
 
     def pick(self, rows: Integer[np.ndarray, " m"]) -> "Branches":
         """Some of the continuations, any of them more than once: forks, or those that are not finished."""
@@ -57,70 +64,55 @@ class Branches:
         return Branches(self.prefix, self.owners[rows], self.mask[rows], [(k[index], v[index]) for k, v in self.kv])
 
 
-def _expanded(rows: Array, owners: Integer[np.ndarray, " n"]) -> Array:
-    """The rows that `owners` names. Where every row has as many neighbours, `repeat`: its gradient sums in a fixed order."""
-    if len(owners) % len(rows) == 0 and (owners == np.repeat(np.arange(len(rows)), len(owners) // len(rows))).all():
-        return rows if len(owners) == len(rows) else mx.repeat(rows, len(owners) // len(rows), axis=0)
-    return rows[mx.array(owners)]
+def _run_layer(
+    layer: Any, x: Array, offset: Array | int, counts: list[int], masks: Masks, past: KeysValues, checkpoint: bool
+) -> tuple[Array, Array, Array]:
+    """One block: its output and its new keys and values. `checkpoint` keeps nothing for the backward pass but these.
 
-
-class _LayerCache:
-    """What a layer sees of the past, and what it leaves behind.
-
-    The new keys and values are read off as attributes right after the call and *returned* by the function around it:
-    a cache that only records them as a side effect gives gradients that are wrong by 97 % under layer checkpointing.
+    They are returned, not recorded: what a function that is run a second time leaves elsewhere has no gradient.
     """
 
-    def __init__(self, past: list[Past], offset: mx.array | int):
-        self.past, self.offset = past, offset
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.keys, self.values = keys, values
-        # A prefix is expanded here, for this layer alone, and dropped as soon as the layer is done.
-        all_keys = [_expanded(k, owners) for k, _, owners in self.past]
-        all_values = [_expanded(v, owners) for _, v, owners in self.past]
-        return mx.concatenate([*all_keys, keys], axis=2), mx.concatenate([*all_values, values], axis=2)
-
-
-def _run_layer(
-    layer: Any, x: Array, mask: Any, past: list[Past], offset: Array | int, checkpoint: bool
-) -> tuple[Array, Array, Array]:
-    """One block: its output and its new keys and values."""
-    owners = [rows for _, _, rows in past]
-
-    def forward(parameters: Any, x: Array, *flat: Array) -> tuple[Array, Array, Array]:
+    def forward(parameters: Any, x: Array, *past: Array) -> tuple[Array, Array, Array]:
         if checkpoint:
             layer.update(parameters)
-        cache = _LayerCache(list(zip(flat[::2], flat[1::2], owners, strict=True)), offset)
-        y = layer(x, mask, cache)
-        return y, cache.keys, cache.values
 
-    flat = [array for k, v, _ in past for array in (k, v)]
+        def attend(queries: Array, keys: Array, values: Array, scale: float) -> Array:
+            function = partial(attention, counts, masks, scale) if past else partial(causal_attention, scale)
+            return mx.checkpoint(function)(queries, keys, values, *past)  # scores are made anew for the gradient
+
+        return run_block(layer, x, offset, attend)
+
     run = mx.checkpoint(forward) if checkpoint else forward
-    return run(layer.trainable_parameters() if checkpoint else None, x, *flat)
+    return run(layer.trainable_parameters() if checkpoint else None, x, *(array for pair in past for array in pair))
 
 
-def _attention_mask(past: np.ndarray, length: int) -> Bool[mx.array, "n 1 l k"] | str | None:
-    """Every new token sees the real tokens of its past and, among the new ones, those up to itself."""
-    if past.all():  # MLX aligns a causal mask to the end of the keys
-        return None if length == 1 else "causal"
-    rows = len(past)
-    seen = np.broadcast_to(past[:, None, None, :], (rows, 1, length, past.shape[1]))
-    new = np.broadcast_to(np.tril(np.ones((length, length), dtype=bool)), (rows, 1, length, length))
-    return mx.array(np.concatenate([seen, new], axis=-1))
+def _past_mask(real: Bool[np.ndarray, "n p"]) -> Bool[mx.array, "n 1 1 p"] | None:
+    """Which of the past may be seen; None: all of it."""
+    return None if real.all() else mx.array(real[:, None, None, :])
+
+
+def _causal_mask(length: int) -> Bool[mx.array, "l l"] | None:
+    """Which of the new tokens may be seen by each of them: those up to itself."""
+    return None if length == 1 else mx.array(np.tril(np.ones((length, length), dtype=bool)))
 
 
 def prefill(
     decoder: Decoder, embeds: Float[mx.array, "b p e"], mask: Bool[np.ndarray, "b p"], checkpoint: bool = False
 ) -> Prefix:
     """Read b right-padded prompts. `checkpoint` recomputes each layer in the backward pass instead of keeping it."""
+    *layers, last = decoder.layers
     x, kv = embeds, []
-    attention = _attention_mask(mask[:, :0], embeds.shape[1])
-    for layer in decoder.layers:
-        x, keys, values = _run_layer(layer, x, attention, [], 0, checkpoint)
+    for layer in layers:
+        x, keys, values = _run_layer(layer, x, 0, [], [], [], checkpoint)
         kv.append((keys, values))
-    last = x[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
-    return Prefix(kv, mask, decoder.norm(last))
+    # Of the last layer all keys and values are wanted, but one state a prompt.
+    keys, values = keys_and_values(last, x, 0)
+    ends = mask.sum(axis=1) - 1
+    before = _past_mask(np.arange(mask.shape[1]) < ends[:, None])
+    x = x[mx.arange(len(mask)), mx.array(ends)][:, None]
+    offset, counts = mx.array(ends.astype(np.int32)), [1] * len(mask)
+    state, _, _ = _run_layer(last, x, offset, counts, [before, None], [(keys, values)], checkpoint)
+    return Prefix([*kv, (keys, values)], mask, decoder.norm(state[:, 0]))
 
 
 def extend(
@@ -131,16 +123,18 @@ def extend(
     checkpoint: bool = False,
 ) -> tuple[Float[mx.array, "n l e"], Branches]:
     """Read l more right-padded tokens on every continuation; return their final hidden states and the longer branches."""
-    prefix, owners, own_rows = branches.prefix, branches.owners, np.arange(len(branches.mask))
-    past_mask = np.concatenate([prefix.mask[owners], branches.mask], axis=1)
-    offset = mx.array(past_mask.sum(axis=1).astype(np.int32))
-    attention = _attention_mask(past_mask, ids.shape[1])
+    prompts, length = branches.prefix.mask[branches.owners], ids.shape[1]
+    offset = mx.array((prompts.sum(axis=1) + branches.mask.sum(axis=1)).astype(np.int32))
+    pasts = [prompts, branches.mask] if branches.kv else [prompts]
+    masks = [*map(_past_mask, pasts), _causal_mask(length)]
     x, kv = decoder.embed(ids), []
     for index, layer in enumerate(decoder.layers):
-        past = [(*prefix.kv[index], owners)] + [(*own, own_rows) for own in branches.kv[index : index + 1]]
-        x, keys, values = _run_layer(layer, x, attention, past, offset, checkpoint)
-        kv.append(_joined(branches.kv[index : index + 1], keys, values))
-    return decoder.norm(x), Branches(prefix, owners, np.concatenate([branches.mask, mask], axis=1), kv)
+        own = branches.kv[index : index + 1]
+        past = [branches.prefix.kv[index], *own]
+        x, keys, values = _run_layer(layer, x, offset, branches.counts, masks, past, checkpoint)
+        kv.append(_joined(own, keys, values))
+    mask = np.concatenate([branches.mask, mask], axis=1)
+    return decoder.norm(x), Branches(branches.prefix, branches.owners, mask, kv)
 
 
 def _joined(own: KeysValues, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

@@ -4,7 +4,6 @@ import json
 import re
 
 import mlx.core as mx
-import numpy as np
 import pytest
 import random_onevision
 from random_policy import random_policy
@@ -43,7 +42,7 @@ def test_the_tiny_model_passes(dtype, bits):
 
 def test_a_onevision_passes_and_its_broken_mask_is_found(monkeypatch):
     assert broken(random_onevision.random_policy()) == set()
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    let_all_see_all(monkeypatch)
     assert {"causality", "fold = plain"} <= broken(random_onevision.random_policy())
 
 
@@ -69,8 +68,15 @@ def test_it_leaves_an_adapter_and_its_rounds_as_they_were():
 # -- each thing broken on purpose -----------------------------------------------------------------------------------------
 
 
+def let_all_see_all(monkeypatch):
+    """Tokens of a prompt, and new tokens, see those after them."""
+    attend = mx.fast.scaled_dot_product_attention
+    monkeypatch.setattr(fold, "causal_attention", lambda scale, q, k, v: attend(q, k, v, scale=scale))
+    monkeypatch.setattr(fold, "_causal_mask", lambda length: None)
+
+
 def test_a_bidirectional_mask_in_the_fold(monkeypatch):
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    let_all_see_all(monkeypatch)
     assert {"causality", "fold = plain", "cached = uncached"} <= broken(random_policy())
 
 
@@ -87,8 +93,7 @@ def test_a_bidirectional_mask_in_the_model(monkeypatch):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_mask_that_shows_the_padding(monkeypatch, dtype):
     """A shorter prompt's padding is seen by its answers: nothing changes where prompts are alone."""
-    right = fold._attention_mask
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: right(np.ones_like(past), length))
+    monkeypatch.setattr(fold, "_past_mask", lambda real: None)
     policy = random_policy()
     policy.model.set_dtype(dtype)
     found = broken(policy)
@@ -99,9 +104,9 @@ def test_positions_that_count_the_padding(monkeypatch):
     """RoPE offsets of the padded length for every row."""
     right = fold._run_layer
 
-    def padded(layer, x, mask, past, offset, checkpoint):
+    def padded(layer, x, offset, *rest):
         longest = offset if isinstance(offset, int) else mx.broadcast_to(offset.max(), offset.shape)
-        return right(layer, x, mask, past, longest, checkpoint)
+        return right(layer, x, longest, *rest)
 
     monkeypatch.setattr(fold, "_run_layer", padded)
     assert "batch = single" in broken(random_policy())
@@ -117,8 +122,8 @@ def test_a_cache_that_forgets(monkeypatch):
 def test_an_offset_that_stands_still(monkeypatch):
     right = fold._run_layer
 
-    def still(layer, x, mask, past, offset, checkpoint):
-        return right(layer, x, mask, past, 0, checkpoint)
+    def still(layer, x, offset, *rest):
+        return right(layer, x, 0, *rest)
 
     monkeypatch.setattr(fold, "_run_layer", still)
     assert {"cached = uncached", "fold = plain"} <= broken(random_policy())
@@ -198,7 +203,7 @@ def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch, capsys):
     require_sound(policy, file)
     assert json.loads(file.read_text())["base_fingerprint"] == policy.base
     assert re.search(r"passes the quick checks \([\d.]+ seconds?\)", capsys.readouterr().err)
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    let_all_see_all(monkeypatch)
     require_sound(policy, file)  # it has passed already
     with pytest.raises(UserError, match=r"causality: .*sees what comes after"):
         require_sound(random_policy(seed=1), file)  # another base
@@ -206,7 +211,7 @@ def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("method", ["seva", "csr", "fisao"])
 def test_no_run_begins_with_a_broken_model(method, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    let_all_see_all(monkeypatch)
     folder = tmp_path / "run"
     assert main(["run", "-c", str(write_recipe(method, tmp_path)), "--output", str(folder)]) == 2
     said = capsys.readouterr().err
@@ -237,7 +242,7 @@ def test_the_command_tells_and_passes(tmp_path):
 
 
 def test_the_command_fails_where_something_is_broken(monkeypatch, capsys):
-    monkeypatch.setattr(fold, "_attention_mask", lambda past, length: None)
+    let_all_see_all(monkeypatch)
     assert main(["doctor", "--json"]) == 2
     assert any("sees what comes after" in row["wrong"] for row in json.loads(capsys.readouterr().out)["checks"])
 

@@ -25,7 +25,7 @@ def example(penalty):
     """Three streams of a "model" that knows only its last token."""
     table = mx.array(LOGITS)
     decoder = vlm.Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
-    prefix = fold.prefill(decoder, mx.eye(6)[mx.array([[A]])], np.ones((1, 1), dtype=bool))
+    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(decoder, prefix, Stops(STOP, 1), Growth(3, penalty, 6), lambda level: [[]])
     return nodes
 
@@ -56,7 +56,7 @@ def test_a_stream_that_stops_votes_for_its_runner_up():
 def test_an_overlong_stretch_is_cut_and_goes_on_in_the_next_node():
     table = mx.array(np.where(np.arange(6) == A, 9.0, 0.0) * np.ones((6, 1)))
     decoder = vlm.Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
-    prefix = fold.prefill(decoder, mx.eye(6)[mx.array([[A]])], np.ones((1, 1), dtype=bool))
+    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(
         decoder,
         prefix,
@@ -156,7 +156,7 @@ def test_a_llama_like_tokenizers_pieces_make_sentences_that_join():
     table = np.zeros((len(words), len(words)), dtype=np.float32)
     table[ids[:-1], ids[1:]] = 20.0
     decoder = vlm.Decoder(lambda ids: mx.eye(len(words))[ids], [], lambda x: x, lambda x: x @ mx.array(table))
-    prefix = fold.prefill(decoder, mx.eye(len(words))[mx.array([[1]])], np.ones((1, 1), dtype=bool))
+    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(len(words))[mx.array([1])])
     stops = Stops(words.convert_tokens_to_ids("."), words.eos_token_id)
     [nodes] = grow(decoder, prefix, stops, Growth(1), first_and_last)
     assert nodes[-1].answer == ids[1:] and nodes[-1].final

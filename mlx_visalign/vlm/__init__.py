@@ -9,9 +9,11 @@ tests/test_onevision.py):
   transformers 5. We read JSON and safetensors only.
 - merge: its merge assumes one row; with two, every row gets the last row's image.
 - mask: its LLaVA uses any given mask instead of the causal one. We never pass a padding mask to the model's own
-  forward: the fold (fold.py) passes complete masks to the layers.
+  forward: the fold (fold.py) has complete masks.
+- blocks: theirs keep much for the backward pass, and each row's attention a copy of the prefix (block.py).
 """
 
+from mlx_visalign.vlm.block import keys_and_values, run_block
 from mlx_visalign.vlm.build import build_model
 from mlx_visalign.vlm.folder import load_model, quantize_language_model, read_json
 from mlx_visalign.vlm.forward import (
@@ -32,6 +34,7 @@ __all__ = [
     "build_model",
     "decoder",
     "image_tokens",
+    "keys_and_values",
     "load_model",
     "merge",
     "patches",
@@ -39,6 +42,7 @@ __all__ = [
     "project",
     "quantize_language_model",
     "read_json",
+    "run_block",
     "tower_features",
     "tower_states",
     "tower_weights",

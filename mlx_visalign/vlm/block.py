@@ -1,0 +1,83 @@
+"""One block of a Llama-like language model, so that training keeps little of it.
+
+mlx-vlm's Llama and Qwen2 blocks compute the same (tests/test_block.py) and keep, for the backward pass, every array on the
+way: 7 vectors of the model's width a token and 5 of the MLP's, and all attention scores. Here only what a product with a
+weight made is kept, 4 and 2, and norms, activations and scores are computed a second time. That costs next to nothing: MLX
+is lazy, and the products themselves, which no gradient asks for, are not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from jaxtyping import Float
+
+Array = mx.array
+Attend = Callable[[Array, Array, Array, float], Array]  # queries, keys, values and scale to [n, heads, l, d]
+
+
+def run_block(
+    block: Any, x: Float[mx.array, "n l e"], offset: Array | int, attend: Attend
+) -> tuple[Float[mx.array, "n l e"], Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
+    """h = x + W_o attention(norm(x)), y = h + W_down(silu(W_gate norm(h)) * W_up norm(h)); y and the new keys and values.
+
+    `offset` is the position of each row's first token, `attend` does with queries, keys and values what there is to do.
+    """
+    attention, mlp = block.self_attn, block.mlp
+
+    def ask(x: Array) -> Array:
+        return attention.rope(_split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), offset=offset)
+
+    def gate_and_up(h: Array) -> tuple[Array, Array]:
+        h = block.post_attention_layernorm(h)
+        return mlp.gate_proj(h), mlp.up_proj(h)
+
+    queries = recomputed([block.input_layernorm, attention.q_proj], ask)(x)
+    keys, values = keys_and_values(block, x, offset)
+    mixed = attend(queries, keys, values, attention.scale)
+    h = recomputed([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
+    gate, up = recomputed([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], gate_and_up)(h)
+    y = recomputed([mlp.down_proj], lambda h, gate, up: h + mlp.down_proj(nn.silu(gate) * up))(h, gate, up)
+    return y, keys, values
+
+
+def keys_and_values(
+    block: Any, x: Float[mx.array, "n l e"], offset: Array | int
+) -> tuple[Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
+    """What later tokens see of these, and nothing more."""
+    attention = block.self_attn
+
+    def tell(x: Array) -> tuple[Array, Array]:
+        x = block.input_layernorm(x)
+        keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
+        return attention.rope(keys, offset=offset), values
+
+    return recomputed([block.input_layernorm, attention.k_proj, attention.v_proj], tell)(x)
+
+
+def recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which uses the weights of `modules`, but its backward pass keeps its arguments and nothing else.
+
+    What is trained must be an argument of `mx.checkpoint`: gradients do not reach what a function only refers to.
+    """
+
+    def with_weights(weights: list[Any], *arrays: Array) -> Any:
+        for module, own in zip(modules, weights, strict=True):
+            module.update(own)
+        return function(*arrays)
+
+    def call(*arrays: Array) -> Any:
+        return mx.checkpoint(with_weights)([module.trainable_parameters() for module in modules], *arrays)
+
+    return call
+
+
+def _split(x: Float[mx.array, "n l w"], heads: int) -> Float[mx.array, "n h l d"]:
+    rows, length, _ = x.shape
+    return x.reshape(rows, length, heads, -1).swapaxes(1, 2)
+
+
+def _joined(x: Float[mx.array, "n h l d"]) -> Float[mx.array, "n l w"]:
+    rows, _, length, _ = x.shape
+    return x.swapaxes(1, 2).reshape(rows, length, -1)

@@ -5,6 +5,7 @@ stopped. For that nothing random is stored: what is random in a batch or a loss 
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -206,11 +207,22 @@ class _Update:
             (loss, values), gradients = self.gradients_of(batch)
             total = tree_map(mx.add, total, gradients) if total else gradients
             del gradients  # or their buffers would stay beside the sum's
-            mx.eval(loss, values, total)  # before the norm: with it MLX takes an order that keeps every recomputed layer
+            for layer in _last_layer_first(total):  # left to itself, MLX takes an order that keeps more at once
+                mx.eval(layer)
+            mx.eval(loss, values)
             _, norm = optim.clip_grad_norm(total, math.inf)  # only the norm is used, so only the norm is computed
             _require_finite(loss.item(), norm.item(), batch, step)
             metrics.append({"train_loss": loss.item()} | {name: value.item() for name, value in values.items()})
         return tree_map(lambda gradient: gradient / len(metrics), total), metrics
+
+
+def _last_layer_first(gradients: dict[str, Any]) -> list[list[mx.array]]:
+    """Gradients, those of one layer together, in the order in which the backward pass comes by."""
+    layers: dict[str, list[mx.array]] = {}
+    for name, gradient in dict(tree_flatten(gradients)).items():
+        number = re.search(r"\.\d+\.", name)
+        layers.setdefault(name[: number.end()] if number else "", []).append(gradient)
+    return list(layers.values())[::-1]
 
 
 def _mean_metrics(batches: list[dict[str, Any]]) -> dict[str, Any]:

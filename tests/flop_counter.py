@@ -5,7 +5,8 @@ computed too), and convolutions, forward and backward. Not counted is what works
 softmax, RoPE, activations, losses, the optimiser. At 7B that is well below one per cent.
 
 MLX merges equal nodes of a graph before it shows it. So weights must not be equal: fresh layers are not, for each draws
-its own random numbers, lazily. Compiling must be off (`mx.disable_compile`), and layers cannot be checkpointed.
+its own random numbers, lazily. Compiling must be off (`mx.disable_compile`). MLX shows no graph with `mx.checkpoint` in it;
+what that computes a second time is counted by itself.
 """
 
 import math
@@ -13,12 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from understudy import Call
 
 from mlx_visalign import vlm
@@ -31,6 +33,54 @@ PRODUCTS = re.compile(r"mm|matmul|attention|conv|custom|compiled", re.IGNORECASE
 
 def count(function: Callable[[], Any]) -> int:
     """FLOPs of the arrays that `function` returns. Raises ValueError where the graph holds products of a kind not known."""
+    with mock.patch.object(mx, "checkpoint", lambda function: function):
+        return _in_graph(function)
+
+
+def count_gradient(function: Callable[[], Any]) -> int:
+    """As `count`, of arrays among which are gradients: with what `mx.checkpoint` computes for them a second time."""
+    calls: list[tuple[Callable[..., Any], Any]] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls.append((function, tree_map(lambda array: array.shape, arguments, is_leaf=lambda x: isinstance(x, mx.array))))
+            return function(*arguments)
+
+        return call
+
+    with mock.patch.object(mx, "checkpoint", noted):
+        total = _in_graph(function)
+    times = Counter(_kind(*call) for call in calls)
+    return total + sum(times[kind] * _second_time(*call) for kind, call in {_kind(*call): call for call in calls}.items())
+
+
+def _kind(function: Callable[..., Any], shapes: Any) -> str:
+    """What is alike in all layers."""
+    code = function.func if isinstance(function, partial) else function
+    return f"{code.__qualname__} {shapes}"
+
+
+def _second_time(function: Callable[..., Any], shapes: Any) -> int:
+    """What the gradient of a function needs beside the products that are its own: what it would find were it all kept."""
+
+    def outputs_and_gradients() -> tuple[list[mx.array], list[mx.array]]:
+        arguments = tree_map(
+            mx.random.normal, shapes, is_leaf=lambda tree: isinstance(tree, tuple) and isinstance(tree[0], int)
+        )
+        names, leaves = zip(*tree_flatten(arguments), strict=True)
+
+        def flat(*leaves: mx.array) -> list[mx.array]:
+            outputs = function(*tree_unflatten(list(zip(names, leaves, strict=True))))
+            return [outputs] if isinstance(outputs, mx.array) else list(outputs)
+
+        cotangents = [mx.random.normal(output.shape) for output in flat(*leaves)]
+        return mx.vjp(flat, list(leaves), cotangents)
+
+    outputs, gradients = (lambda: outputs_and_gradients()[0]), (lambda: outputs_and_gradients()[1])
+    return _in_graph(outputs) + _in_graph(gradients) - _in_graph(outputs_and_gradients)
+
+
+def _in_graph(function: Callable[[], Any]) -> int:
     total = 0
 
     def see(record: dict[str, Any]) -> None:
@@ -89,26 +139,33 @@ class Prices:
     def _known(self) -> dict[Call, int]:
         return {}
 
-    @cached_property
-    def _first_block(self) -> vlm.Decoder:
+    def _first_blocks(self, number: int) -> vlm.Decoder:
         whole = vlm.decoder(self.model)
-        return replace(whole, layers=whole.layers[:1])
+        return replace(whole, layers=whole.layers[:number])
 
     def _blocks(self, rows: int, tokens: int, past: int, rounds: int) -> int:
-        """All blocks, which are alike: `tokens` new ones in each row after `past`, with so many rounds of the adapter."""
+        """All blocks, which are alike: `tokens` new ones in each row after `past`, with so many rounds of the adapter.
+
+        All but the last one: of a prompt it makes keys, values and one state.
+        """
         text = self.model.language_model.config
         embeds, mask = mx.random.normal((rows, tokens, text.hidden_size)), np.ones((rows, past or tokens), dtype=bool)
         kv = (rows, text.num_key_value_heads, past, text.hidden_size // text.num_attention_heads)
 
-        def run() -> mx.array:
-            if past == 0:
-                return prefill(self._first_block, embeds, mask).state
+        def read(blocks: int) -> tuple[mx.array, Any]:
+            prefix = prefill(self._first_blocks(blocks), embeds, mask)
+            return prefix.state, prefix.kv
+
+        def go_on() -> mx.array:
             prefix = Prefix([(mx.random.normal(kv), mx.random.normal(kv))], mask, embeds[:, 0])
             ids = mx.zeros((rows, tokens), mx.int32)
-            return extend(self._first_block, prefix.branch(1), ids, np.ones((rows, tokens), dtype=bool))[0]
+            return extend(self._first_blocks(1), prefix.branch(1), ids, np.ones((rows, tokens), dtype=bool))[0]
 
         with adapter_at(self.model, rounds):
-            return text.num_hidden_layers * count(run)
+            if past:
+                return text.num_hidden_layers * count(go_on)
+            last, two = (count(partial(read, blocks)) for blocks in (1, 2))
+            return last + (text.num_hidden_layers - 1) * (two - last)
 
     def _head(self, *rows: int) -> int:
         head, width = vlm.decoder(self.model).head, self.model.language_model.config.hidden_size

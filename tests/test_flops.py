@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from flop_counter import Prices, count
+from flop_counter import Prices, count, count_gradient
 from random_llava import CONFIG
 from understudy import Notes, question_of, understudy
 from weightless import make_photos, policy_of
@@ -33,11 +33,16 @@ SMALL = CONFIG | {
     | {"hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_key_value_heads": 4, "vocab_size": WORDS},
     "vision_config": CONFIG["vision_config"] | {"hidden_size": VISION, "intermediate_size": 32, "image_size": 336},
 }
-LINEAR = 2 * LAYERS * (4 * WIDTH**2 + 3 * WIDTH * HIDDEN)  # FLOP a token
-HALF_LORA = RANK * LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + HIDDEN))  # a token's x A and (x A) B, one FLOP of the two
+KEYS_AND_VALUES = 2 * 2 * WIDTH**2  # FLOP a token in a block
+LINEAR = KEYS_AND_VALUES + 2 * (2 * WIDTH**2 + 3 * WIDTH * HIDDEN)
+LORA_KV = 2 * RANK * 2 * 2 * WIDTH  # x A and (x A) B
+LORA = LORA_KV + 2 * RANK * (2 * 2 * WIDTH + 3 * (WIDTH + HIDDEN))
+SHRUNK_KV, SHRUNK = 2 * RANK * 2 * WIDTH, 2 * RANK * (6 * WIDTH + HIDDEN)  # x A alone
 PROJECTOR = 2 * 576 * (VISION * WIDTH + WIDTH**2)
 HEAD = 2 * 2 * R * WIDTH * WORDS
-PREFILL_ATTENTION, READ_ATTENTION = 4 * WIDTH * LAYERS * P * P, 4 * WIDTH * LAYERS * 2 * R * (P + R)
+# Scores of a prompt come in blocks of 128 queries, each with the keys up to its end.
+PREFILL_ATTENTION = 4 * WIDTH * (128 * (128 + 256 + 384 + 512) + (P - 512) * P)
+READ_ATTENTION, LAST_ATTENTION = 4 * WIDTH * 2 * R * (P + R), 4 * WIDTH * (P + 1)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,16 @@ def test_what_is_not_known_is_refused():
     layer = nn.QuantizedLinear(64, 32)
     with pytest.raises(ValueError, match="QuantizedMatmul"):
         count(lambda: layer(mx.random.normal((1, 64))))
-    with pytest.raises(ValueError, match="CustomTransforms"):
-        count(lambda: mx.checkpoint(lambda x: x @ x)(mx.random.normal((4, 4))))
+
+
+def test_what_is_computed_a_second_time_counts_twice():
+    """The product is made anew for the sine's gradient; the last one, which no gradient asks for, is not."""
+
+    def loss(x):
+        return (mx.sin(x @ x) @ (x + 1)).sum()
+
+    x = mx.random.normal((4, 4))
+    assert count_gradient(lambda: mx.grad(mx.checkpoint(loss))(x)) == count(lambda: mx.grad(loss)(x)) + 2 * 4**3
 
 
 def test_nothing_is_evaluated():
@@ -83,22 +96,28 @@ def test_the_tower_is_what_its_shapes_say(policy):
 
 
 def test_a_dpo_step_is_what_its_shapes_say(policy, photos):
-    """Backward: once more for the activations of frozen weights, twice for the adapter's, twice for attention."""
+    """The last block reads keys and values of the prompt, and its last token whole.
+
+    Backward: once more for the activations of frozen weights, twice for the adapter's, twice for attention. A second time
+    come attention's scores and what goes into every B.
+    """
     batch = pair_of(policy, photos[0], P, R)
-    read = 2 * R * LINEAR + READ_ATTENTION + HEAD
-    forward = PROJECTOR + P * LINEAR + PREFILL_ATTENTION + read
+    whole = (LAYERS - 1) * (P + 2 * R) + 2 * R + 1  # times that a token goes through a whole block
+    attention = (LAYERS - 1) * PREFILL_ATTENTION + LAST_ATTENTION + LAYERS * READ_ATTENTION
+    forward = PROJECTOR + whole * LINEAR + P * KEYS_AND_VALUES + attention + HEAD
     assert count(lambda: pair_logps(policy, batch)) == forward
-    assert count(lambda: hot_reference(policy, batch)) == read
+    assert count(lambda: hot_reference(policy, batch)) == LAYERS * (2 * R * LINEAR + READ_ATTENTION) + HEAD
     policy.attach(LoRASettings(RANK), seed=0)
     with adapter_at(policy.model, 0):
         assert count(lambda: pair_logps(policy, batch)) == forward
-    tokens = P + 2 * R
-    lora = 2 * HALF_LORA * tokens
+    lora = whole * LORA + P * LORA_KV
     assert count(lambda: pair_logps(policy, batch)) == forward + lora
     # No gradient goes into the embeddings, so q, k and v of the first block pass none on.
-    first = tokens * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
-    backward = tokens * LINEAR + 2 * (PREFILL_ATTENTION + READ_ATTENTION) + HEAD + 2 * lora - first
-    assert count(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch)) == forward + lora + backward
+    first = (P + 2 * R) * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
+    backward = whole * LINEAR + P * KEYS_AND_VALUES + 2 * attention + HEAD + 2 * lora - first
+    again = attention // 2 + whole * SHRUNK + P * SHRUNK_KV
+    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
+    assert step == forward + lora + backward + again
 
 
 def test_what_an_understudy_notes_costs_what_the_whole_graph_does(policy, photos):
@@ -172,9 +191,9 @@ def test_mlx_vlms_step_reads_four_whole_sequences(policy, photos, monkeypatch):
     monkeypatch.setattr("flops.RANK", RANK)
     tokens = P + R - 1
     tower = count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3))))
-    one = tower + PROJECTOR + tokens * (LINEAR + 2 * WIDTH * WORDS) + 4 * WIDTH * LAYERS * tokens**2
-    lora, first = 2 * HALF_LORA * tokens, tokens * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
-    backward = tokens * (LINEAR + 2 * WIDTH * WORDS) + 8 * WIDTH * LAYERS * tokens**2 + 2 * lora - first
+    one = tower + PROJECTOR + tokens * (LAYERS * LINEAR + 2 * WIDTH * WORDS) + 4 * WIDTH * LAYERS * tokens**2
+    lora, first = LAYERS * LORA * tokens, tokens * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
+    backward = tokens * (LAYERS * LINEAR + 2 * WIDTH * WORDS) + 8 * WIDTH * LAYERS * tokens**2 + 2 * lora - first
     assert count(lambda: mlx_vlm_step(batch)) == 4 * one + 2 * (lora + backward)
 
 

@@ -53,18 +53,25 @@ class Noted(nn.Module):
         return self.module(x, *more, **named)
 
 
-class NotedBlock(nn.Module):
-    """A block that notes what it reads, and with how many rounds of the adapter."""
+def note_block(notes: Notes, block: Any) -> None:
+    """Let the one block there is note what it reads, and with how many rounds of the adapter: where it turns queries, keys.
 
-    def __init__(self, notes: Notes, block: Any):
-        super().__init__()
-        self.notes, self.block = notes, block
+    A prompt begins with its keys: only its last token is read whole (fold.prefill), which is part of reading the prompt.
+    """
+    attention, rope = block.self_attn, block.self_attn.rope
+    in_prompt = False
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
-        projection = self.block.self_attn.q_proj
-        rounds = projection.rounds_on if isinstance(projection, RoundsLoRALinear) else 0
-        self.notes("blocks", *x.shape[:2], sum(keys.shape[2] for keys, _, _ in cache.past), rounds)
-        return self.block(x, mask, cache)
+    def noted(x: mx.array, offset: mx.array | int) -> mx.array:
+        nonlocal in_prompt
+        prompt, of_queries = isinstance(offset, int), x.shape[1] == attention.n_heads  # there are fewer of the keys
+        if prompt or (of_queries and not in_prompt):
+            projection = attention.q_proj
+            rounds = projection.rounds_on if isinstance(projection, RoundsLoRALinear) else 0
+            notes("blocks", x.shape[0], x.shape[2], mx.array(offset).max().item(), rounds)
+        in_prompt = prompt or (in_prompt and not of_queries)
+        return rope(x, offset=offset)
+
+    attention.rope = noted
 
 
 class ScriptedHead:
@@ -112,9 +119,9 @@ def understudy(notes: Notes, period: int, closing: str) -> Policy:
     narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     vision = CONFIG["vision_config"] | narrow | {"image_size": 336, "num_hidden_layers": 2}
     config = CONFIG | {"image_token_index": image, "vision_config": vision}
-    model = random_llava(config=config, vocab_size=len(words), num_hidden_layers=1, num_key_value_heads=2, **narrow)
+    model = random_llava(config=config, vocab_size=len(words), num_hidden_layers=1, num_key_value_heads=1, **narrow)
     language = model.language_model
-    language.model.layers = [NotedBlock(notes, language.model.layers[0])]
+    note_block(notes, language.model.layers[0])
     language.lm_head = ScriptedHead(notes, len(words), plain_words(words), period, words.convert_tokens_to_ids(closing))
     model.vision_tower = Noted(notes, "tower", model.vision_tower)
     model.multi_modal_projector.gelu = Noted(notes, "projector", model.multi_modal_projector.gelu)  # used once a call

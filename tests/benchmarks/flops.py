@@ -29,7 +29,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from flop_counter import Prices, count
+from flop_counter import Prices, count, count_gradient
 from understudy import Notes, plain_words, question_of, understudy, understudy_scorer
 from weightless import CLIP_L14, LLAVA, make_photos, policy_of
 
@@ -94,7 +94,7 @@ def dpo_stages(photo: Path) -> list[Stage]:
     hot = count(lambda: hot_reference(policy, batch))
     tower = count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3))))
     policy.attach(LoRASettings(RANK), seed=0)
-    step = count(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
+    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
     theirs = count(lambda: mlx_vlm_step(batch))
     return [
         Stage(f"a DPO step on one pair, rank {RANK}", step, 24.2, theirs),
@@ -202,7 +202,7 @@ def fisao_stages(photos: Sequence[Path], folder: Path) -> list[Stage]:
     policy = policy_of(LLAVA, photos)
     policy.attach(FISAO.lora, seed=0)
     made = Prices(policy.model, CLIP(CLIP_L14)).of(rolled_out(photos, folder).calls)
-    learned = FISAO.inner_epochs * count(lambda: ppo_step(policy, photos))
+    learned = FISAO.inner_epochs * count_gradient(lambda: ppo_step(policy, photos))
     return [
         Stage(f"FiSAO's rollout of {len(photos)} and its updates", made.total() + learned),
         Stage("  images and prompts, and the reference's", made["prefill"]),

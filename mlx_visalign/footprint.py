@@ -14,6 +14,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from mlx_visalign import vlm
+from mlx_visalign.attention import BLOCK
 from mlx_visalign.checkpoint import KEPT
 from mlx_visalign.models.clip import CLIP, CLIPConfig
 
@@ -160,48 +161,41 @@ def staying_bytes(shape: Shape, setting: Setting) -> float:
 
 
 def training_bytes(shape: Shape, setting: Setting) -> float:
-    """The peak of an update: what stays, and the higher of two moments, at the logits and at the last layer's gradient.
+    """The peak of an update: what stays, and the higher of two moments, at the logits and in one layer's backward pass.
 
     What stays: weights; adapter, its gradient and Adam's two moments (train._Groups); what the backward pass was left.
-    Activations are per token in all n answers and their b prompts, T = b prompt + n answer:
-    kept whole          each layer's `_layer_bytes`, and the scaled B of every LoRA (lora.RoundsLoRALinear.rounds)
+    That is, per token in all n answers and their b prompts, T = b prompt + n answer, and in each layer:
+    kept whole          `_kept_numbers`; of the prompts in the last layer, which reads their last tokens alone
+                        (fold.prefill), no more than with checkpointing
     with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole
     """
-    layer, n = _layer_bytes(shape, setting), setting.copies * setting.batch
-    tokens = setting.batch * setting.prompt + n * setting.answer
+    width, kv, n = shape.width, shape.kv_width, setting.copies * setting.batch
+    prompts = setting.batch * setting.prompt
+    tokens = prompts + n * setting.answer
     staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
-    # In float32: the logits, their exponentials, and half of the time the gradient (logps.token_logps).
-    logits = n * setting.answer * shape.vocabulary * (2.4 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
-    attention = 3.25 * max(_scores(shape, setting))  # the softmax's gradient: itself, two factors, a part of the next
-    if not setting.checkpoint:
-        return staying + shape.layers * layer + max(logits, attention)
-    kept = tokens * (shape.width + 2 * shape.kv_width) * setting.number * shape.layers
-    # A block's gradients, in float32 where LoRA takes part, while all that was recomputed is still there.
-    gradients = tokens * FLOAT32 * (6 * shape.inner + 12 * shape.width)
-    return staying + kept + max(logits, layer + max(attention, gradients))
+    # In float32: the logits, and their exponentials and gradient by turns (logps.token_logps).
+    logits = n * setting.answer * shape.vocabulary * (2 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
+    inputs, whole = setting.number * (width + 2 * kv), setting.number * _kept_numbers(shape)
+    passing = _passing_bytes(shape, setting)
+    if setting.checkpoint:
+        return staying + shape.layers * tokens * inputs + max(logits, tokens * whole + passing)
+    return staying + (shape.layers * tokens - prompts) * whole + prompts * inputs + max(logits, passing)
 
 
-def _layer_bytes(shape: Shape, setting: Setting) -> float:
-    """What one layer keeps for its backward pass.
+def _kept_numbers(shape: Shape) -> int:
+    """What a layer keeps of a token: its input, queries, keys, values, what was attended to, the sum, gate and up."""
+    return 4 * shape.width + 2 * shape.kv_width + 2 * shape.inner
 
-    Per token: 7 vectors of the model's width (the layer's input, two norms, the turned and the scaled queries, the
-    attention's output, the sum after it), keys and values, 5 of the inner width (gate, its sigmoid and product, up, and
-    what goes down). LoRA keeps x A, and in half precision x once more in float32, for each of its layers (its matrices
-    are float32). The softmax keeps the scores; the answers keep the whole keys and values they read, a copy each.
+
+def _passing_bytes(shape: Shape, setting: Setting) -> float:
+    """What the backward pass of one layer makes for a moment: gradients, and all that was not kept. Fitted on CPUs.
+
+    Scores of prompts come a block at a time, those of the answers all at once. LoRA's inputs are made float32.
     """
-    width, inner, kv, number = shape.width, shape.inner, shape.kv_width, setting.number
-    n = setting.copies * setting.batch
-    per_token = number * (7 * width + 2 * kv + 5 * inner) + FLOAT32 * 7 * setting.rank
-    if number < FLOAT32:
-        per_token += FLOAT32 * (6 * width + inner)
-    copies = n * (setting.prompt + setting.answer) * 2 * kv * number
-    scaled = FLOAT32 * setting.rank * (4 * width + 2 * kv + 2 * inner)
-    tokens = setting.batch * setting.prompt + n * setting.answer
-    return tokens * per_token + sum(_scores(shape, setting)) + copies + scaled
-
-
-def _scores(shape: Shape, setting: Setting) -> tuple[float, float]:
-    """A layer's attention scores: those of the prompts, and those of the answers, which see their prompt too."""
-    prompts = setting.batch * setting.prompt**2
-    answers = setting.copies * setting.batch * setting.answer * (setting.prompt + setting.answer)
-    return shape.heads * prompts * setting.number, shape.heads * answers * setting.number
+    prompts, n = setting.batch * setting.prompt, setting.copies * setting.batch
+    blocks = shape.heads * prompts * min(BLOCK, setting.prompt)
+    answers = shape.heads * n * setting.answer * (setting.prompt + setting.answer)
+    passing = setting.number * (12.5 * prompts * shape.width + 1.25 * blocks + 4.5 * answers)
+    if setting.number < FLOAT32:
+        passing += FLOAT32 * prompts * (3 * shape.inner + 2 * shape.width)
+    return passing

@@ -95,7 +95,7 @@ class Policy:
         self.image_token = model.config.image_token_index
         self.image_tokens = vlm.image_tokens(model)
         self.end = tokenizer.eos_token_id
-        self.checkpoint = False  # recompute layers in the backward pass: less memory, a third more time
+        self.checkpoint = False  # recompute layers in the backward pass: less memory, half again the time
         self.cache = FeatureCache(cache_gb)
 
     @property

@@ -27,7 +27,7 @@ class PPOSettings(LearningSettings):
     epochs               passes over the prompts, above 0; `iters` updates instead where that is given. Rollouts that end
                          early leave updates for more of them
     value_learning_rate  the critic's peak rate
-    checkpoint_layers    recompute layers in the backward pass: a quarter of the memory, half again the time
+    checkpoint_layers    recompute layers in the backward pass: about half the memory for half again the time
     lora                 rank of the adapter and its scale (alpha / rank)
     The rest is as in the training loop.
     """

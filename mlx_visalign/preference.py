@@ -36,7 +36,7 @@ class PreferenceSettings(LearningSettings):
                        answers get less likely, as long as the rejected one does so faster, and ends in neither (0: DPO)
     epochs             passes over the pairs, above 0; `iters` updates instead where that is given
     batch_size         pairs in one forward; times `grad_accumulation` it is the pairs of one update
-    checkpoint_layers  recompute layers in the backward pass: a quarter of the memory, half again the time
+    checkpoint_layers  recompute layers in the backward pass: about half the memory for half again the time
     lora               rank of the adapter and its scale (alpha / rank)
     The rest is as in the training loop.
     """

@@ -7,6 +7,7 @@ matrix products of the language model. Left out are the vision tower and a CLIP,
 
 from dataclasses import dataclass
 
+from mlx_visalign.attention import BLOCK
 from mlx_visalign.footprint import FLOAT32, Setting, Shape, adapter_bytes, staying_bytes
 
 
@@ -63,10 +64,11 @@ def answering_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
     n, per_token = stage.together, 2 * shape.kv_width * setting.number  # keys and values of one token in one layer
     prefix = n * setting.prompt * per_token * shape.layers
     staying = staying_bytes(shape, setting) + stage.adapters * adapter_bytes(shape, setting.rank)
-    prefill, reading = _block_bytes(shape, setting, n, setting.prompt, 0), _reading_bytes(shape, setting, stage)
+    prefill = _block_bytes(shape, setting, n, setting.prompt, min(BLOCK, setting.prompt))
+    reading = _reading_bytes(shape, setting, stage)
     sampling = _sampling_bytes(shape, setting, stage) if stage.sampled else 0
-    if stage.prefixes > 1:  # the second prefill and what is read after it are worked out at once
-        reading = _beside(prefill, reading)
+    if stage.prefixes > 1 and setting.bits >= 16:  # the second prefill and what is read after it are worked out at once
+        reading = _beside(prefill, reading)  # with quantised weights, measured, neither is beside the other
     return staying + max(prefix + prefill, prefix + sampling, stage.prefixes * prefix + reading)
 
 
@@ -75,30 +77,29 @@ def _beside(one: float, other: float) -> float:
     return max(one, other) + min(one, other) / 2
 
 
-def _block_bytes(shape: Shape, setting: Setting, rows: int, tokens: int, past: int) -> float:
-    """One layer that reads `tokens` new ones in each row after `past`, and keeps nothing for a backward pass.
+def _block_bytes(shape: Shape, setting: Setting, rows: int, tokens: int, scores: int) -> float:
+    """One layer that reads `tokens` new ones in each row and keeps nothing for a backward pass; so many scores for each.
 
     In half precision a third more, because norms and rotations are worked out in float32. Fitted on CPUs.
     """
     number = setting.number if setting.number == FLOAT32 else 1.35 * setting.number
-    return rows * tokens * number * (3 * shape.inner + 15 * shape.width + shape.heads * (past + tokens))
+    return rows * tokens * number * (3 * shape.inner + 15 * shape.width + shape.heads * scores)
 
 
 def _sampling_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
-    """The last token: the streams' own keys and values and those held, and of one layer the prompts' again, twice."""
+    """The last token: the streams' own keys and values, those held, and the scores of one layer, some times over."""
     n, per_token = stage.together * stage.streams, 2 * shape.kv_width * setting.number
     own = (n * stage.tokens * (shape.layers + 1) + stage.together * stage.held * shape.layers) * per_token
-    expanded = n * (2 * setting.prompt + stage.tokens) * per_token  # fold._LayerCache
+    scores = 4 * n * shape.heads * (setting.prompt + stage.tokens) * setting.number
     # generate._draw has the logits, probabilities, their order and sums; where the likeliest is taken, the logits alone.
     drawing = (13 if stage.drawn else 2) * n * shape.vocabulary * FLOAT32
-    return own + max(expanded, drawing)
+    return own + max(scores, drawing)
 
 
 def _reading_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
-    """The answers in the last layer beside the prompts' keys and values there, twice, and their logits (logps.token_logps)."""
-    n, per_token = stage.together * stage.read, 2 * shape.kv_width * setting.number
-    expanded = n * (2 * setting.prompt + stage.tokens) * per_token
-    layer = _block_bytes(shape, setting, n, stage.tokens, setting.prompt) + expanded
+    """The answers in the last layer, their scores made of pieces, and their logits (logps.token_logps)."""
+    n = stage.together * stage.read
+    layer = _block_bytes(shape, setting, n, stage.tokens, 2 * (setting.prompt + stage.tokens))
     number = setting.number if setting.number < FLOAT32 else 0
     logits = n * stage.tokens * shape.vocabulary * (FLOAT32 + number)
     return _beside(layer, logits)

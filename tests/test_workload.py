@@ -120,4 +120,4 @@ def test_an_update_by_rewards(large, checkpoint, tmp_path):
 
 def test_operations_of_a_pair_at_7b():
     told = training_flops(LLAVA_7B, Setting(prompt=636, answer=120))
-    assert told / 1e12 == pytest.approx(24.1, rel=0.05)
+    assert told / 1e12 == pytest.approx(23.3, rel=0.05)

@@ -59,5 +59,7 @@ def _shared(rows: Float[mx.array, "n h l i"], matrices: Float[mx.array, "b k i j
     n, h, length, _ = rows.shape
     b, k = matrices.shape[:2]
     each = h // k * length  # rows of a continuation that meet the same matrix
+    if n == b:
+        return (rows.reshape(b, k, each, -1) @ matrices).reshape(n, h, length, -1)
     grouped = rows.reshape(b, n // b, k, each, -1).swapaxes(1, 2).reshape(b, k, n // b * each, -1)
     return (grouped @ matrices).reshape(b, k, n // b, each, -1).swapaxes(1, 2).reshape(n, h, length, -1)

@@ -151,7 +151,7 @@ CHECKS = (
         "causality",
         _causality,
         "A token sees what comes after it: log-probabilities are no probabilities of anything, and training learns nonsense.",
-        f"mlx-vlm's attention mask is not what it was. Install mlx-vlm >= 0.7.10, < 0.8. {MLX}.",
+        f"An attention mask is not what it was, mlx-vlm's or MLX's. Install mlx-vlm >= 0.7.10, < 0.8. {MLX}.",
     ),
     Check(
         "batch = single",

@@ -8,6 +8,7 @@ it within the row, a mask hides it from later pieces, and per-row RoPE offsets k
 All rows of a prompt look at the one copy there is of its keys and values (attention.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from mlx_visalign.attention import Masks, attention, causal_attention
+from mlx_visalign.attention import attention, causal_attention
 from mlx_visalign.vlm import Decoder, keys_and_values, run_block
 
 Array = mx.array
@@ -46,6 +47,10 @@ class Branches:
     mask: np.ndarray  # [n, s], true where a token of the continuation is real
     kv: KeysValues = field(default_factory=list)  # empty until something was read
 
+    def __post_init__(self) -> None:
+        if (np.diff(self.owners) < 0).any():  # attention would give rows the wrong prompts
+            raise ValueError(f"continuations must stand in the order of their prompts, not {self.owners.tolist()}")
+
     @property
     def state(self) -> Float[mx.array, "n e"]:
         """The prefix's last state for every continuation: it predicts the first token."""
@@ -65,22 +70,18 @@ class Branches:
 
 
 def _run_layer(
-    layer: Any, x: Array, offset: Array | int, counts: list[int], masks: Masks, past: KeysValues, checkpoint: bool
+    layer: Any, x: Array, offset: Array | int, attend: Callable[..., Array], past: KeysValues, checkpoint: bool
 ) -> tuple[Array, Array, Array]:
-    """One block: its output and its new keys and values. `checkpoint` keeps nothing for the backward pass but these.
+    """One block: its output and its new keys and values. `attend` is called with scale, queries, keys, values and the past.
 
-    They are returned, not recorded: what a function that is run a second time leaves elsewhere has no gradient.
+    `checkpoint` keeps nothing for the backward pass but what goes in and these keys and values. They are returned, not
+    recorded: what a function that is run a second time leaves elsewhere has no gradient.
     """
 
     def forward(parameters: Any, x: Array, *past: Array) -> tuple[Array, Array, Array]:
         if checkpoint:
             layer.update(parameters)
-
-        def attend(queries: Array, keys: Array, values: Array, scale: float) -> Array:
-            function = partial(attention, counts, masks, scale) if past else partial(causal_attention, scale)
-            return mx.checkpoint(function)(queries, keys, values, *past)  # scores are made anew for the gradient
-
-        return run_block(layer, x, offset, attend)
+        return run_block(layer, x, offset, attend, past)
 
     run = mx.checkpoint(forward) if checkpoint else forward
     return run(layer.trainable_parameters() if checkpoint else None, x, *(array for pair in past for array in pair))
@@ -103,15 +104,15 @@ def prefill(
     *layers, last = decoder.layers
     x, kv = embeds, []
     for layer in layers:
-        x, keys, values = _run_layer(layer, x, 0, [], [], [], checkpoint)
+        x, keys, values = _run_layer(layer, x, 0, causal_attention, [], checkpoint)
         kv.append((keys, values))
     # Of the last layer all keys and values are wanted, but one state a prompt.
     keys, values = keys_and_values(last, x, 0)
     ends = mask.sum(axis=1) - 1
     before = _past_mask(np.arange(mask.shape[1]) < ends[:, None])
     x = x[mx.arange(len(mask)), mx.array(ends)][:, None]
-    offset, counts = mx.array(ends.astype(np.int32)), [1] * len(mask)
-    state, _, _ = _run_layer(last, x, offset, counts, [before, None], [(keys, values)], checkpoint)
+    attend = partial(attention, [1] * len(mask), [before, None])
+    state, _, _ = _run_layer(last, x, mx.array(ends.astype(np.int32)), attend, [(keys, values)], checkpoint)
     return Prefix([*kv, (keys, values)], mask, decoder.norm(state[:, 0]))
 
 
@@ -126,12 +127,11 @@ def extend(
     prompts, length = branches.prefix.mask[branches.owners], ids.shape[1]
     offset = mx.array((prompts.sum(axis=1) + branches.mask.sum(axis=1)).astype(np.int32))
     pasts = [prompts, branches.mask] if branches.kv else [prompts]
-    masks = [*map(_past_mask, pasts), _causal_mask(length)]
+    attend = partial(attention, branches.counts, [*map(_past_mask, pasts), _causal_mask(length)])
     x, kv = decoder.embed(ids), []
     for index, layer in enumerate(decoder.layers):
         own = branches.kv[index : index + 1]
-        past = [branches.prefix.kv[index], *own]
-        x, keys, values = _run_layer(layer, x, offset, branches.counts, masks, past, checkpoint)
+        x, keys, values = _run_layer(layer, x, offset, attend, [branches.prefix.kv[index], *own], checkpoint)
         kv.append(_joined(own, keys, values))
     mask = np.concatenate([branches.mask, mask], axis=1)
     return decoder.norm(x), Branches(branches.prefix, branches.owners, mask, kv)

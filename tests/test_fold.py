@@ -130,3 +130,10 @@ def test_reading_in_pieces_equals_reading_at_once(model, features):
     whole, _ = fold.extend(decoder, branches, *fold.right_pad([a + b for a, b in zip(first, second, strict=True)]))
     for row, (a, b) in enumerate(zip(first, second, strict=True)):
         np.testing.assert_allclose(pieces[row, : len(b)], whole[row, len(a) : len(a) + len(b)], atol=1e-5)
+
+
+def test_rows_out_of_their_prompts_order_are_refused(model, features):
+    branches = fold.prefill(vlm.decoder(model), *embed(model, features, PROMPTS)).branch(2)
+    assert branches.pick(np.array([0, 0, 3, 5])).counts == [2, 1, 1]
+    with pytest.raises(ValueError, match="order of their prompts"):
+        branches.pick(np.array([5, 0]))

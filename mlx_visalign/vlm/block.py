@@ -7,6 +7,7 @@ is lazy, and the products themselves, which no gradient asks for, are not.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -14,17 +15,18 @@ import mlx.nn as nn
 from jaxtyping import Float
 
 Array = mx.array
-Attend = Callable[[Array, Array, Array, float], Array]  # queries, keys, values and scale to [n, heads, l, d]
+Attend = Callable[..., Array]  # scale, queries, keys, values and the past to [n, heads, l, d]
 
 
 def run_block(
-    block: Any, x: Float[mx.array, "n l e"], offset: Array | int, attend: Attend
+    block: Any, x: Float[mx.array, "n l e"], offset: Array | int, attend: Attend, past: Sequence[Array] = ()
 ) -> tuple[Float[mx.array, "n l e"], Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
     """h = x + W_o attention(norm(x)), y = h + W_down(silu(W_gate norm(h)) * W_up norm(h)); y and the new keys and values.
 
-    `offset` is the position of each row's first token, `attend` does with queries, keys and values what there is to do.
+    `offset` is the position of each row's first token; `past` goes to `attend`.
     """
     attention, mlp = block.self_attn, block.mlp
+    run = _runner(x)
 
     def ask(x: Array) -> Array:
         return attention.rope(_split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), offset=offset)
@@ -33,12 +35,12 @@ def run_block(
         h = block.post_attention_layernorm(h)
         return mlp.gate_proj(h), mlp.up_proj(h)
 
-    queries = recomputed([block.input_layernorm, attention.q_proj], ask)(x)
+    queries = run([block.input_layernorm, attention.q_proj], ask)(x)
     keys, values = keys_and_values(block, x, offset)
-    mixed = attend(queries, keys, values, attention.scale)
-    h = recomputed([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
-    gate, up = recomputed([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], gate_and_up)(h)
-    y = recomputed([mlp.down_proj], lambda h, gate, up: h + mlp.down_proj(nn.silu(gate) * up))(h, gate, up)
+    mixed = run([], partial(attend, attention.scale))(queries, keys, values, *past)
+    h = run([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
+    gate, up = run([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], gate_and_up)(h)
+    y = run([mlp.down_proj], lambda h, gate, up: h + mlp.down_proj(nn.silu(gate) * up))(h, gate, up)
     return y, keys, values
 
 
@@ -53,10 +55,15 @@ def keys_and_values(
         keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
         return attention.rope(keys, offset=offset), values
 
-    return recomputed([block.input_layernorm, attention.k_proj, attention.v_proj], tell)(x)
+    return _runner(x)([block.input_layernorm, attention.k_proj, attention.v_proj], tell)(x)
 
 
-def recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
+def _runner(x: Float[mx.array, "n l e"]) -> Callable[[Sequence[nn.Module], Callable[..., Any]], Callable[..., Any]]:
+    """How to run the parts of a block. A single token a row is sampled, not trained on, and `mx.checkpoint` takes time."""
+    return _recomputed if x.shape[1] > 1 else lambda modules, function: function
+
+
+def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, which uses the weights of `modules`, but its backward pass keeps its arguments and nothing else.
 
     What is trained must be an argument of `mx.checkpoint`: gradients do not reach what a function only refers to.

@@ -34,6 +34,10 @@ def attention(
     `counts` says how many rows continue each prompt; they stand in the prompts' order.
     """
     all_keys, all_values = [*past[::2], keys], [*past[1::2], values]
+    if set(counts) == {1}:  # nothing is shared
+        mask = _whole_mask(masks, queries.shape[2], all_keys)
+        keys, values = mx.concatenate(all_keys, axis=2), mx.concatenate(all_values, axis=2)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     rows = [counts, *[[1] * len(queries)] * (len(all_keys) - 1)]  # that meet the same keys
     pieces = [_product(scale * queries, keys.swapaxes(-1, -2), same) for keys, same in zip(all_keys, rows, strict=True)]
     seen = [piece if mask is None else mx.where(mask, piece, -mx.inf) for piece, mask in zip(pieces, masks, strict=True)]
@@ -41,6 +45,17 @@ def attention(
     ends = np.cumsum([keys.shape[2] for keys in all_keys])[:-1].tolist()
     parts = zip(mx.split(weights, ends, axis=-1), all_values, rows, strict=True)
     return reduce(mx.add, (_product(*part) for part in parts))
+
+
+def _whole_mask(masks: Masks, length: int, keys: list[mx.array]) -> mx.array | str | None:
+    """The masks of all pieces of keys as one, and where all of the past may be seen as MLX names it."""
+    if all(mask is None for mask in masks[:-1]):
+        return None if length == 1 else "causal"
+    shapes = [(len(piece), 1, length, piece.shape[2]) for piece in keys]
+    pieces = [
+        mx.broadcast_to(mx.array(True) if mask is None else mask, shape) for mask, shape in zip(masks, shapes, strict=True)
+    ]
+    return mx.concatenate(pieces, axis=-1)
 
 
 def _product(

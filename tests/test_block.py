@@ -66,17 +66,17 @@ def test_its_gradients_too(block):
 
 
 def test_less_is_kept(block):
-    """Six blocks on top of each other, of which each keeps what its backward pass needs."""
+    """Twelve blocks on top of each other, of which each keeps what its backward pass needs."""
     x, peaks = states(200), {}
     for name, forward in (("ours", lambda *a: ours(*a)[0]), ("theirs", theirs)):
 
-        def six(block, x, forward=forward):
-            return reduce(lambda y, _: forward(block, y), range(6), x)
+        def twelve(block, x, forward=forward):
+            return reduce(lambda y, _: forward(block, y), range(12), x)
 
-        mx.eval(gradients(block, six, x))
+        mx.eval(gradients(block, twelve, x))
         mx.clear_cache()
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        mx.eval(gradients(block, six, x))
+        mx.eval(gradients(block, twelve, x))
         peaks[name] = mx.get_peak_memory() - before
-    assert peaks["ours"] < 0.4 * peaks["theirs"], peaks
+    assert peaks["ours"] < 0.6 * peaks["theirs"], peaks

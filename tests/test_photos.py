@@ -147,7 +147,8 @@ def test_ten_thousand_photos(tmp_path, capsys):
     assert len(find_photos(tmp_path)) == 10_000
     assert time.process_time() - started < 15  # 1.4 on one core
     said = capsys.readouterr().err.splitlines()
-    assert [sum(line.startswith(job) for line in said) for job in ("reading the images", "looking at the images")] == [20, 20]
+    lines = [sum(line.startswith(job) for line in said) for job in ("reading the images", "looking at the images")]
+    assert all(2 <= count <= 20 for count in lines), lines  # the first, the last, and one now and then
     assert said[-1] == f"10,000 photos in {tmp_path}."
 
 

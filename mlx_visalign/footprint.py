@@ -174,7 +174,7 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
     tokens = prompts + n * setting.answer
     staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
     # In float32: the logits, and their exponentials and gradient by turns (logps.token_logps).
-    logits = n * setting.answer * shape.vocabulary * (2 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
+    logits = n * setting.answer * shape.vocabulary * (2.2 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
     inputs, whole = setting.number * (width + 2 * kv), setting.number * _kept_numbers(shape)
     passing = _passing_bytes(shape, setting)
     if setting.checkpoint:
@@ -197,5 +197,5 @@ def _passing_bytes(shape: Shape, setting: Setting) -> float:
     answers = shape.heads * n * setting.answer * (setting.prompt + setting.answer)
     passing = setting.number * (12.5 * prompts * shape.width + 1.25 * blocks + 4.5 * answers)
     if setting.number < FLOAT32:
-        passing += FLOAT32 * prompts * (3 * shape.inner + 2 * shape.width)
+        passing += FLOAT32 * prompts * (4 * shape.inner + 4 * shape.width)
     return passing

@@ -67,14 +67,14 @@ def answering_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
     prefill = _block_bytes(shape, setting, n, setting.prompt, min(BLOCK, setting.prompt))
     reading = _reading_bytes(shape, setting, stage)
     sampling = _sampling_bytes(shape, setting, stage) if stage.sampled else 0
-    if stage.prefixes > 1 and setting.bits >= 16:  # the second prefill and what is read after it are worked out at once
-        reading = _beside(prefill, reading)  # with quantised weights, measured, neither is beside the other
+    if stage.prefixes > 1:  # the second prefill and what is read after it are worked out at once
+        reading = _beside(prefill, reading, 1 / 4)
     return staying + max(prefix + prefill, prefix + sampling, stage.prefixes * prefix + reading)
 
 
-def _beside(one: float, other: float) -> float:
-    """MLX hands out work ahead of its turn, so that beside the larger of two about half of the smaller is there."""
-    return max(one, other) + min(one, other) / 2
+def _beside(one: float, other: float, share: float) -> float:
+    """MLX hands out work ahead of its turn, so that beside the larger of two about this share of the smaller is there."""
+    return max(one, other) + share * min(one, other)
 
 
 def _block_bytes(shape: Shape, setting: Setting, rows: int, tokens: int, scores: int) -> float:
@@ -102,7 +102,7 @@ def _reading_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
     layer = _block_bytes(shape, setting, n, stage.tokens, 2 * (setting.prompt + stage.tokens))
     number = setting.number if setting.number < FLOAT32 else 0
     logits = n * stage.tokens * shape.vocabulary * (FLOAT32 + number)
-    return _beside(layer, logits)
+    return _beside(layer, logits, 1 / 2)
 
 
 def token_flops(shape: Shape) -> float:

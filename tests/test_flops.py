@@ -99,7 +99,7 @@ def test_a_dpo_step_is_what_its_shapes_say(policy, photos):
     """The last block reads keys and values of the prompt, and its last token whole.
 
     Backward: once more for the activations of frozen weights, twice for the adapter's, twice for attention. A second time
-    come attention's scores and what goes into every B.
+    come attention's scores and what goes into every B, but for the prompt's last token, which is read alone.
     """
     batch = pair_of(policy, photos[0], P, R)
     whole = (LAYERS - 1) * (P + 2 * R) + 2 * R + 1  # times that a token goes through a whole block
@@ -115,7 +115,7 @@ def test_a_dpo_step_is_what_its_shapes_say(policy, photos):
     # No gradient goes into the embeddings, so q, k and v of the first block pass none on.
     first = (P + 2 * R) * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
     backward = whole * LINEAR + P * KEYS_AND_VALUES + 2 * attention + HEAD + 2 * lora - first
-    again = attention // 2 + whole * SHRUNK + P * SHRUNK_KV
+    again = (attention - LAST_ATTENTION) // 2 + (whole - 1) * SHRUNK + P * SHRUNK_KV
     step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
     assert step == forward + lora + backward + again
 

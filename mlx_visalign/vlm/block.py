@@ -69,6 +69,9 @@ def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> C
     What is trained must be an argument of `mx.checkpoint`: gradients do not reach what a function only refers to.
     """
 
+    if not modules:
+        return mx.checkpoint(function)
+
     def with_weights(weights: list[Any], *arrays: Array) -> Any:
         for module, own in zip(modules, weights, strict=True):
             module.update(own)

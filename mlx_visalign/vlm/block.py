@@ -68,7 +68,6 @@ def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> C
 
     What is trained must be an argument of `mx.checkpoint`: gradients do not reach what a function only refers to.
     """
-
     if not modules:
         return mx.checkpoint(function)
 

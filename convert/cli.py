@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.progress import say
+from mlx_visalign.stopping import exit_code, working
 
 # Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
 # the one that is asked for is imported.
@@ -19,17 +20,18 @@ PROGRAM = "visalign convert"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a converter. Returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a converter. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
-        figures = options.run(options)
+        with working():
+            figures = options.run(options)
     except UserError as error:
         say(f"{PROGRAM} {options.name}: {error}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("Stopped. Nothing is left behind.")
-        return 130
+        return exit_code(stop)
     print(json.dumps(figures) if options.json else "\n".join(_lines(figures)))
     return 0
 

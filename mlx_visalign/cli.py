@@ -19,12 +19,13 @@ from mlx_visalign.progress import say
 from mlx_visalign.recipe import list_recipes
 from mlx_visalign.records import read_text
 from mlx_visalign.scorers import Score, checked
+from mlx_visalign.stopping import exit_code, working
 
 METHODS = Path(__file__).parent / "methods"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["convert"]:
         from mlx_visalign.convert.cli import main as convert
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(f"visalign {options.command}: {error}")
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return exit_code(stop)
 
 
 def find_method(name: str) -> ModuleType:
@@ -79,11 +80,12 @@ def _do(options: Namespace) -> bool:
         return True
     from mlx_visalign.commands import COMMANDS  # only now, for it takes seconds
 
-    result = COMMANDS[options.command](options)
-    if options.json:
-        print(json.dumps(result.data))
-    else:
-        result.show()
+    with working():
+        result = COMMANDS[options.command](options)
+        if options.json:
+            print(json.dumps(result.data))
+        else:
+            result.show()
     return result.well
 
 

@@ -1,15 +1,12 @@
-"""What a long job shows while it runs, and how it is asked to stop.
+"""What a long job shows while it runs.
 
 A bar in a terminal, a plain line now and then anywhere else; all on stderr.
 """
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -20,7 +17,15 @@ from mlx_visalign.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
-console = Console(stderr=True, highlight=False)
+
+class Terminal(Console):
+    """Rich's console, which would end the process with 1 where nobody reads on; what becomes of that is `entry`'s to say."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled
+
+
+console = Terminal(stderr=True, highlight=False)
 
 CODES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 PLAIN_LINES, APART = 20, 10  # lines for a whole job, and seconds from one to the next, when stderr is a file or a pipe
@@ -73,26 +78,6 @@ def progress(title: str, total: int, *, done: int = 0, unit: str = "step") -> It
     )
     with Progress(*columns, console=console) as display:
         yield _TerminalBar(display, title, total, done)
-
-
-@contextmanager
-def ctrl_c_waits() -> Iterator[threading.Event]:
-    """A first Ctrl-C only sets the event, for the job to stop where it can; a second one stops at once, as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there may a signal be handled
-        yield stop
-        return
-
-    def note(signum: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, usual)
-        os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")  # print is not safe in a handler
-
-    usual = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 class _Rate(ProgressColumn):

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mlx_visalign.progress import CODES
+from mlx_visalign.progress import CODES, Terminal
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Result:
     well: bool = True  # or else the exit code is 2
 
     def show(self) -> None:
-        Console(highlight=False, markup=False).print(self.shown, crop=False)
+        Terminal(highlight=False, markup=False).print(self.shown, crop=False)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        if kind is KeyboardInterrupt:
+        if isinstance(error, KeyboardInterrupt):
             say(f"Stopped. What is finished is kept in {self.folder}; to go on, run:\n  {self.command}")
 
     def _claim(self) -> None:

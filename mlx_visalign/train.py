@@ -21,8 +21,9 @@ from mlx_visalign.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import writing
 from mlx_visalign.metrics import append_row, cut_back
-from mlx_visalign.progress import ctrl_c_waits, progress, say
+from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import as_json
+from mlx_visalign.stopping import stop_waits
 from mlx_visalign.train_settings import TrainSettings, schedule_factor
 from mlx_visalign.words import counted
 
@@ -71,7 +72,7 @@ def fit(
     made with other values is refused. If `folder` holds a finished training its weights are loaded and that is all.
 
     UserError: a loss or gradient that is not finite (no weight is changed), checkpoints of other settings, a full disk.
-    Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C (SIGTERM, a closed terminal) finishes the update, writes a checkpoint and raises KeyboardInterrupt.
     """
     identity = _identity(settings, learning_rates, depends_on)
     groups = _Groups(trained, settings, learning_rates)
@@ -82,7 +83,7 @@ def fit(
             "Take more data or epochs, or less grad_accumulation."
         )
     update = _Update(groups, loss, source, settings)
-    with progress("training", settings.iters, done=step) as bar, ctrl_c_waits() as stop:
+    with progress("training", settings.iters, done=step) as bar, stop_waits() as stop:
         while step < settings.iters:
             row = update(step)
             step += 1
@@ -96,8 +97,7 @@ def fit(
             bar.advance(1, _note(row))
             if stop.is_set() or step % settings.save_every == 0 or step == settings.iters:
                 save_checkpoint(folder / "checkpoints", step, groups.trees(), source.state(), identity)
-            if stop.is_set():
-                raise KeyboardInterrupt
+            stop.end()
 
 
 def _identity(settings: TrainSettings, learning_rates: Mapping[str, float], depends_on: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors words fonts fields files keys progress metrics provenance precision
+    errors stopping words fonts fields files keys progress metrics provenance precision
     records config losses ppo images pair_formats photos augment vocabulary mentions template
     models attention vlm fold logps weights lora convert generate tree sentences policy stream probe
     checkpoint train_settings train pairing preference ppo_settings experience rollout reinforcement footprint workload
@@ -18,7 +18,7 @@ TOP_TO_BOTTOM = """
     speed memory_plan patient checks doctor
     run alignment best_of measuring controls recipe asking foresight report_page pipeline compare preview
     methods arguments training_options model_options options results training_commands model_commands commands
-    cli api __init__ __main__
+    cli entry api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()
 SIBLINGS_MAY_MEET = {"augment", "models", "vlm", "world", "evals", "convert"}
@@ -30,7 +30,7 @@ FILES = [path for folder in ("mlx_visalign", "convert") for path in sorted((ROOT
 
 def unit(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0] if parts[0] == "convert" else parts[1]
+    return parts[0] if parts[0] == "convert" and parts[1] != "__main__" else parts[1]
 
 
 def imported(path: Path) -> set[str]:

@@ -2,9 +2,6 @@
 
 import io
 import itertools
-import os
-import signal
-import threading
 
 import pytest
 from rich.console import Console
@@ -67,28 +64,3 @@ def test_text_in_brackets_is_text(capsys):
 def test_a_terminal_is_not_given_orders_by_a_file_name(capsys):
     module.say("\x1b]0;title\x07 \x9b31m is a file name,\nand so is café")
     assert capsys.readouterr().err == "\\x1b]0;title\\x07 \\x9b31m is a file name,\nand so is café\n"
-
-
-def press_ctrl_c():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_only_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), module.ctrl_c_waits() as stop:
-        press_ctrl_c()
-        assert stop.is_set()
-        press_ctrl_c()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_thread_of_its_own_may_wait_too():
-    seen = []
-
-    def job():
-        with module.ctrl_c_waits() as stop:
-            seen.append(stop.is_set())
-
-    thread = threading.Thread(target=job)
-    thread.start()
-    thread.join()
-    assert seen == [False]

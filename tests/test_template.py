@@ -75,7 +75,7 @@ def test_an_answer_continues_the_prompt_as_if_tokenised_together(tokenizer):
     assert tokenizer.decode(response_ids(tokenizer, answer), skip_special_tokens=True) == answer
 
 
-@pytest.mark.parametrize("call", [lambda t: prompt_ids(t, "hf", f"What {IMAGE}?", 4), lambda t: response_ids(t, f"It {IMAGE}")])
-def test_a_smuggled_image_token_is_refused(tokenizer, call):
+def test_a_smuggled_image_is_refused_in_a_question_and_read_as_words_in_an_answer(tokenizer):
     with pytest.raises(UserError, match="may not contain <image>"):
-        call(tokenizer)
+        prompt_ids(tokenizer, "hf", f"What {IMAGE}?", 4)
+    assert tokenizer.convert_tokens_to_ids(IMAGE) not in response_ids(tokenizer, f"It {IMAGE}")

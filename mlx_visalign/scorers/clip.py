@@ -19,6 +19,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.images import Aspect, Preprocessing, open_image
 from mlx_visalign.models.clip import CLIP, load_clip
 from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest, read_tokenizer
+from mlx_visalign.template import plain_ids
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint
 
@@ -67,7 +68,7 @@ class CLIPScorer:
 
     def _ids(self, text: str) -> list[int]:
         """The text's ids; of a text that is too long the beginning and the end token, whose vector is the text's."""
-        ids = self.tokenizer(text, verbose=False).input_ids
+        ids = [self.tokenizer.bos_token_id, *plain_ids(self.tokenizer, text), self.tokenizer.eos_token_id]
         if len(ids) <= self._longest:
             return ids
         self.cut += 1

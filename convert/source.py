@@ -15,7 +15,7 @@ import numpy as np
 from mlx_visalign.convert.safetensors_file import read_header
 from mlx_visalign.convert.tensors import Entry, Tensor
 from mlx_visalign.convert.torch_file import read_torch
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import convert
 from mlx_visalign.vlm import read_json
 
@@ -63,34 +63,35 @@ def open_source(path: Path) -> Source:
 def _indexed(index: Path) -> Source:
     """The shards that an index names, each of which must hold exactly the tensors that the index finds there."""
     placed = convert(read_json(index).get("weight_map"), dict[str, str], f"{index}: weight_map")
-    for name in placed.values():
-        if Path(name).name != name:
-            raise UserError(f"{index} names the file {name!r}: a shard must lie in the index's own folder.")
+    if outside := sorted({name for name in placed.values() if Path(name).name != name}):
+        raise UserError(listed(f"{index} names files outside of its own folder, where a shard must lie", map(repr, outside)))
     source = _gather(index.parent, _existing(index.parent / name for name in sorted(set(placed.values()))))
-    for name, file in placed.items():
-        if name not in source.entries or source.entries[name].path.name != file:
-            raise UserError(f"{index} says that {file} holds {name}, but it does not. Download both again.")
+    lost = [name for name, file in placed.items() if name not in source.entries or source.entries[name].path.name != file]
+    if lost:
+        found = [f"it says that {placed[name]} holds {name}, but it does not" for name in lost]
+        raise UserError(listed(str(index), found, "Download both again."))
     if extra := sorted(source.entries.keys() - placed.keys()):
-        raise UserError(
-            f"{source.entries[extra[0]].path} holds {extra[0]}, which {index.name} does not name. Is it of another model?"
-        )
+        found = [f"{source.entries[name].path.name} holds {name}, which {index.name} does not name" for name in extra]
+        raise UserError(listed(str(index.parent), found, "Is it of another model?"))
     return source
 
 
 def _whole_set(files: list[Path]) -> list[Path]:
     """The same files, where every shard that a name like model-00001-of-00003.safetensors promises is there."""
+    promised = list(files)
     for file in files:
         if match := SHARD.fullmatch(file.name):
             start, _, total, end = match.groups()
-            _existing(file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1))
-    return _existing(files)
+            promised += [file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1)]
+    _existing(dict.fromkeys(promised))
+    return files
 
 
 def _existing(shards: Iterable[Path]) -> list[Path]:
     found = list(shards)
-    for shard in found:
-        if not shard.is_file():
-            raise UserError(f"The shard {shard} is missing. Download the folder again.")
+    if missing := [shard for shard in found if not shard.is_file()]:
+        lost = [f"the shard {shard.name} is missing" for shard in missing]
+        raise UserError(listed(f"{missing[0].parent} is not whole", lost, "Download the folder again."))
     return found
 
 
@@ -100,7 +101,8 @@ def _gather(folder: Path, files: list[Path]) -> Source:
     for file in files:
         found, notes = read_header(file) if file.suffix == ".safetensors" else (read_torch(file), {})
         if twice := sorted(entries.keys() & found.keys()):
-            raise UserError(f"{twice[0]} is in two files, {entries[twice[0]].path.name} and {file}. Remove the wrong one.")
+            both = [f"{name} is in two files, {entries[name].path.name} and {file}" for name in twice]
+            raise UserError(listed(str(file.parent), both, "Remove the wrong one."))
         entries |= found
         metadata |= notes
     return Source(folder, entries, metadata)

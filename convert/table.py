@@ -13,10 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from mlx_visalign.convert.tensors import Tensor
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import NAMED, UserError, listed
 
 Shape = tuple[int, ...]
-LISTED = 5  # names in an error
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,8 @@ def _refuse(title: str, names: Sequence[str], candidates: Iterable[str]) -> None
     if not names:
         return
     others = list(candidates)
-    shown = [_with_nearest(name, others) for name in sorted(names)[:LISTED]]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    raise UserError(f"{title}: {', '.join(shown)}{more}.")
+    ordered = sorted(names)  # to look for the nearest takes long, and only the first are shown
+    raise UserError(listed(title, [*(_with_nearest(name, others) for name in ordered[:NAMED]), *ordered[NAMED:]]))
 
 
 def _with_nearest(name: str, others: Sequence[str]) -> str:

@@ -12,9 +12,10 @@ import sys
 import types
 import typing
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, collect, refuse
 
 T = TypeVar("T")
 
@@ -25,20 +26,23 @@ WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 def build(cls: type[T], values: object, where: str) -> T:
     """An instance of the dataclass `cls` from a mapping of its field names; fields with a default may be left out.
 
-    `where` names the file (and line or section) in errors. Raises UserError for an unknown name (with the nearest
-    known one), a missing field, or a value of the wrong type.
+    `where` names the file (and line or section) in errors. Raises UserError for unknown names (with the nearest known
+    one), missing fields, and values of the wrong type: all that there are, in one.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected named values, got {shown(values)}.")
     known: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise UserError(f"{where}: {unknown(name, known)}")
-    for name, field in known.items():
-        if name not in values and _is_required(field):
-            raise UserError(f"{where}: the field '{name}' is missing.")
-    kinds = typing.get_type_hints(cls)
-    return cls(**{name: convert(value, kinds[name], f"{where}: {name}") for name, value in values.items()})
+    faults = [f"{where}: {unknown(name, known)}" for name in values if name not in known]
+    missing = [name for name, field in known.items() if name not in values and _is_required(field)]
+    faults += [f"{where}: the field '{name}' is missing." for name in missing]
+    kinds, built = typing.get_type_hints(cls), {}
+    for name in [name for name in known if name in values]:
+        try:
+            built[name] = convert(values[name], kinds[name], f"{where}: {name}")
+        except UserError as error:
+            faults += error.each
+    refuse(faults)
+    return cls(**built)
 
 
 def unknown(name: object, known: Iterable[str]) -> str:
@@ -108,10 +112,12 @@ def _sequence(value: Any, origin: Any, parts: tuple, where: str) -> Any:
     if len(parts) != len(value):
         raise UserError(f"{where} must hold {len(parts)} values, got {len(value)}.")
     pairs = zip(value, parts, strict=True)
-    return origin(convert(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(pairs))
+    return origin(collect(partial(convert, item, part, f"{where}[{index}]") for index, (item, part) in enumerate(pairs)))
 
 
 def _mapping(value: Any, kind: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where} must be named values, got {shown(value)}.")
-    return {convert(name, str, where): convert(item, kind, f"{where}: {name}") for name, item in value.items()}
+    names = collect(partial(convert, name, str, where) for name in value)
+    items = collect(partial(convert, item, kind, f"{where}: {name}") for name, item in value.items())
+    return dict(zip(names, items, strict=True))

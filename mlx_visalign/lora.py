@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import NAMED, UserError, listed
 from mlx_visalign.fields import unknown
 from mlx_visalign.files import replacing, write_atomically
 from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Slices
@@ -152,10 +152,7 @@ def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> in
 def _check_names(folder: Path, names: Set[str], targets: Set[str], whole: bool) -> None:
     lost, bare = sorted(names - targets), sorted(targets - names)
     if lost:
-        raise UserError(
-            f"{folder}: the tensors of {len(lost)} of {len(names)} layers fit no layer: {unknown(lost[0], targets)}"
-        )
+        found = [unknown(name, targets) for name in lost[:NAMED]] + lost[NAMED:]
+        raise UserError(listed(f"{folder}: the tensors of {len(lost)} of {len(names)} layers fit no layer", found))
     if whole and bare:
-        raise UserError(
-            f"{folder}: {len(bare)} of the model's {len(targets)} linear layers have no tensors (first: {bare[:2]})."
-        )
+        raise UserError(listed(f"{folder}: {len(bare)} of the model's {len(targets)} linear layers have no tensors", bare))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.images import HEIC_FIX, check_image, formats_read, reads_heic
 from mlx_visalign.progress import progress, say
 from mlx_visalign.words import counted
@@ -44,11 +44,11 @@ def find_photos(folder: Path, limit: int | None = None, skip_bad: bool = False) 
     photos = [Photo(name, str(by_content[name])) for name in sorted(by_content)]
     good = _decodable(photos, min(limit or len(photos), len(photos)), found.problems)
     if found.problems and not (skip_bad and good):
-        raise UserError(
-            f"{len(found.problems)} of the images cannot be used. The first is {found.problems[0]} Mend or remove them"
-            + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
-        )
+        cure = "Mend or remove them" + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
+        raise UserError(listed(f"{len(found.problems)} of the images cannot be used", found.problems, cure), found.problems)
     count = f"{len(good):,} of {counted(len(photos), 'photo')}" if len(good) == limit else counted(len(good), "photo")
+    if found.problems:
+        say(listed(f"{counted(len(found.problems), 'image')} left out that cannot be used", found.problems))
     say(f"{count} in {folder}.{found.left_out_said()}")
     return good
 
@@ -85,10 +85,9 @@ def require_unchanged(contents: Mapping[str, str]) -> None:
                 problems.append(str(error))
             bar.advance(1)
     if problems:
-        raise UserError(
-            f"{len(problems)} of the {len(contents)} images that this run began with are gone or have changed. The first is "
-            f"{problems[0]} Put them back as they were, or begin another run with another --output."
-        )
+        head = f"{len(problems)} of the {len(contents)} images that this run began with are gone or have changed"
+        cure = "Put them back as they were, or begin another run with another --output."
+        raise UserError(listed(head, problems, cure), problems)
 
 
 @dataclass
@@ -102,7 +101,7 @@ class _Found:
     def left_out_said(self) -> str:
         reasons = [reason.format(count) for reason, count in self.left_out.items()]
         if self.problems:
-            reasons.append(f"{len(self.problems):,} that cannot be used (the first is {self.problems[0].rstrip('.')})")
+            reasons.append(f"{len(self.problems):,} that cannot be used")
         return f" Left out: {'; '.join(reasons)}." if reasons else ""
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,23 +42,27 @@ def say(text: str) -> None:
 
 
 def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -> list[R]:
-    """What `read` makes of each row. UserError for the first that it refuses, or with `skip_bad` only if it refuses all.
+    """What `read` makes of each row. UserError for all that it refuses, or with `skip_bad` only if it refuses every one.
 
-    Those left out are counted in one sentence, which calls them `what`.
+    Those left out are counted and named in one message, which calls them `what`.
     """
     good: list[R] = []
-    problems: list[str] = []
+    faults: list[str] = []
+    bad = 0
     for row in rows:
         try:
             good.append(read(row))
         except UserError as error:
-            if not skip_bad:
-                raise
-            problems.append(str(error))
-    if problems and not good:
-        raise UserError(f"None of the {len(problems)} {what} can be used. The first: {problems[0]}")
-    if problems:
-        say(f"{len(problems)} {what} that cannot be used are left out. The first: {problems[0]}")
+            bad += 1
+            faults += error.each
+    if not bad:
+        return good
+    advice = "Mend what is wrong, or leave it out with --skip-bad."
+    if not good:
+        raise UserError(listed(f"None of the {bad:,} {what} can be used", faults) if bad > 1 else "\n".join(faults), faults)
+    if not skip_bad:
+        raise UserError(listed(f"{bad:,} of the {bad + len(good):,} {what} cannot be used", faults, advice), faults)
+    say(listed(f"{bad:,} of the {bad + len(good):,} {what} cannot be used and are left out", faults))
     return good
 
 

@@ -5,11 +5,12 @@ It is a YAML file (see `config`) with the fields of `Recipe` and, under `setting
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mlx_visalign.config import load_recipe
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, collect, refuse
 from mlx_visalign.fields import build, unknown
 from mlx_visalign.provenance import as_json
 from mlx_visalign.records import read_text
@@ -103,17 +104,22 @@ def make_plan(
     where = f"{path} (or the command line)"
     values = load_recipe(path, preset, overrides)
     settings = values.pop("settings", {})
-    recipe = build(Recipe, values, where)
+    name = values.get("method")
+
+    def settings_of(name: str) -> tuple[Any, Any]:
+        method = find_method(name)
+        return method, build(method.Settings, settings, f"{where}: settings")
+
+    jobs: list[Callable[[], Any]] = [partial(build, Recipe, values, where)]
+    recipe, (method, own) = collect(jobs + ([partial(settings_of, name)] if isinstance(name, str) else []))
     _require_there(recipe)
-    method = find_method(recipe.method)
     if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
         raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
-    return Plan(recipe, method, build(method.Settings, settings, f"{where}: settings"))
+    return Plan(recipe, method, own)
 
 
 def _require_there(recipe: Recipe) -> None:
     """What is missing is told now, and not when everything before it is done."""
-    for name in ("model", "images", "prompts", "vocabulary"):
-        path = asdict(recipe)[name]
-        if path not in (None, "tiny", TINY_WORLD) and not Path(path).exists():
-            raise UserError(f"{name}: there is no file or folder {path}.")
+    named = {name: asdict(recipe)[name] for name in ("model", "images", "prompts", "vocabulary")}
+    given = {name: path for name, path in named.items() if path not in (None, "tiny", TINY_WORLD)}
+    refuse([f"{name}: there is no file or folder {path}." for name, path in given.items() if not Path(path).exists()])

@@ -16,7 +16,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, refuse
 from mlx_visalign.fields import convert
 from mlx_visalign.records import parse_json, read_text
 
@@ -38,6 +38,13 @@ class Entry:
 
     canonical: str | None
     phrases: tuple[str, ...]
+
+    def faults(self) -> list[str]:
+        """What is wrong with it, in words."""
+        found = ["canonical is empty; an object needs a name, or null for phrases that name none."] * (self.canonical == "")
+        return found + ["phrases needs at least one phrase, and none that is empty."] * (
+            not self.phrases or not all(map(str.strip, self.phrases))
+        )
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,7 @@ class Vocabulary:
         vocabulary = cls(convert(rows, tuple[Entry, ...], where))
         if not vocabulary.objects:
             raise UserError(f"{where}: a vocabulary must name at least one object.")
-        for entry in vocabulary.entries:
-            if entry.canonical == "" or not entry.phrases or not all(map(str.strip, entry.phrases)):
-                raise UserError(f"{where}: an object has no name, no phrase, or an empty phrase: {entry}.")
+        refuse([f"{where}[{index}]: {fault}" for index, entry in enumerate(vocabulary.entries) for fault in entry.faults()])
         return vocabulary
 
     def extended(self, other: "Vocabulary") -> "Vocabulary":

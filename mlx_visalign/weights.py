@@ -15,10 +15,11 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import build, convert
 from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
+from mlx_visalign.words import counted
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 LINEARS = (
@@ -110,13 +111,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
 
 def check_listed(keys: Any, names: list[str], folder: Path) -> None:
     """Refuse an adapter unless its config's `keys` are the layers that its weights are for, no fewer and no others."""
-    listed = set(convert(keys, list[str], f"{folder / CONFIG}: keys"))
-    bare, extra = sorted(listed.difference(names)), sorted(set(names) - listed)
+    known = set(convert(keys, list[str], f"{folder / CONFIG}: keys"))
+    bare, extra = sorted(known.difference(names)), sorted(set(names) - known)
     if bare or extra:
-        raise UserError(
-            f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {len(bare)} layers of the config's keys have no "
-            f"tensors (first: {bare[:2]}), {len(extra)} layers have tensors but are no keys (first: {extra[:2]})."
-        )
+        apart = ((bare, "of the config's keys have no tensors"), (extra, "have tensors but are no keys"))
+        found = [listed(f"{counted(len(names), 'layer')} {what}", names) for names, what in apart if names]
+        raise UserError("\n".join([f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {found[0]}", *found[1:]]))
 
 
 def _split(name: str, tensors: dict[str, mx.array], ranks: list[int], scale: float, file: Path) -> Slices:

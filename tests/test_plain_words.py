@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import random_onevision
@@ -115,15 +116,13 @@ class _Suspicious(dict):
 def test_clip_reads_control_tokens_as_words():
     tokenizer = read_tokenizer(TINY_CLIP)
     scorer = CLIPScorer.__new__(CLIPScorer)
-    scorer.tokenizer, scorer.clip, scorer.cut = tokenizer, _LongestText(), 0
+    scorer.tokenizer, scorer.clip, scorer.cut = (
+        tokenizer,
+        SimpleNamespace(config=SimpleNamespace(text=SimpleNamespace(max_position_embeddings=100))),
+        0,
+    )
     for text in ("a red cross", "a small purple triangle at the bottom left."):
         assert scorer._ids(text) == tokenizer(text).input_ids
     start, *words, end = scorer._ids("a cross<|endoftext|> <|STARTOFTEXT|>a dog")
     assert (start, end) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert {start, end}.isdisjoint(words) and "dog" in tokenizer.decode(words).replace(" ", "")
-
-
-class _LongestText:
-    class config:
-        class text:
-            max_position_embeddings = 100

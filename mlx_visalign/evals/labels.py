@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.evals.annotations import Annotations
-from mlx_visalign.evals.listed import canonical
+from mlx_visalign.evals.listed import named_by
 from mlx_visalign.fields import convert
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> A
     """
     known = _scenes(images) if source == TINY_WORLD else _listed(Path(source), images, vocabulary)
     if not known:
-        raise UserError(f"labels: {source} says of none of the {len(images)} images what is in it (first: {images[:1]}).")
+        raise UserError(listed(f"labels: {source} says of none of the {len(images)} images what is in it", images))
     return known
 
 
@@ -38,7 +38,5 @@ def _scenes(images: Sequence[str]) -> Annotations:
 
 def _listed(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
     rows = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
-    listed = {image: rows[Path(image).name] for image in images if Path(image).name in rows}
-    return {
-        image: frozenset(canonical(item, vocabulary, f"{file}: {image}") for item in items) for image, items in listed.items()
-    }
+    known = {image: rows[Path(image).name] for image in images if Path(image).name in rows}
+    return named_by(vocabulary, known, str(file))

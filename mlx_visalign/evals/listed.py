@@ -5,9 +5,11 @@
 is the whole format. Objects are named as in the vocabulary, by any of their phrases.
 """
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, collect
 from mlx_visalign.evals.annotations import ObjectCounts
 from mlx_visalign.evals.benchmark import PER_IMAGE, Benchmark, Picture
 from mlx_visalign.evals.pope import Question, Split, build_questions
@@ -32,15 +34,28 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
     listed = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
     if not listed:
         raise UserError(f"{file} lists no image.")
-    pictures: dict[str, Picture] = {name: image_inside(images, name, str(file)) for name in listed}
-    annotations = {
-        name: frozenset(canonical(item, vocabulary, f"{file}: {name}") for item in items) for name, items in listed.items()
-    }
+    paths, annotations = collect(
+        [
+            lambda: collect(partial(image_inside, images, name, str(file)) for name in listed),
+            lambda: named_by(vocabulary, listed, str(file)),
+        ]
+    )
+    pictures: dict[str, Picture] = dict(zip(listed, paths, strict=True))
     counts = ObjectCounts.of(annotations.values())
     questions: dict[Split, list[Question]] = {
         split: build_questions(annotations, vocabulary.objects, counts, split, seed, PER_IMAGE) for split in SPLITS
     }
     return Benchmark(f"{len(pictures)} images of {file.name}", pictures, annotations, vocabulary, questions, limits=LISTED)
+
+
+def named_by(vocabulary: Vocabulary, objects: Mapping[str, Sequence[str]], where: str) -> dict[str, frozenset[str]]:
+    """The objects of each image by their canonical names. UserError, beginning with `where`, for all that are unknown."""
+    items = [(image, item) for image, some in objects.items() for item in some]
+    names = collect(partial(canonical, item, vocabulary, f"{where}: {image}") for image, item in items)
+    found: dict[str, set[str]] = {image: set() for image in objects}
+    for (image, _), name in zip(items, names, strict=True):
+        found[image].add(name)
+    return {image: frozenset(some) for image, some in found.items()}
 
 
 def canonical(item: str, vocabulary: Vocabulary, where: str) -> str:

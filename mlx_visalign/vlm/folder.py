@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed, refuse
 from mlx_visalign.vlm.build import build_model
 
 
@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_model(folder: Path, config: dict[str, Any]) -> Any:
     """Read a LLaVA folder (classic Hugging Face names, or mlx-vlm's own conversion of it), all tensors accounted for.
 
-    Raises `UserError` naming the first missing and the first unexpected tensors.
+    Raises `UserError` naming the tensors that are missing, unexpected or of another shape.
     """
     model = build_model(config)
     weights: dict[str, mx.array] = {}
@@ -75,14 +75,16 @@ def _quantize(model: Any, settings: Any, weights: dict[str, mx.array]) -> None:
 def _check_names(folder: Path, weights: dict[str, mx.array], model: Any) -> None:
     expected = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or extra:
-        raise UserError(
-            f"{folder}: {len(missing)} tensors are missing (first: {missing[:3]}) and {len(extra)} are unexpected "
-            f"(first: {extra[:3]}). Expected the classic names, language_model.model... and vision_tower.vision_model..."
-        )
-    for name, shape in expected.items():
-        if weights[name].shape != shape:
-            raise UserError(f"{folder}: {name} has shape {weights[name].shape}, the config says {shape}.")
+    found = [
+        listed(f"{len(names)} tensors are {what}", names)
+        for what, names in (("missing", missing), ("unexpected", extra))
+        if names
+    ]
+    if found:
+        advice = "Expected the classic names, language_model.model... and vision_tower.vision_model..."
+        raise UserError("\n".join([f"{folder}: {found[0]}", *found[1:], advice]))
+    wrong = [name for name, shape in expected.items() if weights[name].shape != shape]
+    refuse([f"{folder}: {name} has shape {weights[name].shape}, the config says {expected[name]}." for name in wrong])
 
 
 def quantize_language_model(model: Any, bits: int, group_size: int) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.arguments import link_option
 from mlx_visalign.errors import UserError
+from mlx_visalign.links import following_links
 from mlx_visalign.progress import say
 from mlx_visalign.stopping import exit_code, working
 
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
-        with working():
+        with following_links(options.follow_links), working():
             figures = options.run(options)
     except UserError as error:
         say(f"{PROGRAM} {options.name}: {error}")
@@ -56,6 +58,7 @@ def build_parser(asked: str) -> argparse.ArgumentParser:
             converter.add_arguments(command)
             command.epilog = "\n  ".join(("examples:", *(f"{PROGRAM} {name} {example}" for example in converter.EXAMPLES)))
             command.set_defaults(run=converter.run)
+        link_option(command)
         command.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
     return parser
 

@@ -3,9 +3,7 @@
 A folder is built under another name beside its own and gets its name at the end. The source is only ever read.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ import numpy as np
 from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.tensors import Tensor
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import replacing, sync, write_atomically, writing
+from mlx_visalign.files import building, replacing, write_atomically
+from mlx_visalign.links import named
 from mlx_visalign.vlm import read_json
 
 SHARD_BYTES = 5 << 30
@@ -50,42 +49,18 @@ def new_folder(path: Path, source: Path) -> Iterator[Path]:
 
     Raises `UserError` if `path` holds something, lies in `source`, or is being written by another process.
     """
-    check_output(path, source)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    with writing(path):
-        unfinished.mkdir(parents=True, exist_ok=True)
-    with _alone(unfinished, path):
-        try:
-            for left in unfinished.iterdir():  # by a process that was killed
-                left.unlink()
-            yield unfinished
-            with writing(path):
-                sync(unfinished)
-                os.replace(unfinished, path)
-                sync(path.parent)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+    with building(check_output(path, source)) as unfinished:
+        yield unfinished
 
 
-def check_output(path: Path, source: Path) -> None:
-    """Refuse a place where something is, or that would change the source."""
+def check_output(path: Path, source: Path) -> Path:
+    """The place to write to. Refuse one where something is, that is a link, or that would change the source."""
+    place = named(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already. Name another place, or remove it first.")
     if path.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{path} lies in {source}, which is never written to. Name another place.")
-
-
-@contextmanager
-def _alone(unfinished: Path, path: Path) -> Iterator[None]:
-    descriptor = os.open(unfinished, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        yield
-    except BlockingIOError:
-        raise UserError(f"Another process is writing {path}. Wait until it ends, or name another place.") from None
-    finally:
-        os.close(descriptor)
+    return place
 
 
 def write_weights(
@@ -132,8 +107,8 @@ def carry(source: Path, folder: Path) -> list[str]:
         if name.endswith("_config.json") and (config := read_json(source / name)) != (safe := without_code(config)):
             write_json(folder / name, safe)
             continue
-        with replacing(folder / name) as unfinished:
-            shutil.copyfile(source / name, unfinished)
+        with (source / name).open("rb") as file, replacing(folder / name) as unfinished:
+            shutil.copyfileobj(file, unfinished)
     return names
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlx_visalign.convert.folder import CARRIED
 from mlx_visalign.errors import UserError
+from mlx_visalign.links import check_links
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name
 SAFE = ("model*.safetensors", "model.safetensors.index.json", "adapter*.safetensors", "vocabulary_rows.safetensors")
@@ -25,11 +26,13 @@ def add_revision(parser: argparse.ArgumentParser) -> None:
 def find_model(name: str | Path, revision: str | None = None) -> Path:
     """The folder or file `name`; if there is none and it reads owner/name, that model of the hub, downloaded if need be.
 
-    Raises `UserError`, in one sentence, if the hub has no such model or revision, wants to be asked for it first, or
-    cannot be reached while the cache does not have it either.
+    Raises `UserError`, in one sentence, if links lead out of the folder, if the hub has no such model or revision, wants to
+    be asked for it first, or cannot be reached while the cache does not have it either.
     """
     path = Path(name).expanduser()
-    if path.exists() or not NAME.fullmatch(str(name)):
+    if path.exists():
+        return check_links(path)
+    if not NAME.fullmatch(str(name)):
         return path
     folder = _download(str(name), revision, ALWAYS)
     if any(folder.glob("*.safetensors")):

@@ -10,7 +10,7 @@ from typing import Any
 from mlx_visalign.convert.folder import carry, write_json
 from mlx_visalign.convert.processor import IMAGES, TOKENIZER
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import write_atomically
+from mlx_visalign.files import remove, write_atomically
 from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
 
@@ -67,7 +67,7 @@ def _add_tokens(folder: Path, first: int) -> None:
             "its weights are not of the same model."
         )
     for name in SUPERSEDED:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     tokenizer.save_pretrained(folder)
 
 
@@ -101,7 +101,7 @@ def take_back(folder: Path, first: int) -> None:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{TOKENIZER} or tokenizer.json is not what transformers writes: take the original model's.") from None
     for name in ("processor_config.json", "chat_template.jinja", *SUPERSEDED):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
 
 
 def _without_added(settings: dict[str, Any], first: int) -> dict[str, Any]:

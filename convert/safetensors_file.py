@@ -71,7 +71,7 @@ def write_safetensors(
     refuses the write, `ValueError` if an array is not what its tensor says.
     """
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    with replacing(path) as file:
         file.write(_header(ordered, metadata))
         for tensor in ordered:
             file.write(_checked(produce(tensor), tensor).data)

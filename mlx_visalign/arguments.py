@@ -23,6 +23,11 @@ def command(commands: Any, name: str, about: str, *examples: str) -> argparse.Ar
 def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
     parser.add_argument("--adapter-path", metavar="FOLDER", help="an adapter on top of it")
+    link_option(parser)
+
+
+def link_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--follow-links", action="store_true", help="read what links inside your folders lead to outside them")
 
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.evals.benchmark import Benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol
+from mlx_visalign.files import replacing
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import key_for
@@ -53,12 +54,12 @@ def with_descriptions(evaluation: Evaluation, descriptions: Sequence[Response]) 
 
 def as_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
     """The benchmark's images as files, for scorers read files; those that were drawn are put into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for image, picture in benchmark.pictures.items():
         files[image] = picture if isinstance(picture, Path) else folder / f"{image}.png"
         if not isinstance(picture, Path):
-            picture.save(files[image])
+            with replacing(files[image], durable=False) as file:
+                picture.save(file, "PNG")
     return files
 
 

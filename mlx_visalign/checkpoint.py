@@ -6,8 +6,6 @@ position, the settings the result depends on and a digest of every file.
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_visalign.files import sync, writing
+from mlx_visalign.files import building, remove, replacing, write_atomically
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import require_same
 
@@ -34,21 +32,14 @@ class Checkpoint:
 def save_checkpoint(folder: Path, step: int, trees: dict[str, Any], source: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write a checkpoint, then drop all but the last two. UserError if the disk refuses; older ones are untouched."""
     target = folder / f"step-{step:07d}"
-    unfinished = folder / "unfinished"  # always the same name, so that what a kill left behind is cleared
-    with writing(target):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    remove(target)  # there only if it was damaged: a readable one would be resumed from
+    with building(target) as unfinished:
         digests = {name: _save_tree(unfinished / f"{name}.safetensors", tree) for name, tree in trees.items()}
         state = {"step": step, "source": source, "settings": settings, "digests": digests}
-        (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        sync(unfinished / "state.json")
-        sync(unfinished)
-        shutil.rmtree(target, ignore_errors=True)  # there only if it was damaged: a readable one would be resumed from
-        os.rename(unfinished, target)
-        sync(folder)
+        write_atomically(unfinished / "state.json", json.dumps(state, indent=1))
     kept = [path for path in _newest_first(folder) if path <= target][:KEPT]  # a later one was damaged and passed over
     for old in set(_newest_first(folder)) - set(kept):
-        shutil.rmtree(old)
+        remove(old)
 
 
 def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None:
@@ -76,8 +67,8 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
 
 def _save_tree(file: Path, tree: Any) -> str:
     flat = dict(tree_flatten(tree))
-    mx.save_safetensors(str(file), {name: flat[name] for name in sorted(flat)})  # so that equal trees are equal files
-    sync(file)
+    with replacing(file) as unfinished:
+        mx.save_safetensors(unfinished, {name: flat[name] for name in sorted(flat)})  # so that equal trees are equal files
     return _digest(file)
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import unknown
+from mlx_visalign.links import following_links
 from mlx_visalign.options import build_parser
 from mlx_visalign.progress import say
 from mlx_visalign.recipe import list_recipes
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.find_method = find_method
     options.find_scorer = find_scorer
     try:
-        return 0 if _do(options) else 2
+        with following_links(getattr(options, "follow_links", False)):
+            return 0 if _do(options) else 2
     except UserError as error:
         say(f"visalign {options.command}: {error}")
         return 2

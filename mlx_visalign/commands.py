@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.links import named
 from mlx_visalign.model_commands import compare, doctor, evaluate_model, fuse_adapter, generate, upload_folder
 from mlx_visalign.results import Answers, Result, told
 from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
@@ -23,8 +24,9 @@ def world(options: Namespace) -> Result:
         return told({"folder": options.output})
     if not options.output.endswith(".png"):
         raise UserError(f"--output: the scenes are drawn to a PNG file, so a name ending in .png is expected: {options.output}")
+    output = named(options.output)
     cells = [_cell(scene) for scene in scenes.split(options.split, options.count)]
-    save_sheet(contact_sheet(cells, 4, f"The tiny world: {options.split} scenes", []), Path(options.output))
+    save_sheet(contact_sheet(cells, 4, f"The tiny world: {options.split} scenes", []), output)
     return told({"sheet": options.output})
 
 

@@ -10,6 +10,7 @@ from mlx_visalign.evaluate import Evaluation, Protocol, changes, features
 from mlx_visalign.figures_page import figures_table, meanings
 from mlx_visalign.generate import Sampling
 from mlx_visalign.keys import key_for
+from mlx_visalign.links import check_links
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.memory_plan import find_folder
 from mlx_visalign.page import gallery, page, paragraphs, section, tag
@@ -45,7 +46,7 @@ def contender(name: str, model: str) -> Contender:
     if not found:
         read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
         return Contender(name, name)
-    rounds = len(read_config(found[0])[2])
+    rounds = len(read_config(check_links(found[0]))[2])
     if number and int(number) > rounds:
         raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")
     return Contender(name, model, found[0], int(number or rounds))

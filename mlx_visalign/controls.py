@@ -20,6 +20,7 @@ from PIL import Image
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.errors import UserError
 from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.files import replacing
 from mlx_visalign.keys import number_for
 from mlx_visalign.measuring import measure, measure_best
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
@@ -136,5 +137,5 @@ def _scored(control: Control, job: Alignment, pairs: Sequence[Pair], number: int
 def _draw_blank(job: Alignment) -> None:
     """An image of the mean colour, which is 0 to the tower."""
     preprocessing = job.policy.preprocessing
-    job.run.folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(job.image(BLANK))
+    with replacing(job.image(BLANK), durable=False) as file:
+        Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")

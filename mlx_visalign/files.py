@@ -1,55 +1,140 @@
-"""Writes that survive a kill, a full disk or a power cut (a file is the old one or the new one, never a half); and reads
-that stay where they belong."""
+"""Every write of this package: it survives a kill, a full disk and a power cut, and changes no file but its own.
 
+A file is the old one or the new one, never a half: until it is whole it has a fresh random name. Folders are opened, and
+what is in them is reached from there without following links (see `links`), so that in a stranger's folder, too, nothing
+outside is touched. What a kill left unfinished is cleared by the next process that writes into the same folder.
+"""
+
+import fcntl
 import os
-import shlex
+import re
+import secrets
+import shutil
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.links import unlinked
 
-if sys.platform == "darwin":
-    import fcntl
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable before anything that relies on it is written."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        sync_descriptor(descriptor)
-    finally:
-        os.close(descriptor)
+UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}(?:-(.*))?", re.DOTALL)
+NEITHER_LINK_NOR_WAIT = os.O_NOFOLLOW | os.O_NONBLOCK  # to open a pipe would wait for its other end
+_cleared: set[tuple[int, int]] = set()  # the folders that this process has cleared, by device and inode
 
 
-def sync_descriptor(descriptor: int) -> None:
-    """`fsync`; on a Mac, where fsync stops at the drive's cache, the call that goes through it."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, all or nothing."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` when the block ends well and disappears when it does not.
+
+    The folder is made if need be. `durable`: then it is safely on the disk; what is made again anyway need not be.
+    """
+    with writing(path), _folder_of(path) as folder:
+        name = _fresh_name()
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | NEITHER_LINK_NOR_WAIT, 0o666, dir_fd=folder)
+        try:
+            with open(handle, "w+b") as file:
+                with suppress(OSError):  # not every system of files has locks
+                    _lock(handle)  # until it has its name: else another process might clear it away
+                yield file
+                file.flush()
+                if durable:
+                    sync(handle)
+                os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+            raise
+        if durable:
+            sync(folder)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """`path`, made if need be, to read, cut and add to. UserError if what is written would be in another file as well."""
+    with writing(path), _folder_of(path) as folder, _open_own(path, os.O_APPEND, folder) as file:
+        if os.fstat(file.fileno()).st_nlink != 1:
+            raise UserError(
+                f"{path} was not written to, since the same file has another name elsewhere (a hard link) and would change "
+                "there too. Put a copy of it in its place, or remove it."
+            )
+        yield file
+
+
+def claim(path: Path) -> BinaryIO | None:
+    """Hold the lock file `path` until what is returned is closed, or the process ends. None if another process holds it.
+
+    Nothing is written to it, whatever it is.
+    """
+    with writing(path), _folder_of(path) as folder:
+        file = _open_own(path, 0, folder)
+        if _lock(file.fileno()):
+            return file
+        file.close()
+        return None
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+
+    At `path` there may be an empty folder. UserError if another process is making one.
+    """
+    with _folder_of(path) as parent:
+        name = f"{_fresh_name()}-{path.name}"
+        with writing(path):
+            os.mkdir(name, dir_fd=parent)
+        try:
+            with _opened(name, parent) as folder:
+                with writing(path):
+                    others = [other for other, becomes in _unfinished(parent) if becomes == path.name and other != name]
+                    alone = _lock(folder) and all(_clear(other, parent) for other in others)
+                if not alone:
+                    raise UserError(f"Another process is writing {path}. Wait until it ends, or name another place.")
+                yield path.with_name(name)
+                with writing(path):
+                    sync(folder)
+                    os.replace(name, path.name, src_dir_fd=parent, dst_dir_fd=parent)
+                    sync(parent)
+        except BaseException:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+            raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it. UserError if the system refuses, or a link is in the way."""
+    with writing(path):
+        unlinked(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there. Of a link the link, not what it leads to."""
+    if os.path.lexists(path):
+        unlinked(path.parent)
+        with writing(path), _opened(path.parent) as folder:
+            if stat.S_ISDIR(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                shutil.rmtree(path.name, dir_fd=folder)
+            else:
+                os.unlink(path.name, dir_fd=folder)
+
+
+def sync(descriptor: int) -> None:
+    """Make a file's content, or a folder's list of names, durable before anything that relies on it is written.
+
+    On a Mac, where `fsync` stops at the drive's cache, by the call that goes through it.
+    """
     if sys.platform == "darwin":
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     else:
         os.fsync(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) under another name and move it to `path` once it is safely on the disk."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what was written is moved to `path` once it is safely on the disk.
-
-    The folder is made if need be.
-    """
-    unfinished = path.with_name(f".unfinished-{path.name}")  # the ending stays: MLX would append .safetensors to another
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        sync(unfinished)
-        os.replace(unfinished, path)
-        sync(path.parent)
 
 
 @contextmanager
@@ -58,25 +143,79 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as a RuntimeError
+        becomes = [(match and match[1]) or part for part in path.parts for match in [UNFINISHED.fullmatch(part)]]
         raise UserError(
-            f"{path} could not be written: {error}. What was finished before is untouched: "
+            f"{Path(*becomes)} could not be written: {error}. What was finished before is untouched: "
             "make room or give permission, then run the same command again and it goes on from there."
         ) from error
 
 
-def image_inside(root: Path, name: str, where: str, elsewhere: str | None = None) -> Path:
-    """The file that a row of data calls `name`, which must lie in the folder `root`: untrusted rows read nothing else.
+@contextmanager
+def _folder_of(path: Path) -> Iterator[int]:
+    """The folder that `path` is to be in, made if need be, opened."""
+    with writing(path):
+        unlinked(path).parent.mkdir(parents=True, exist_ok=True)
+    with _opened(path.parent) as folder:
+        about = os.fstat(folder)
+        if (about.st_dev, about.st_ino) not in _cleared:
+            _cleared.add((about.st_dev, about.st_ino))
+            for name, _ in _unfinished(folder):
+                _clear(name, folder)
+        yield folder
 
-    Names are compared, links are followed: the hub's cache is a folder of links, and a row cannot make one. `elsewhere` is
-    the folder that errors advise to name: nothing is read from there before the user has done so.
-    """
-    root = Path(os.path.abspath(root))
-    path = Path(os.path.normpath(root / name))
-    advice = "Name the folder of the images with --images."
-    if elsewhere is not None:
-        advice = f"Add --images {shlex.quote(elsewhere)}, where this run's images are."
-    if not path.is_relative_to(root):
-        raise UserError(f"{where}: the image {name} lies outside {root}. {advice}")
-    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise UserError(f"{where}: there is no image {path}. {advice}")
-    return path
+
+@contextmanager
+def _opened(path: Path | str, above: int | None = None) -> Iterator[int]:
+    with writing(Path(path)):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _open_own(path: Path, flags: int, folder: int) -> BinaryIO:
+    """A file of ours, made if need be, as it is."""
+    handle = os.open(path.name, os.O_RDWR | os.O_CREAT | flags | NEITHER_LINK_NOR_WAIT, 0o666, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} was not written to, since it is no file. Remove it, or name another place.")
+    return open(handle, "a+b" if flags else "r+b")
+
+
+def _fresh_name() -> str:
+    return f".unfinished-{secrets.token_hex(8)}"
+
+
+def _unfinished(folder: int) -> list[tuple[str, str | None]]:
+    """What has a name that is given here, and the name that it was to get, of a folder."""
+    return [(name, match[1]) for name in os.listdir(folder) if (match := UNFINISHED.fullmatch(name))]
+
+
+def _clear(name: str, folder: int) -> bool:
+    """Remove what a process left unfinished when it was killed. False if one is still at it."""
+    try:
+        handle = os.open(name, os.O_RDONLY | NEITHER_LINK_NOR_WAIT, dir_fd=folder)
+    except OSError:  # gone by now, or a link, which is none of ours
+        return True
+    try:
+        if not _lock(handle):
+            return False
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """The system lets go of it when the process ends, however it does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False

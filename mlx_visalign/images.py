@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build
-from mlx_visalign.files import image_inside
+from mlx_visalign.links import image_inside
 
 Aspect = Literal["pad", "crop"]
 MAX_PIXELS = 64_000_000

@@ -125,7 +125,7 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
     }
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     with replacing(folder / WEIGHTS) as unfinished:
-        mx.save_safetensors(str(unfinished), tensors, metadata={"format": "mlx"})
+        mx.save_safetensors(unfinished, tensors, metadata={"format": "mlx"})
 
 
 def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> int:

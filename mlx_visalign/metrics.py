@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlx_visalign.files import write_atomically, writing
+from mlx_visalign.files import appending, write_atomically
 
 Row = dict[str, Any]
 
@@ -38,8 +38,8 @@ def cut_back(path: Path, iteration: int) -> None:
 
 def append_row(path: Path, row: Row) -> None:
     """Add one row and hand it to the system, so that a kill of this process cannot take it back."""
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    with appending(path) as file:
+        file.write(f"{json.dumps(row)}\n".encode())
 
 
 def warning_signs(rows: list[Row]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import unknown
 from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
+from mlx_visalign.links import named
 from mlx_visalign.memory_plan import find_folder, forecast, in_full
 from mlx_visalign.policy import TINY, load
 from mlx_visalign.probe import compare_fused
@@ -39,7 +40,7 @@ def generate(options: Namespace) -> Answers:
 
 def compare(options: Namespace) -> Result:
     """`visalign compare`: two models' answers about the same images, as a web page."""
-    output = Path(options.output)
+    output = named(options.output)
     if output.suffix != ".html":
         raise UserError(f"--output: a web page is written, so a name ending in .html is expected: {output}")
     names = (options.first, options.second)
@@ -49,7 +50,7 @@ def compare(options: Namespace) -> Result:
     protocol = Protocol(options.prompt, options.max_tokens)
     first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
     write_atomically(output, compare_page(first, second, names))
-    return told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": str(output)})
+    return told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": options.output})
 
 
 def doctor(options: Namespace) -> Result:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.arguments import DESCRIBE, SPLITS, command, model_options, positive, sampling_options
+from mlx_visalign.arguments import DESCRIBE, SPLITS, command, link_option, model_options, positive, sampling_options
 
 
 def generate(commands: Any) -> None:
@@ -33,6 +33,7 @@ def compare(commands: Any) -> None:
     parser.add_argument("--images", required=True, metavar="FOLDER", help='"tiny-world" takes scenes whose content is known')
     parser.add_argument("--count", type=positive, metavar="N", default=24, help="at most so many images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
+    link_option(parser)
     sampling_options(parser)
 
 
@@ -85,6 +86,7 @@ def fuse(commands: Any) -> None:
     )
     parser.add_argument("--dequantize", action="store_true", help="from a quantised model make an unquantised one")
     parser.add_argument("--no-probe", action="store_true", help="do not compare logits, for which both models are loaded")
+    link_option(parser)
 
 
 def upload(commands: Any) -> None:
@@ -100,3 +102,4 @@ def upload(commands: Any) -> None:
     parser.add_argument("--run", type=Path, metavar="RUN", help="the run it comes from, whose report fills the card")
     parser.add_argument("--base-model", metavar="NAME", help="on the Hub, for the card: the model it was made from")
     parser.add_argument("--private", action="store_true", help="a new repository is for you alone")
+    link_option(parser)

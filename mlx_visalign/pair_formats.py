@@ -42,7 +42,7 @@ def read_pairs(
     """The pairs in a file, and the name of the format it was recognised as.
 
     Image paths in the file are taken relative to the folder `images`, or to the file's own folder without it, must
-    not lead out of it, and come back absolute. Symbolic links inside that folder are followed: the user made them.
+    not lead out of it, and come back absolute. A link that leads out of that folder is refused, unless links are followed.
     Reference log-probabilities are left aside, for they belong to the model that made the file. Every image is decoded
     here, so that none fails hours later. Raises UserError with file and row for anything that cannot be used: a row that
     cannot be read, an image, an id that another row has. With `skip_bad` such rows are left out, and counted. `elsewhere` is

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlx_visalign.errors import UserError, listed
 from mlx_visalign.images import HEIC_FIX, check_image, formats_read, reads_heic
+from mlx_visalign.links import are_followed, leads_out
 from mlx_visalign.progress import progress, say
 from mlx_visalign.words import counted
 
@@ -33,9 +34,9 @@ def find_photos(folder: Path, limit: int | None = None, skip_bad: bool = False) 
     """The different images in a folder and the folders below, in the order of their content's hash: the first `limit`.
 
     That order is random as far as the content goes, so a limit takes a fair sample, and it does not change with names.
-    Hidden files (a Mac's `._` files too), Photos libraries and links to folders are passed over, copies of an image count
-    once. Every image is decoded here, so that none fails hours later: one that cannot be is a UserError, or with
-    `skip_bad` left out. One sentence says how many there are, and how many are left out and why.
+    Hidden files (a Mac's `._` files too), Photos libraries, links to folders and links that lead out of the folder are
+    passed over, copies of an image count once. Every image is decoded here, so that none fails hours later: one that cannot
+    be is a UserError, or with `skip_bad` left out. One sentence says how many there are, and how many are left out and why.
     """
     found = _search(folder)
     by_content = _by_content(found)
@@ -122,7 +123,7 @@ def _search(folder: Path) -> _Found:
     for parent, folders, names in os.walk(top, onerror=denied):
         folders[:] = [name for name in sorted(folders) if _is_entered(Path(parent, name), found)]
         for name in sorted(names):
-            _sort_in(Path(parent, name), found)
+            _sort_in(Path(parent, name), top, found)
     return found
 
 
@@ -138,7 +139,7 @@ def _is_entered(folder: Path, found: _Found) -> bool:
     return True
 
 
-def _sort_in(path: Path, found: _Found) -> None:
+def _sort_in(path: Path, top: Path, found: _Found) -> None:
     """Put an image among the files, or say why not. What is hidden, or no image by its name, is not spoken of."""
     hidden = path.name.startswith(".")
     in_icloud = hidden and path.suffix == IN_ICLOUD
@@ -149,6 +150,8 @@ def _sort_in(path: Path, found: _Found) -> None:
         return
     elif kind in HEIC and not reads_heic():
         found.left_out[f"{{:,}} HEIC (to read them: {HEIC_FIX})"] += 1
+    elif kind in READ + HEIC and not are_followed() and path.is_symlink() and leads_out(path, top):
+        found.left_out["links that lead out of the folder: {:,} (to read what they lead to: --follow-links)"] += 1
     elif kind in READ + HEIC:
         found.files.append(path)
     elif kind in NOT_READ:

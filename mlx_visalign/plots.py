@@ -90,7 +90,7 @@ def plot_panels(panels: Sequence[Panel], rows: Sequence[Row], path: Path, below:
             _draw(figure.add_subplot(height, columns, index + 1), panel, rows)
         figure.supxlabel(below, fontsize=11)
         with replacing(path) as unfinished:
-            figure.savefig(unfinished, dpi=150)
+            figure.savefig(unfinished, format="png", dpi=150)
 
 
 def panels_of(rows: Sequence[Row]) -> list[Panel]:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import writing
+from mlx_visalign.files import replacing
 from mlx_visalign.images import image_finder
 from mlx_visalign.keys import number_for
 from mlx_visalign.photos import Photo
@@ -88,13 +88,11 @@ def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False)
 
 def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
     """Draw scenes of the tiny world into FOLDER/images; their paths are relative to FOLDER, which may thus be moved."""
-    with writing(folder):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
     photos = []
     for scene in split(split_name, count, start):
         photo = Photo(f"scene-{scene.seed}", f"images/scene-{scene.seed}.png")
-        with writing(folder / photo.image):  # not atomic: it is drawn again, the same, by every start of the run
-            Image.fromarray(draw(scene)).save(folder / photo.image)
+        with replacing(folder / photo.image, durable=False) as file:  # drawn again, the same, by every start of the run
+            Image.fromarray(draw(scene)).save(file, "PNG")
         photos.append(photo)
     if len(photos) < count:
         raise UserError(f"The split {split_name} of the tiny world ends before scene {start + count}; use a smaller seed.")

@@ -104,7 +104,7 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
         axes.grid(axis="x", visible=False)
         _draw_rewards(strip, reward, edges[0], edges[-1])
         with replacing(path) as unfinished:
-            figure.savefig(unfinished, dpi=150)
+            figure.savefig(unfinished, format="png", dpi=150)
 
 
 def _draw_rewards(axes: Axes, reward: Callable[[float], float], low: float, high: float) -> None:

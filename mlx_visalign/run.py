@@ -1,6 +1,5 @@
 """A run is a folder. This module alone decides where its files go, and lets one process at a time work in it."""
 
-import fcntl
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,12 +7,13 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import write_atomically, writing
+from mlx_visalign.files import claim, remove, write_atomically
+from mlx_visalign.links import check_links, named
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import as_json
@@ -33,10 +33,12 @@ class Run:
     """
 
     def __init__(self, folder: Path | str, *, reuse: Path | str | None = None, command: str = "the same command"):
-        self.folder = Path(folder)
+        self.folder = check_links(named(folder))  # read too, to go on from what is there
         self.reuse = None if reuse is None else Path(reuse)
-        if self.reuse is not None and not self.reuse.is_dir():
-            raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
+        if self.reuse is not None:
+            if not self.reuse.is_dir():
+                raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
+            check_links(self.reuse)
         self.command = command
         self.config = self.folder / "config.yaml"
         self.versions = self.folder / "versions.json"
@@ -48,7 +50,7 @@ class Run:
         self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
         self.died_in: str | None = None  # what an earlier process was doing here when it was killed
         self._doing: str | None = None
-        self._lock: IO[str] | None = None
+        self._lock: BinaryIO | None = None
 
     def round(self, number: int) -> Path:
         """The folder of a round's training, counted from 1."""
@@ -126,7 +128,7 @@ class Run:
     def _says(self, place: str | None) -> None:
         self._doing = place
         if place is None:
-            self._working.unlink(missing_ok=True)
+            remove(self._working)
         else:
             write_atomically(self._working, place)
 
@@ -152,20 +154,14 @@ class Run:
     def _claim(self) -> None:
         if self._lock is not None:
             return
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        except BlockingIOError:
-            lock.close()
+        self._lock = claim(self.folder / ".lock")
+        if self._lock is None:
             raise UserError(
                 f"Another process is working in {self.folder}. Wait until it ends, stop it, or use another output folder."
-            ) from None
-        self._lock = lock
+            )
         if self._working.exists():
             self.died_in = self._working.read_text(encoding="utf-8")
-            self._working.unlink()
+            remove(self._working)
 
 
 def installed_versions() -> dict[str, str]:

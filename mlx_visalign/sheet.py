@@ -86,7 +86,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Seque
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     with replacing(path) as unfinished:
-        sheet.save(unfinished)
+        sheet.save(unfinished, "PNG")
 
 
 def _cell(cell: Cell) -> Image.Image:

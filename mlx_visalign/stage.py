@@ -15,7 +15,7 @@ from typing import Any
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import shown
-from mlx_visalign.files import sync_descriptor, write_atomically, writing
+from mlx_visalign.files import appending, remove, sync, write_atomically
 from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import first_difference, require_same
 from mlx_visalign.records import parse_json, read_rows, read_text
@@ -83,7 +83,7 @@ class Stage:
             write_atomically(self.settings_file, json.dumps(settings, indent=1))
             rows = self._work_through(items, work, batch, title)
             write_atomically(self.whole, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self.partial.unlink(missing_ok=True)
+        remove(self.partial)
 
     def rows(self) -> list[Row]:
         """The rows of the finished stage."""
@@ -104,7 +104,7 @@ class Stage:
     def _finished_batches(self) -> list[dict[str, Any]]:
         """The batches in the partial file; what a kill tore off at its end is cut away."""
         entries = []
-        with writing(self.partial), self.partial.open("ab+") as file:
+        with appending(self.partial) as file:
             file.seek(0)
             whole_bytes = 0
             for line in file:
@@ -124,10 +124,10 @@ class Stage:
             line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
         except ValueError as error:
             raise UserError(f"{self.name}: a number is not finite ({error}) in {entry['rows']}") from error
-        with writing(self.partial), self.partial.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with appending(self.partial) as file:
+            file.write(f"{line}\n".encode())
             file.flush()
-            sync_descriptor(file.fileno())
+            sync(file.fileno())
 
 
 def _tokens_per_second(rows: list[Row], seconds: float) -> str:

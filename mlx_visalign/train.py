@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_visalign.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import writing
+from mlx_visalign.files import make_folder
 from mlx_visalign.metrics import append_row, cut_back
 from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import as_json
@@ -117,8 +117,7 @@ def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: S
         step = checkpoint.step
         finished = step == identity["iters"]
         say(f"training: {'already done' if finished else 'going on'} at update {step} of {identity['iters']}")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     cut_back(folder / "metrics.jsonl", step)
     return step
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.arguments import command
+from mlx_visalign.arguments import command, link_option
 from mlx_visalign.errors import UserError
 from mlx_visalign.recipe import Recipe
 
@@ -91,6 +91,7 @@ def _run_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, metavar="N", help="longest answer")
     _training_options(parser, "recipe.settings.train.")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_method_setting, help="any setting of the method")
+    link_option(parser)
     parser.add_argument("--seed", dest="recipe.seed", type=int, metavar="N", help="everything random depends on it")
 
 
@@ -141,6 +142,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="what image paths in it are relative to; its own folder")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and count them")
+    link_option(parser)
     parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
 
 

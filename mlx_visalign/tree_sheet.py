@@ -60,7 +60,7 @@ class _Box:
 def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
     """Draw the tree as a PNG: the chosen answer blue, the rejected one red, what did not grow on in grey."""
     with rc_context({"font.family": families()}), replacing(path) as unfinished:
-        _figure(tree, image, title).savefig(unfinished, dpi=110)
+        _figure(tree, image, title).savefig(unfinished, format="png", dpi=110)
 
 
 def _figure(tree: Tree, image: Image.Image, title: str) -> Figure:

@@ -12,6 +12,7 @@ from mlx_visalign.convert import peft_folder
 from mlx_visalign.convert.folder import CARRIED
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
+from mlx_visalign.links import check_links, named
 from mlx_visalign.model_card import Kind, Subject, make_card
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, WEIGHTS, read_adapter
@@ -29,11 +30,11 @@ def upload(folder: Path, repo: str, run: Path | None = None, base: str | None = 
     A README.md that is there is uploaded as it is; else a card is written there. Raises `UserError` where the folder is
     neither adapter nor model, and where the Hub refuses or cannot be reached.
     """
-    kind, files, about = _look(folder)
-    report = None if run is None else _report(run)
+    kind, files, about = _look(check_links(folder))
+    report = None if run is None else _report(check_links(run))
     written = not (folder / CARD).exists()
     if written:
-        write_atomically(folder / CARD, str(make_card(Subject(repo, kind, base, about), report)))
+        write_atomically(named(folder) / CARD, str(make_card(Subject(repo, kind, base, about), report)))
     with _hub_refuses(repo):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)

@@ -84,12 +84,12 @@ def test_a_damaged_checkpoint_never_counts_as_one_of_the_two(tmp_path):
 
 def test_a_kill_in_the_middle_of_a_save_changes_nothing(tmp_path):
     save(tmp_path, 5)
-    unfinished = tmp_path / "unfinished"
+    unfinished = tmp_path / ".unfinished-0123456789abcdef-step-0000010"
     shutil.copytree(tmp_path / "step-0000005", unfinished)
     cut(unfinished / "lora.safetensors")
     assert load_checkpoint(tmp_path, SETTINGS).step == 5
     save(tmp_path, 10)
-    assert steps(tmp_path) == [5, 10]
+    assert steps(tmp_path) == [5, 10] and not unfinished.exists()
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_one_readable(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_one_readable(tmp_path, monkeypa
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"step-0000010 could not be written.*make room"):
+        with pytest.raises(UserError, match=r"step-0000010/lora.safetensors could not be written.*make room"):
             save(tmp_path, 10, size=10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

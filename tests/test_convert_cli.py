@@ -1,6 +1,7 @@
 """`visalign convert`: instant plans, one sentence for every mistake, and never half a folder."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -182,8 +183,9 @@ to_mlx.complete_processor = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {MAIN.format(arguments=llava(source, tmp_path / "mlx"))}
 """
     assert python(code).returncode == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-mlx", "hf"]
-    (tmp_path / ".unfinished-mlx" / "left over").write_text("")
+    unfinished, _ = sorted(path.name for path in tmp_path.iterdir())
+    assert re.fullmatch(r"\.unfinished-[0-9a-f]{16}-mlx", unfinished)
+    (tmp_path / unfinished / "left over").write_text("")
     assert main(llava(source, tmp_path / "mlx", "--verify")) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "mlx"]
     assert not (tmp_path / "mlx" / "left over").exists()

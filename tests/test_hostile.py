@@ -210,13 +210,16 @@ def is_ours(path, folder):
     return any(path.is_relative_to(os.path.realpath(place)) for place in places)
 
 
-def test_a_link_is_followed_and_tells_nothing_of_what_is_no_image(kit, tmp_path, monkeypatch, capsys):
-    """Links are the user's own (the hub's cache is a folder of them); what comes with a row of data cannot make one."""
+def test_a_link_is_followed_only_if_that_is_wanted_and_tells_nothing_of_what_is_no_image(kit, tmp_path, monkeypatch, capsys):
     copy_kit(kit, tmp_path / "folder", PHOTOS)
     (tmp_path / "other.txt").write_text("a secret of many words")
     link("photos/1.png", "../../other.txt")(tmp_path / "folder")
     monkeypatch.chdir(tmp_path / "folder")
-    assert main(PHOTOS.split()) == 2
+    assert main(PHOTOS.split()) == 0
+    assert (
+        "Left out: links that lead out of the folder: 1 (to read what they lead to: --follow-links)" in capsys.readouterr().err
+    )
+    assert main([*PHOTOS.split(), "--follow-links"]) == 2
     said = capsys.readouterr()
     assert "photos/1.png" in said.err and "many words" not in said.err + said.out
 

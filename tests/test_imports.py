@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors stopping words fonts fields files keys progress metrics provenance precision
+    errors stopping words arguments fonts fields links files keys progress metrics provenance precision
     records config losses ppo images pair_formats photos augment vocabulary mentions template
     models attention vlm fold logps weights lora convert generate tree sentences policy stream probe
     checkpoint train_settings train pairing preference ppo_settings experience rollout reinforcement footprint workload
@@ -17,7 +17,7 @@ TOP_TO_BOTTOM = """
     model_card upload stage
     speed memory_plan patient checks doctor
     run alignment best_of measuring controls recipe asking foresight report_page pipeline compare preview
-    methods arguments training_options model_options options results training_commands model_commands commands
+    methods training_options model_options options results training_commands model_commands commands
     cli entry api __init__ __main__
 """
 ORDER = TOP_TO_BOTTOM.split()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.links import following_links
 from mlx_visalign.pair_formats import read_pairs
 from mlx_visalign.records import Pair, write_jsonl
 
@@ -88,11 +89,15 @@ def test_images_may_stand_in_a_folder_of_their_own(folder):
     assert [pair.images for pair in pairs] == [(str(folder / "photos/b.png"),)] * 2
 
 
-def test_a_linked_image_folder_is_followed(folder, tmp_path_factory):
+def test_a_linked_image_folder_is_followed_only_if_that_is_wanted(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("disk")
     Image.new("RGB", (4, 4)).save(elsewhere / "c.png")
     os.symlink(elsewhere, folder / "coco")
-    (pair,), _ = read_pairs(write(folder / "data.json", llava(image="coco/c.png")))
+    path = write(folder / "data.json", llava(image="coco/c.png"))
+    with pytest.raises(UserError, match=r"row 1: the image coco/c\.png .* leads out of .*, to .*disk.*--follow-links"):
+        read_pairs(path)
+    with following_links():
+        (pair,), _ = read_pairs(path)
     assert pair.images == (str(folder / "coco/c.png"),)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from transformers import CLIPProcessor, CLIPTokenizer, LlavaProcessor, PreTraine
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from mlx_visalign.files import replacing, write_atomically, writing
+from mlx_visalign.files import replacing, write_atomically
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.template import TEMPLATES
 from mlx_visalign.world.architecture import PATCH_SIZE, clip_config, llava_config
@@ -60,7 +61,7 @@ def _save_model(model: Any, config: dict[str, Any], folder: Path) -> None:
     write_json(folder / "config.json", config)
     weights = {name: _for_torch(value) for name, value in dict(tree_flatten(model.parameters())).items()}
     with replacing(folder / "model.safetensors") as unfinished:
-        unfinished.write_bytes(save(weights, metadata={"format": "pt"}))
+        unfinished.write(save(weights, metadata={"format": "pt"}))
 
 
 def _for_torch(value: mx.array) -> np.ndarray:
@@ -70,9 +71,11 @@ def _for_torch(value: mx.array) -> np.ndarray:
 
 
 def _save_processor(processor: LlavaProcessor | CLIPProcessor, folder: Path) -> None:
-    with writing(folder):
-        processor.save_pretrained(folder)
-        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older readers look for
+    with TemporaryDirectory() as made:  # transformers writes through links
+        processor.save_pretrained(made)
+        processor.image_processor.save_pretrained(made)  # preprocessor_config.json, which older readers look for
+        for file in Path(made).iterdir():
+            write_atomically(folder / file.name, file.read_text(encoding="utf-8"))
 
 
 def _pixels() -> dict[str, Any]:

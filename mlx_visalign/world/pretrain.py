@@ -12,7 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlx_visalign.files import writing
+from mlx_visalign.files import make_folder
+from mlx_visalign.links import named
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.progress import say
 from mlx_visalign.weights import fingerprint
@@ -33,8 +34,8 @@ def train_world(folder: Path, seed: int) -> None:
 
     FOLDER/training keeps checkpoints and metrics, and may be deleted afterwards.
     """
-    with writing(folder):  # asked now, and not when the training is done
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = named(folder)
+    make_folder(folder)  # asked now, and not when the training is done
     scenes = list(split("pretraining", CLIP_SCENES, start=seed * CLIP_SCENES))
     clip_tokenizer, llava_tokenizer = train_clip_tokenizer(), train_llava_tokenizer()
     say("Stage 1 of 2: CLIP, on what is true.")

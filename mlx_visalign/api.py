@@ -31,9 +31,15 @@ def align(
     follow_links  whether links in your folders may lead out of them
     values      fields of `Recipe` that differ: model, images, count, seed and so on
     """
-    overrides = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    overrides = {name: _in_words(value) for name, value in values.items()}
     overrides["settings"] = settings
     plan = make_plan(find_recipe(recipe), find_method, preset, overrides)
     score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
     with following_links(follow_links):
         return run_recipe(plan, Run(output, reuse=reuse), on_metrics, score)
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_in_words(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

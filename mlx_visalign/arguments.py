@@ -1,6 +1,7 @@
 """How a command is declared, and the arguments that several commands have. Nothing here is slow to import."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 DESCRIBE = "Describe this image in detail."
@@ -36,6 +37,40 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temp", "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy, the default")
     parser.add_argument("--top-p", type=float, metavar="P", default=1.0, help="%(default)s: all tokens")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the draws, where there are any; %(default)s")
+
+
+class Images(argparse.Action):
+    """--images of folders and files, as a shell expands photos/*.jpg: one is text, several are a list."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, nargs="+", metavar=("FOLDER", "FILE"))
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, values: Any, option: Any = None) -> None:
+        setattr(options, self.dest, values[0] if len(values) == 1 else values)
+
+
+class OneFolder(argparse.Action):
+    """--images as the one folder that a file's image paths are relative to."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, nargs="+", metavar="FOLDER")
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, values: Any, option: Any = None) -> None:
+        if len(values) > 1:
+            parser.error(
+                f"{option} names the one folder that the image paths in the file are relative to, and came with {len(values):,}"
+                f" names, from {values[0]} to {values[-1]}: name the folder"
+            )
+        setattr(options, self.dest, Path(values[0]))
+
+
+def swallowed(options: argparse.Namespace, images: str, *names: str) -> None:
+    """Give the arguments `names` back what --images, the option that ends up as `images`, took of them behind its own."""
+    missing, taken = [name for name in names if getattr(options, name) is None], getattr(options, images)
+    if missing and isinstance(taken, list) and len(taken) > len(missing):
+        for name in reversed(missing):
+            setattr(options, name, taken.pop())
+        setattr(options, images, taken[0] if len(taken) == 1 else taken)
 
 
 def positive(text: str) -> int:

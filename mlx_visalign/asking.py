@@ -1,16 +1,21 @@
 """What a run asks: its recipe's prompts about its images, kept in prompts.jsonl, and which of them are held out."""
 
+import glob
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_visalign.photos import Photo, content_id, find_photos, held_out, require_unchanged
+from mlx_visalign.images import check_image
+from mlx_visalign.photos import Photo, content_id, find_photos, held_out, near_identical, require_unchanged
+from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
 from mlx_visalign.recipe import TINY_WORLD, Recipe
 from mlx_visalign.records import Prompt, read_text
 from mlx_visalign.run import Run
 from mlx_visalign.stage import Row, Stage, fingerprint
 from mlx_visalign.vocabulary import Vocabulary, coco80, read_vocabulary
+from mlx_visalign.words import counted
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,20 @@ def images_of_run(folder: Path) -> str | None:
     """The user's folder of images that the run in `folder` is about; None where there is no such run, or none is known."""
     stage = Stage(folder, "prompts")
     images = stage.settings().get("images") if stage.settings_file.exists() else None
-    return images if isinstance(images, str) and images != TINY_WORLD else None
+    if images in (None, TINY_WORLD):
+        return None
+    places = [images] if isinstance(images, str) else images
+    return os.path.commonpath([os.path.dirname(place) if _is_file(place) else place for place in places])
+
+
+def _is_file(place: str) -> bool:
+    """Or a pattern for files."""
+    return os.path.isfile(place) or (glob.has_magic(place) and not os.path.exists(place))
 
 
 def _what_prompts_depend_on(recipe: Recipe) -> Row:
     return {
-        "images": recipe.images if recipe.images in (None, TINY_WORLD) else os.path.abspath(recipe.images),
+        "images": _absolute(recipe.images),
         "count": recipe.count,
         "questions": recipe.questions,
         "prompts": _content(recipe.prompts),
@@ -63,30 +76,50 @@ def _what_prompts_depend_on(recipe: Recipe) -> Row:
     }
 
 
+def _absolute(images: str | tuple[str, ...] | None) -> str | list[str] | None:
+    if isinstance(images, tuple):
+        return [os.path.abspath(image) for image in images]
+    return images if images in (None, TINY_WORLD) else os.path.abspath(images)
+
+
 def _content(file: str | None) -> str | None:
     return None if file is None else fingerprint([read_text(Path(file))])
 
 
 def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
     if recipe.prompts is not None:
-        images = None if recipe.images is None else Path(recipe.images)
+        images = None if recipe.images is None else Path(str(recipe.images))
         prompts = read_prompts(Path(recipe.prompts), images, recipe.skip_bad)
-        contents = {image: content_id(Path(image)) for image in {prompt.image for prompt in prompts}}
-        kept = held_out(contents)
+        names = dict.fromkeys(prompt.image for prompt in prompts)
+        photos = [Photo(content_id(Path(name)), name, check_image(name)) for name in names]
     else:
         photos, mix = _photos_and_mix(recipe, run)
         prompts = make_prompts(photos, mix, recipe.seed)
-        contents = {photo.image: photo.id for photo in photos}
-        kept_ids = held_out(contents.values())
-        kept = {photo.image for photo in photos if photo.id in kept_ids}
-    return [prompt.to_row() | {"held_out": prompt.image in kept, "content": contents[prompt.image]} for prompt in prompts]
+    contents = {photo.image: photo.id for photo in photos}
+    kept = _held_out(photos)
+    return [
+        prompt.to_row() | {"held_out": contents[prompt.image] in kept, "content": contents[prompt.image]} for prompt in prompts
+    ]
+
+
+def _held_out(photos: Sequence[Photo]) -> set[str]:
+    """The ids of the photos that are held out: no photo that is trained on has the same content, or looks the same."""
+    groups = near_identical(photos)
+    kept = held_out((photo.id for photo in photos), groups)
+    if groups and kept:
+        near = sum(map(len, groups))
+        say(
+            f"{near:,} near-identical photos kept on one side ({counted(len(groups), 'group')}: bursts, or copies in another "
+            "size or quality): a group is trained on or held out as a whole."
+        )
+    return kept
 
 
 def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
     if recipe.images == TINY_WORLD:
         return _draw_world(recipe, run), world_mix(recipe.questions)
     mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
-    return find_photos(Path(str(recipe.images)), recipe.count, recipe.skip_bad), mix
+    return find_photos(recipe.images or (), recipe.count, recipe.skip_bad), mix
 
 
 def vocabulary_of(recipe: Recipe) -> Vocabulary:

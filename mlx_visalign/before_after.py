@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mlx_visalign.evals.benchmark import Benchmark, Picture
+from mlx_visalign.evals.benchmark import Benchmark
 from mlx_visalign.evaluate import Evaluation
-from mlx_visalign.images import open_image
+from mlx_visalign.images import Picture, open_image
 from mlx_visalign.keys import number_for
 from mlx_visalign.records import Response
 from mlx_visalign.sheet import PICTURE, Caption, Cell, Mark, Span, contact_sheet
@@ -83,11 +83,9 @@ def tally(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES)
 
 def _opened(picture: Picture) -> Image.Image:
     """Photos are shrunk at once: a dozen of them at full size can fill a memory."""
-    if isinstance(picture, Image.Image):
-        return picture
-    photo = open_image(picture)
-    photo.thumbnail(PICTURE, Image.Resampling.LANCZOS)
-    return photo
+    shown = open_image(picture).copy()
+    shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
+    return shown
 
 
 def _captions(benchmark: Benchmark, before: Response, after: Response, names: tuple[str, str] = NAMES) -> tuple[Caption, ...]:

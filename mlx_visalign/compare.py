@@ -1,20 +1,22 @@
 """Two models side by side: the same images, the same question, the same random keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_visalign.before_after import before_after_cells, legend, tally
 from mlx_visalign.errors import UserError
-from mlx_visalign.evals.benchmark import Benchmark, Picture, world_benchmark
+from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, changes, features
 from mlx_visalign.figures_page import figures_table, meanings
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import Picture
 from mlx_visalign.keys import key_for
 from mlx_visalign.links import check_links
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.memory_plan import find_folder
 from mlx_visalign.page import gallery, page, paragraphs, section, tag
-from mlx_visalign.photos import find_photos
+from mlx_visalign.photos import called, find_photos
 from mlx_visalign.policy import load
 from mlx_visalign.progress import progress
 from mlx_visalign.recipe import TINY_WORLD
@@ -52,12 +54,12 @@ def contender(name: str, model: str) -> Contender:
     return Contender(name, model, found[0], int(number or rounds))
 
 
-def images_to_compare(images: str, count: int) -> Benchmark:
-    """The first `count` of a folder's images, or validation scenes of the tiny world, with what is in them."""
+def images_to_compare(images: str | Sequence[str], count: int) -> Benchmark:
+    """The first `count` images of folders and files, or validation scenes of the tiny world, with what is in them."""
     if images == TINY_WORLD:
         return replace(world_benchmark("validation", count), questions={}, exercises=[])
-    pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(Path(images), count, skip_bad=True)}
-    return Benchmark(f"{len(pictures)} images in {images}", pictures)
+    pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(images, count, skip_bad=True)}
+    return Benchmark(f"{len(pictures)} images in {called(images)}", pictures)
 
 
 def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Sampling, seed: int) -> Evaluation:

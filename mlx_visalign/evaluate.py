@@ -16,12 +16,13 @@ from jaxtyping import Float
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals import capability, chair, pope
-from mlx_visalign.evals.benchmark import Benchmark, Picture
+from mlx_visalign.evals.benchmark import Benchmark
 from mlx_visalign.evals.bootstrap import Counts, Interval, Metrics, Sums, intervals, mean_differences, mean_intervals, ratio
 from mlx_visalign.evals.capability import Exercise
 from mlx_visalign.evals.pope import Question
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import Picture
 from mlx_visalign.policy import Policy
 from mlx_visalign.progress import progress
 from mlx_visalign.records import Kind, Response
@@ -218,8 +219,8 @@ def split_prompt(policy: Policy, question: str) -> tuple[list[int], list[int]]:
 
 def features(policy: Policy, pictures: Sequence[Picture]) -> Float[mx.array, "b t d"]:
     """The tower's features; those of files through the policy's cache."""
-    paths = [picture for picture in pictures if isinstance(picture, Path)]
-    drawn = [policy.pixels(picture) for picture in pictures if not isinstance(picture, Path)]
+    paths = [picture for picture in pictures if isinstance(picture, str | Path)]
+    drawn = [policy.pixels(picture) for picture in pictures if not isinstance(picture, str | Path)]
     if paths and drawn:
         raise ValueError("a benchmark holds files or pictures, not both")
     return policy.image_features(paths) if paths else policy.features(mx.stack(drawn))

@@ -1,7 +1,7 @@
 """Build a dataclass from what a JSON or YAML file holds, refusing wrong names and types in words a user can act on.
 
-Understood field types: str, int, float, bool, Literal, `X | None`, tuple[X, ...], tuple[X, Y], list[X], dict[str, X]
-and other dataclasses. Any other type is a programmer's mistake and raises TypeError.
+Understood field types: str, int, float, bool, Literal, `X | None`, `X | tuple[X, ...] | None`, tuple[X, ...], tuple[X, Y],
+list[X], dict[str, X] and other dataclasses. Any other type is a programmer's mistake and raises TypeError.
 """
 
 import dataclasses
@@ -73,8 +73,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     parts = typing.get_args(kind)
     if origin is Literal:
         return _choice(value, parts, where)
-    if origin in (typing.Union, types.UnionType) and len(parts) == 2 and parts[1] is type(None):
-        return None if value is None else convert(value, parts[0], where)
+    if origin in (typing.Union, types.UnionType) and parts[-1] is type(None):
+        return None if value is None else convert(value, parts[len(parts) == 3 and isinstance(value, list | tuple)], where)
     if origin in (list, tuple):
         return _sequence(value, origin, parts, where)
     if origin is dict:

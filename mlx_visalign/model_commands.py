@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Group
 
+from mlx_visalign.arguments import swallowed
 from mlx_visalign.asking import find_vocabulary
 from mlx_visalign.before_after import tally
 from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
@@ -43,7 +44,10 @@ def compare(options: Namespace) -> Result:
     output = named(options.output)
     if output.suffix != ".html":
         raise UserError(f"--output: a web page is written, so a name ending in .html is expected: {output}")
+    swallowed(options, "images", "first", "second")
     names = (options.first, options.second)
+    if None in names:
+        raise UserError("Name two models or adapters to compare: visalign compare A B --images PHOTOS.")
     contenders = [contender(name, options.model) for name in names]
     benchmark = images_to_compare(options.images, options.count)
     sampling = Sampling(options.max_tokens, options.temp, options.top_p)

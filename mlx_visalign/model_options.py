@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.arguments import DESCRIBE, SPLITS, command, link_option, model_options, positive, sampling_options
+from mlx_visalign.arguments import (
+    DESCRIBE,
+    SPLITS,
+    Images,
+    OneFolder,
+    command,
+    link_option,
+    model_options,
+    positive,
+    sampling_options,
+)
 
 
 def generate(commands: Any) -> None:
@@ -27,10 +37,10 @@ def compare(commands: Any) -> None:
         "visalign compare tiny runs/demo/adapter --images tiny-world",
         "visalign compare runs/csr/adapter@1 runs/csr/adapter@2 --model MODEL --images PHOTOS --output rounds.html",
     )
-    parser.add_argument("first", metavar="A", help="a model, an adapter, or ADAPTER@2: only its first two rounds")
-    parser.add_argument("second", metavar="B", help="the other one")
+    parser.add_argument("first", metavar="A", nargs="?", help="a model, an adapter, or ADAPTER@2: only its first two rounds")
+    parser.add_argument("second", metavar="B", nargs="?", help="the other one")
     parser.add_argument("--model", default="tiny", help="what adapters are for: a LLaVA folder; %(default)s, the embedded one")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help='"tiny-world" takes scenes whose content is known')
+    parser.add_argument("--images", required=True, action=Images, help='"tiny-world" takes scenes whose content is known')
     parser.add_argument("--count", type=positive, metavar="N", default=24, help="at most so many images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
     link_option(parser)
@@ -51,7 +61,7 @@ def evaluate(commands: Any) -> None:
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
     parser.add_argument("--count", type=positive, metavar="N", default=500, help="how many scenes; %(default)s")
     parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where those images are; the file's own folder")
+    parser.add_argument("--images", action=OneFolder, help="where those images are; the file's own folder")
     parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
     parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="asks for the description; %(default)s")
     parser.add_argument("--max-tokens", type=int, metavar="N", default=256, help="longest description; %(default)s")

@@ -13,6 +13,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from mlx_visalign.images import open_image
 from mlx_visalign.sheet import PICTURE, Caption, Cell, Span
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -111,7 +112,7 @@ def gallery(cells: Sequence[Cell], legend: Sequence[Caption] = ()) -> Html:
 def picture(image: Image.Image, alt: str) -> Html:
     """The image itself, small enough for a page."""
     small = max(image.size) <= SHARP
-    shown = image.convert("RGB")
+    shown = open_image(image).copy()
     shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
     data = BytesIO()
     shown.save(data, *(("PNG",) if small else ("JPEG",)), quality=88)

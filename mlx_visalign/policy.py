@@ -1,6 +1,5 @@
 """The model as one thing: it answers, it scores answers, and it can learn (through a LoRA adapter)."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, get_args
 
 import mlx.core as mx
 from jaxtyping import Bool, Float
-from PIL import Image
 
 from mlx_visalign import template as templates
 from mlx_visalign import vlm
@@ -19,7 +17,7 @@ from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
-from mlx_visalign.images import Aspect, Preprocessing, open_image
+from mlx_visalign.images import Aspect, Picture, Preprocessing, image_digest
 from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
@@ -124,28 +122,28 @@ class Policy:
         """An answer's token ids, end token included."""
         return templates.response_ids(self.tokenizer, text)
 
-    def pixels(self, image: Image.Image) -> Float[mx.array, "h w 3"]:
-        """The image as the tower wants it: padded or cropped, resized, normalised."""
+    def pixels(self, image: Picture) -> Float[mx.array, "h w 3"]:
+        """The image as the tower wants it: opened (see `open_image`), padded or cropped, resized, normalised."""
         return self.preprocessing(image)
 
     def features(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
         """The frozen tower's features, before the projector."""
         return vlm.tower_features(self.model, pixels)
 
-    def image_features(self, paths: Sequence[str | Path]) -> Float[mx.array, "b t d"]:
-        """The features of clean images on disk, through the cache.
+    def image_features(self, images: Sequence[Picture]) -> Float[mx.array, "b t d"]:
+        """The features of clean images, through the cache.
 
         The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
         same features before and after a restart.
         """
-        return mx.stack([vlm.patches(self.model, self.image_states(path)) for path in paths]).astype(mx.float32)
+        return mx.stack([vlm.patches(self.model, self.image_states(image)) for image in images]).astype(mx.float32)
 
-    def image_states(self, path: str | Path) -> Float[mx.array, "l d"]:
+    def image_states(self, image: Picture) -> Float[mx.array, "l d"]:
         """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
-        key = image_digest(path)
+        key = image_digest(image)  # which tower and preprocessing saw it need not be said: the cache is this policy's
         states = self.cache.get(key)
         if states is None:
-            states = vlm.tower_states(self.model, self.pixels(open_image(path))[None])[0].astype(mx.float16)
+            states = vlm.tower_states(self.model, self.pixels(image)[None])[0].astype(mx.float16)
             mx.eval(states)
             self.cache.put(key, states)
         return states
@@ -181,7 +179,7 @@ class Policy:
         reading = self.read(prefix, responses)
         return sum_logps(reading.logps, reading.mask).reshape(-1, len(responses[0]))
 
-    def first_logits(self, question: str, image: Image.Image | None = None) -> Float[mx.array, "1 v"]:
+    def first_logits(self, question: str, image: Picture | None = None) -> Float[mx.array, "1 v"]:
         """What an answer's first token is chosen by, in float32. Without an image the words are read alone."""
         ids, decoder = self.prompt_ids(question), vlm.decoder(self.model)
         if image is not None:
@@ -214,10 +212,12 @@ class Policy:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
 
-    def answer(self, image: str | Path | Image.Image, question: str, sampling: Sampling | None = None, seed: int = 0) -> str:
-        """One image, one question, one answer (greedy unless `sampling` says otherwise)."""
-        picture = image if isinstance(image, Image.Image) else open_image(image)
-        prefix = self.prefill(self.features(self.pixels(picture)[None]), [self.prompt_ids(question)])
+    def answer(self, image: Picture, question: str, sampling: Sampling | None = None, seed: int = 0) -> str:
+        """One image, one question, one answer (greedy unless `sampling` says otherwise).
+
+        The image is a path, the bytes of a file, a Pillow image or an array (see `open_image`): the answer is the same.
+        """
+        prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(question)])
         return self.generate(prefix, sampling or Sampling(), [key_for(seed, "answer")])[0].text
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -248,14 +248,6 @@ class Policy:
         else:
             say(f"Warning: the adapter in {folder} changes no logit (by {change} on a fixed prompt): was it trained at all?")
         return len(layers)
-
-
-def image_digest(path: str | Path) -> str:
-    """An image file by its content. Which tower and preprocessing saw it need not be said: the cache is one policy's."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def load(

@@ -26,7 +26,8 @@ class Recipe:
 
     method      a method's name, such as seva
     model       the folder of a LLaVA, or "tiny", the embedded one
-    images      a folder of unlabelled images, or "tiny-world", whose scenes are drawn
+    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or "tiny-world",
+                whose scenes are drawn
     prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
                 are (none: in the file's own folder) and nothing more
     count       at most so many images, at least 1; of the tiny world exactly so many
@@ -43,7 +44,7 @@ class Recipe:
 
     method: str
     model: str = "tiny"
-    images: str | None = None
+    images: str | tuple[str, ...] | None = None
     prompts: str | None = None
     count: int | None = None
     questions: int = 2
@@ -59,6 +60,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.images is None and self.prompts is None) or (self.prompts is not None and self.images == TINY_WORLD):
             raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
+        if isinstance(self.images, tuple) and (self.prompts is not None or TINY_WORLD in self.images):
+            what = "where the images of --prompts are" if self.prompts is not None else f"{TINY_WORLD}, which stands alone"
+            raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {what}.")
         if (self.count is not None and self.count < 1) or self.scenes < 1 or min(self.questions, self.seed, self.cache_gb) < 0:
             raise UserError(f"Expected count >= 1, scenes >= 1, questions >= 0, seed >= 0 and cache_gb >= 0, got {self}.")
         if self.images == TINY_WORLD and self.count is None:
@@ -120,6 +124,14 @@ def make_plan(
 
 def _require_there(recipe: Recipe) -> None:
     """What is missing is told now, and not when everything before it is done."""
-    named = {name: asdict(recipe)[name] for name in ("model", "images", "prompts", "vocabulary")}
-    given = {name: path for name, path in named.items() if path not in (None, "tiny", TINY_WORLD)}
-    refuse([f"{name}: there is no file or folder {path}." for name, path in given.items() if not Path(path).exists()])
+    from mlx_visalign.photos import places  # only now, for it brings MLX along
+
+    named = {name: asdict(recipe)[name] for name in ("model", "prompts", "vocabulary")}
+    given = {name: path for name, path in named.items() if path not in (None, "tiny")}
+    problems = [f"{name}: there is no file or folder {path}." for name, path in given.items() if not Path(path).exists()]
+    if recipe.images not in (None, TINY_WORLD):
+        try:
+            places(recipe.images)
+        except UserError as error:
+            problems.append(str(error))
+    refuse(problems)

@@ -11,9 +11,10 @@ import mlx.core as mx
 
 from mlx_visalign import ppo, vlm
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import image_digest
 from mlx_visalign.keys import number_for
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.policy import Policy, image_digest
+from mlx_visalign.policy import Policy
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.records import Prompt
 from mlx_visalign.rollout import Judge, RolloutBatch, RolloutSource

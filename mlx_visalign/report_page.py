@@ -18,6 +18,7 @@ from mlx_visalign.figures_page import figures_table, meanings, one_evaluation, r
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import read_metrics, warning_signs
 from mlx_visalign.page import Html, commands, facts, gallery, page, paragraphs, png, section, tag
+from mlx_visalign.photos import called
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.report import in_short, notes
@@ -155,7 +156,7 @@ class ReportPage:
 def _about_images(config: Mapping[str, Any]) -> str:
     """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
     tiny = f"{config['count']} scenes of the tiny world"
-    images = tiny if config["images"] == TINY_WORLD else f"the images in {config['images'] or config['prompts']}"
+    images = tiny if config["images"] == TINY_WORLD else f"the images in {called(config['images'] or config['prompts'])}"
     labels = config["settings"].get("labels")
     told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
     return f"Trained on {images}, {told}."
@@ -182,7 +183,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
         elif value is not None:
-            yield prefix + name, str(value)
+            yield prefix + name, called(value) if name == "images" else str(value)
 
 
 def _lines(file: Path) -> int:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mlx_visalign.files import replacing
 from mlx_visalign.fonts import in_fonts, squares
+from mlx_visalign.images import open_image
 
 Mark = Literal["plain", "heading", "wrong", "missed", "changed", "quiet"]
 
@@ -92,7 +93,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 def _cell(cell: Cell) -> Image.Image:
     shrinks = cell.image.width > PICTURE[0] or cell.image.height > PICTURE[1]
     method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
-    picture = ImageOps.contain(cell.image.convert("RGB"), PICTURE, method)
+    picture = ImageOps.contain(open_image(cell.image), PICTURE, method)
     text = _captions(cell.captions, COLUMN)
     tile = Image.new("RGB", (COLUMN, PICTURE[1] + LINE // 2 + text.height), "white")
     tile.paste(picture, (0, PICTURE[1] - picture.height))

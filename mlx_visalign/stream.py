@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlx_visalign.generate import Sampling, sample_steps
-from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for
 from mlx_visalign.policy import Policy
 from mlx_visalign.vlm import decoder
@@ -14,7 +13,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole c
 
 def stream(policy: Policy, image: str, question: str, sampling: Sampling, seed: int = 0) -> Iterator[str]:
     """The text that `policy.answer` gives, piece by piece."""
-    pixels = policy.pixels(open_image(image))[None]
+    pixels = policy.pixels(image)[None]
     branches = policy.prefill(policy.features(pixels), [policy.prompt_ids(question)]).branch(1)
     keys = [key_for(seed, "answer")]
     steps = sample_steps(decoder(policy.model), branches, branches.state, policy.end, sampling, keys)

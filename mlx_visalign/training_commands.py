@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Group
 
 from mlx_visalign.alignment import Alignment
+from mlx_visalign.arguments import swallowed
 from mlx_visalign.asking import images_of_run
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.doctor import require_sound
@@ -36,6 +37,8 @@ REFERENCE_BATCH = 8  # pairs scored together
 
 def align(options: Namespace) -> Result:
     """`visalign run` and `visalign demo`."""
+    if options.config is None:
+        swallowed(options, "recipe.images", "method")
     name = options.config or options.method
     if name is None:
         raise UserError("Name a method (visalign run seva ...) or a recipe (visalign run -c recipe.yaml ...).")

@@ -7,10 +7,9 @@ what is not given on the command line is the recipe's to say.
 import argparse
 import json
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from mlx_visalign.arguments import command, link_option
+from mlx_visalign.arguments import Images, OneFolder, command, link_option
 from mlx_visalign.errors import UserError
 from mlx_visalign.recipe import Recipe
 
@@ -59,7 +58,9 @@ def run(commands: Any) -> None:
         help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
     )
     parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help='a LLaVA folder, or "tiny", the embedded one')
-    parser.add_argument("--images", dest="recipe.images", metavar="FOLDER", help="unlabelled images, those in subfolders too")
+    parser.add_argument(
+        "--images", dest="recipe.images", action=Images, help="unlabelled images; of folders those in subfolders too"
+    )
     parser.add_argument(
         "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
     )
@@ -140,7 +141,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="FILE", required=True, help="pairs: TRL's, LLaVA's, SeVa's, CSR's or RLAIF-V's columns"
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="what image paths in it are relative to; its own folder")
+    parser.add_argument("--images", action=OneFolder, help="what image paths in it are relative to; its own folder")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and count them")
     link_option(parser)
     parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')

@@ -103,7 +103,7 @@ def test_help_names_every_preset(capsys):
         ("check --data nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("generate --image a.jpg --model nowhere", "config.json is missing"),
         ("eval --benchmark clair", "Did you mean 'chair'"),
-        ("compare tiny tiny --images nowhere", "nowhere is not a folder"),
+        ("compare tiny tiny --images nowhere", "no file or folder nowhere"),
         ("compare tiny tiny --images . --output page.txt", "ending in .html"),
         ("world draw --output scenes.txt", "ending in .png"),
     ],

@@ -135,7 +135,7 @@ def test_a_heic_file_is_no_bomb_and_does_not_lie_about_its_size(tmp_path):
     photo((64, 64)).save(tmp_path / "whole.heic")
     content = (tmp_path / "whole.heic").read_bytes()
     size = content.index(b"ispe") + 8  # two numbers of four bytes
-    for side, said in ((9000, "9000x9000 pixels is more than 64 megapixels"), (20, "cannot be decoded")):
+    for side, said in ((15000, "more than 200 megapixels"), (20, "cannot be decoded")):
         file = tmp_path / f"{side}.heic"
         file.write_bytes(content[:size] + 2 * side.to_bytes(4, "big") + content[size + 8 :])
         with pytest.raises(UserError, match=f"{file.name}.*{said}"):
@@ -158,7 +158,7 @@ def test_without_its_library_a_heic_photo_is_named_with_the_cure(tmp_path, monke
 def test_what_is_no_image_is_named(tmp_path, look):
     whole = tmp_path / "whole.jpg"
     photo((64, 64)).save(whole)
-    photo((64, 64)).save(tmp_path / "a.gif")
+    photo((64, 64)).save(tmp_path / "a.bmp")
     assert reads_heic()
     photo((64, 64)).save(tmp_path / "whole.heic")
     cases = {
@@ -169,7 +169,7 @@ def test_what_is_no_image_is_named(tmp_path, look):
         "half.heic": (tmp_path / "whole.heic").read_bytes()[:-100],
         "half.jpg": whole.read_bytes()[: whole.stat().st_size // 2],
         "header.jpg": whole.read_bytes()[:20],
-        "gif.jpg": (tmp_path / "a.gif").read_bytes(),
+        "bmp.jpg": (tmp_path / "a.bmp").read_bytes(),
     }
     for name, content in cases.items():
         if content is not None:
@@ -180,7 +180,7 @@ def test_what_is_no_image_is_named(tmp_path, look):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
-    for name, side in (("big", 8200), ("huge", 20000)):
+    for name, side in (("big", 14_200), ("huge", 40_000)):
         Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
-        with pytest.raises(UserError, match=f"{name}.png.*64 megapixels"):
+        with pytest.raises(UserError, match=f"{name}.png.*200 megapixels"):
             open_image(tmp_path / f"{name}.png")

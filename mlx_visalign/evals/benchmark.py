@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -10,12 +9,11 @@ from PIL import Image
 from mlx_visalign.evals.annotations import Annotations, ObjectCounts
 from mlx_visalign.evals.capability import Exercise
 from mlx_visalign.evals.pope import Question, Split, YesNo, build_questions
+from mlx_visalign.images import Picture
 from mlx_visalign.keys import number_for
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language, scenes
 from mlx_visalign.world.drawing import draw
-
-Picture = Path | Image.Image
 
 COUNTED_SCENES = 5000  # pretraining scenes that tell what is frequent in the world and what goes together
 PER_IMAGE = 3  # questions about what is there, and as many about what is not; the number of the POPE paper

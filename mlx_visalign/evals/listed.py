@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mlx_visalign.errors import UserError, collect
 from mlx_visalign.evals.annotations import ObjectCounts
-from mlx_visalign.evals.benchmark import PER_IMAGE, Benchmark, Picture
+from mlx_visalign.evals.benchmark import PER_IMAGE, Benchmark
 from mlx_visalign.evals.pope import Question, Split, build_questions
 from mlx_visalign.fields import convert
+from mlx_visalign.images import Picture
 from mlx_visalign.links import image_inside
 from mlx_visalign.records import parse_json, read_text
 from mlx_visalign.vocabulary import Vocabulary

@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten
 from mlx_visalign import vlm
 from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
-from mlx_visalign.images import Aspect, Preprocessing, open_image
+from mlx_visalign.images import Aspect, Preprocessing, image_digest
 from mlx_visalign.models.clip import CLIP, load_clip
-from mlx_visalign.policy import TINY, FeatureCache, Policy, image_digest, read_tokenizer
+from mlx_visalign.policy import TINY, FeatureCache, Policy, read_tokenizer
 from mlx_visalign.template import plain_ids
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint
@@ -64,7 +64,7 @@ class CLIPScorer:
     def _see(self, image: Path) -> Float[mx.array, " p"]:
         if self.policy is not None:
             return self.clip.encode_states(self.policy.image_states(image)[None].astype(mx.float32))[0]
-        return self.clip.encode_image(self.preprocessing(open_image(image))[None])[0]
+        return self.clip.encode_image(self.preprocessing(image)[None])[0]
 
     def _ids(self, text: str) -> list[int]:
         """The text's ids; of a text that is too long the beginning and the end token, whose vector is the text's."""

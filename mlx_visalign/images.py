@@ -254,8 +254,10 @@ def _shown(image: Image.Image) -> Image.Image:
         if transparent is not None:
             band.info["transparency"] = transparent
         shown.paste(_rgb(band, scale).reduce(step), (0, top // step))
-    shown.getexif()[ExifTags.Base.Orientation] = turn
-    return ImageOps.exif_transpose(shown)
+    if turn != 1:
+        shown.getexif()[ExifTags.Base.Orientation] = turn
+        ImageOps.exif_transpose(shown, in_place=True)
+    return shown
 
 
 def _transparent(image: Image.Image) -> Any:
@@ -358,8 +360,10 @@ class Preprocessing:
     def __call__(self, picture: Picture) -> Float[mx.array, "h w 3"]:
         """Open, pad or crop, resize (bicubic) and normalise: (value / 255 - mean) / std.
 
-        So that no huge square is made, an image to be padded is reduced to at most 6,144 pixels on its longer side before, by
-        the mean of n x n pixels; and of one to be cropped, ends over 16 times its shorter side are left away.
+        So that nothing huge is made, an image to be padded is first reduced to at most 6,144 pixels on its longer side, by the
+        mean of n x n pixels, and one to be cropped is first cut to 16 times its shorter side. This and the reduction of large
+        images when they are opened move nothing by a tenth of the model's pixels: of a photo of 16,382x3,628 pixels the
+        values differ by 0.2 levels of 255 on average, of 48 and 100 megapixels by 0.12 and nowhere by more than 1.
         """
         image = self._within_bounds(open_image(picture))
         pixels = self._processor(images=image, return_tensors="np")["pixel_values"][0]

@@ -121,15 +121,10 @@ def near_identical(photos: Sequence[Photo]) -> list[list[str]]:
 
     Two are alike where the cosine of their looks is at least 0.7, and a group is whoever is alike to any of it. Flat images,
     whose looks say too little, and photos without a look are in no group. Takes n^2 x 512 multiplications, as products of
-    matrices: 2 s for 10,000 photos on two cores, and 4 minutes for 100,000; 75 MB at most.
+    matrices: a second of one core for 10,000 photos and two minutes for 100,000, in 200 MB at most.
     """
-    looks = {photo.id: photo.look for photo in photos if photo.look}
-    steps = {
-        id: count
-        for id, look in looks.items()
-        if (count := int(np.bitwise_count(np.frombuffer(look, np.uint8)).sum())) >= STEPS
-    }
-    ids = list(steps)
+    looks = {photo.id: photo.look for photo in photos if int.from_bytes(photo.look).bit_count() >= STEPS}
+    ids = list(looks)
     group = list(range(len(ids)))  # of each the first of its group, or one that leads there
 
     def first(place: int) -> int:
@@ -137,7 +132,7 @@ def near_identical(photos: Sequence[Photo]) -> list[list[str]]:
             group[place] = place = group[group[place]]
         return place
 
-    for one, other in _alike([looks[id] for id in ids]):
+    for one, other in _alike(list(looks.values())):
         low, high = sorted((first(one), first(other)))
         group[high] = low
     members: dict[int, list[str]] = {}

@@ -299,7 +299,7 @@ def _rgb(image: Image.Image, scale: float) -> Image.Image:
         image = grey
     elif image.mode in ("I", "F"):
         levels = np.asarray(image) * scale
-        image = Image.fromarray((np.rint(levels) if image.mode == "F" else levels).astype(np.uint8))
+        image = Image.fromarray((levels if scale < 1 else np.rint(levels)).astype(np.uint8))  # of 16 bits the upper 8
     elif image.mode == "LAB":
         image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
     elif image.mode == "La":

@@ -247,3 +247,26 @@ def test_scenes_are_drawn(visalign, tmp_path):
 def test_methods_are_listed_with_a_line_each(visalign):
     code, out, _ = visalign("methods")
     assert code == 0 and "seva         SeVa: " in out
+
+
+def test_images_may_be_files_before_or_after_what_else_is_named(visalign, tmp_path):
+    """As a shell expands photos/*.png; a method or models that stand behind --images are not taken for images."""
+    photos = [str(path) for path in sorted(write_photos(tmp_path / "photos", 3).iterdir())]
+    for arguments in (["run", "seva", "--images", *photos], ["run", "--images", *photos, "seva"]):
+        code, out, _ = visalign(*arguments, "--model", "tiny", "--dry-run", "--json")
+        assert code == 0 and json.loads(out)["images"] == 3
+    few = ["--output", tmp_path / "a.html", "--max-tokens", "4", "--json"]
+    for arguments in (["tiny", "tiny", "--images", *photos[:2]], ["tiny", "--images", *photos[:2], "tiny"]):
+        code, out, _ = visalign("compare", *arguments, *few)
+        assert code == 0 and json.loads(out)["images"] == 2
+    code, out, err = visalign("compare", "--images", photos[0], *few)
+    assert (code, out) == (2, "") and "Name two models or adapters to compare" in err
+
+
+def test_one_folder_is_where_a_file_has_its_images(capsys):
+    for command in ("train --data a.jsonl --adapter-path o", "check --data a.jsonl", "eval --annotations a.json"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command.split(), "--images", "photos/1.jpg", "photos/2.jpg"])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert "--images names the one folder" in said and "2 names, from photos/1.jpg to photos/2.jpg: name the folder" in said

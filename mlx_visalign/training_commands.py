@@ -58,6 +58,7 @@ def train(options: Namespace) -> Result:
     """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
+    run = Run(options.adapter_path, command=options.again)
     pairs, found = _pairs(options)
     needs = training_needs(settings)
     warn_if_too_large(options.model, forecast(options.model, needs))
@@ -70,8 +71,8 @@ def train(options: Namespace) -> Result:
     if options.dry_run:
         return told(plan | in_full(expected), dump(asdict(settings)))
     config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
-    _not_somebody_elses(Path(options.adapter_path))
-    with Run(options.adapter_path, command=options.again) as run:
+    _not_somebody_elses(run.folder)
+    with run:
         if run.died_in is not None:
             tell_of_death(run.died_in, expected)
         if not run.config.exists():  # other settings may yet be refused

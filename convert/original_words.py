@@ -10,7 +10,7 @@ from typing import Any
 from mlx_visalign.convert.folder import carry, write_json
 from mlx_visalign.convert.processor import IMAGES, TOKENIZER
 from mlx_visalign.errors import UserError
-from mlx_visalign.files import remove, write_atomically
+from mlx_visalign.files import remove, save_pretrained, write_atomically
 from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
 
@@ -68,7 +68,7 @@ def _add_tokens(folder: Path, first: int) -> None:
         )
     for name in SUPERSEDED:
         remove(folder / name)
-    tokenizer.save_pretrained(folder)
+    save_pretrained(tokenizer, folder)
 
 
 def _image_settings(size: int, aspect: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.links import unlinked
@@ -137,12 +138,25 @@ def sync(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
+def save_pretrained(made: Any, folder: Path) -> None:
+    """Write a tokenizer or processor into `folder` as transformers does, but whole files, and through no link."""
+    with TemporaryDirectory() as own:
+        with writing(folder, Exception):  # Rust's tokenizers report a failed write by no other name
+            made.save_pretrained(own)
+        for file in sorted(Path(own).iterdir()):
+            with file.open("rb") as content, replacing(folder / file.name) as copy:
+                shutil.copyfileobj(content, copy)
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A write that the system refuses (disk full, no permission) becomes a UserError that names `path`."""
+def writing(path: Path, refused: type[Exception] | tuple[type[Exception], ...] = (OSError, RuntimeError)) -> Iterator[None]:
+    """A write that the system refuses (disk full, no permission) becomes a UserError that names `path`.
+
+    MLX reports a failed write as a RuntimeError.
+    """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # MLX reports a failed write as a RuntimeError
+    except refused as error:
         becomes = [(match and match[1]) or part for part in path.parts for match in [UNFINISHED.fullmatch(part)]]
         raise UserError(
             f"{Path(*becomes)} could not be written: {error}. What was finished before is untouched: "

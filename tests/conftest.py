@@ -25,3 +25,11 @@ def kit(tmp_path_factory):
     from spoiling import make_kit
 
     return make_kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Sound inputs of every command, for those that only read them: see `spoiling`."""
+    from spoiling import make_all_inputs
+
+    return make_all_inputs(tmp_path_factory.mktemp("given") / "inputs")

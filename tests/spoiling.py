@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import original_layout
 from PIL import Image
 from sample_photos import write_photos
 from small_runs import SETTINGS, write_recipe
 
 from mlx_visalign.cli import main
-from mlx_visalign.policy import TINY
+from mlx_visalign.convert.peft import to_peft
+from mlx_visalign.lora import LoRASettings, attach
+from mlx_visalign.policy import TINY, load
 from mlx_visalign.records import Pair, Prompt, write_jsonl
 
 Spoil = Callable[[Path], object]
@@ -60,6 +63,21 @@ def make_inputs(kit: Path) -> None:
     (kit / "words.json").write_text('[{"canonical": "zebu", "phrases": ["zebu"]}]')
     shutil.copytree(TINY, kit / "model")
     shutil.copytree(TINY.parent / "clip", kit / "clip")
+
+
+def make_all_inputs(folder: Path) -> Path:
+    """Those of `make_inputs`, and what converters read: an adapter, ours and PEFT's, and a LLaVA in its authors' layout."""
+    make_inputs(folder)
+    policy = load("tiny")
+    attach(policy.model, LoRASettings(2), mx.random.key(0))
+    policy.save_adapter(folder / "adapter", method="dpo", round=1)
+    to_peft(folder / "adapter", folder / "peft")
+    original_layout.write_folder(folder / "original", original_layout.authors_tensors(original_layout.authors_model()))
+    original_layout.write_tokenizer(folder / "original")
+    assert main(f"convert llava_original --hf-path {folder}/original --mlx-path {folder}/mlx".split()) == 0
+    for method in SETTINGS:
+        write_recipe(method, folder)
+    return folder
 
 
 def copy_kit(kit: Path, folder: Path, command: str) -> None:

@@ -4,25 +4,27 @@ import errno
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from small_runs import SETTINGS
-from spoiling import make_inputs
+from test_upload import Hub
+from tracing import absolute, listing
+from transformers import PreTrainedTokenizerBase
 
+from mlx_visalign import files
+from mlx_visalign import upload as uploading
 from mlx_visalign.cli import main
-
-WRITES = os.O_WRONLY | os.O_RDWR
 
 
 class FullDisk:
     """While `folder` is set, the first write there to a place that was not full before finds no room, nor does any after it.
 
-    The system itself refuses (the largest size of a file is set to nothing), so that MLX's writes fail as Python's do; only
+    The system itself refuses (the largest size of a file is set to nothing), so that native writes fail as Python's do; only
     a new folder is refused by hand. A place is a file's path with its numbers left out.
     """
 
@@ -32,18 +34,14 @@ class FullDisk:
         sys.addaudithook(self.hook)
 
     def hook(self, event, args):
-        if self.folder is None:
-            return
-        if event == "open" and isinstance(args[0], str | os.PathLike) and args[2] & WRITES:
-            self.meet(args[0])
-        elif event == "os.mkdir" and self.meet(args[0]):
+        if self.folder is not None and event == "os.mkdir" and self.meet(absolute(args[0], args[2])):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def meet(self, path):
         path = Path(os.path.abspath(path))
-        if self.full or not path.is_relative_to(self.folder) or path.name == ".lock":
+        if self.folder is None or self.full or not path.is_relative_to(self.folder) or path.name == ".lock":
             return False
-        place = re.sub(r"\d+", "N", str(path.relative_to(self.folder)))
+        place = re.sub(r"[0-9a-f]{16}|\d+", "N", str(path.relative_to(self.folder)))
         self.full = place not in self.places
         self.places.add(place)
         if self.full:
@@ -67,16 +65,22 @@ def limit(size):
 
 @pytest.fixture(scope="module")
 def machine():
-    made, save = FullDisk(), mx.save_safetensors
+    """What this package writes asks `files.unlinked` first; transformers writes a tokenizer by itself."""
+    made = FullDisk()
 
-    def noted(file, arrays, metadata=None):
-        if made.folder is not None:
-            made.meet(file)
-        save(file, arrays, metadata)
+    def noted(path):
+        if not path.is_dir():
+            made.meet(path)
+        return unlinked(path)
 
-    mx.save_safetensors = noted
+    def saved(tokenizer, folder, *arguments, **named):
+        made.meet(Path(folder, "tokenizer"))
+        return save_pretrained(tokenizer, folder, *arguments, **named)
+
+    unlinked, save_pretrained = files.unlinked, PreTrainedTokenizerBase.save_pretrained
+    files.unlinked, PreTrainedTokenizerBase.save_pretrained = noted, saved
     yield made
-    mx.save_safetensors = save
+    files.unlinked, PreTrainedTokenizerBase.save_pretrained = unlinked, save_pretrained
 
 
 @pytest.fixture
@@ -120,9 +124,32 @@ def test_a_run_whose_disk_is_full_everywhere_once(method, kit, disk, tmp_path, c
         "compare tiny tiny --images tiny-world --count 1 --max-tokens 2 --output {}/page.html",
         "world draw --count 2 --output {}/scenes.png",
         "convert llava --hf-path model --mlx-path {}/mlx",
+        "convert llava_original --hf-path original --mlx-path {}/mlx",
+        "convert clip --hf-path clip --mlx-path {}/clip",
+        "convert export --layout classic --mlx-path mlx --hf-path {}/hf",
+        "convert export --layout original --mlx-path mlx --hf-path {}/hf",
+        "convert peft --adapter-path adapter --output {}/peft",
+        "fuse --no-probe --model model --adapter-path adapter --mlx-path {}/fused",
     ],
 )
-def test_another_command_whose_disk_is_full(command, disk, tmp_path, capsys, monkeypatch):
-    make_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert until_done(disk, tmp_path / "out", command.format(tmp_path / "out").split(), capsys) > 0
+def test_another_command_whose_disk_is_full(command, disk, inputs, tmp_path, capsys, monkeypatch):
+    """Nothing half is left, and in the end it is what it would have been at once."""
+    monkeypatch.chdir(inputs)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert main(command.format(whole).split()) == 0
+    assert until_done(disk, out, command.format(out).split(), capsys) > 0
+    found, expected = ({str(file.relative_to(top)): file for file in top.rglob("*")} for top in (out, whole))
+    assert found.keys() == expected.keys()
+    for name, file in found.items():
+        if file.suffix in (".safetensors", ".png", ".jinja") or file.name == "tokenizer.json":
+            assert file.read_bytes() == expected[name].read_bytes(), name
+
+
+def test_a_model_card_that_finds_no_room(disk, inputs, tmp_path, capsys, monkeypatch):
+    """It is written into the user's own folder, which stays as it was."""
+    shutil.copytree(inputs / "adapter", tmp_path / "adapter")
+    monkeypatch.setattr(uploading, "HfApi", Hub)
+    with disk.fills(tmp_path / "adapter"):
+        assert main(f"upload --upload-repo me/adapter --path {tmp_path}/adapter".split()) == 2
+    assert "adapter/README.md could not be written" in capsys.readouterr().err.replace("\n", "")
+    assert listing(tmp_path / "adapter").keys() == listing(inputs / "adapter").keys()

@@ -13,19 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-import original_layout
 import pytest
-from small_runs import SETTINGS, write_recipe
-from spoiling import make_inputs
+from small_runs import SETTINGS
 from test_upload import Hub
 from tracing import listing, tracing
 
 from mlx_visalign import upload as uploading
 from mlx_visalign.cli import main
-from mlx_visalign.convert.peft import to_peft
-from mlx_visalign.lora import LoRASettings, attach
-from mlx_visalign.policy import load
 
 # What is named there, and what the stranger has a hand in, ends each command.
 COMMANDS = {
@@ -104,22 +98,6 @@ def drop(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("given") / "inputs"
-    make_inputs(folder)
-    policy = load("tiny")
-    attach(policy.model, LoRASettings(2), mx.random.key(0))
-    policy.save_adapter(folder / "adapter", method="dpo", round=1)
-    to_peft(folder / "adapter", folder / "peft")
-    original_layout.write_folder(folder / "original", original_layout.authors_tensors(original_layout.authors_model()))
-    original_layout.write_tokenizer(folder / "original")
-    assert main(f"convert llava_original --hf-path {folder}/original --mlx-path {folder}/mlx".split()) == 0
-    for method in SETTINGS:
-        write_recipe(method, folder)
-    return folder
 
 
 @pytest.fixture

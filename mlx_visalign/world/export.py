@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +12,7 @@ from transformers import CLIPProcessor, CLIPTokenizer, LlavaProcessor, PreTraine
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from mlx_visalign.files import replacing, write_atomically
+from mlx_visalign.files import replacing, save_pretrained, write_atomically
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.template import TEMPLATES
 from mlx_visalign.world.architecture import PATCH_SIZE, clip_config, llava_config
@@ -71,11 +70,8 @@ def _for_torch(value: mx.array) -> np.ndarray:
 
 
 def _save_processor(processor: LlavaProcessor | CLIPProcessor, folder: Path) -> None:
-    with TemporaryDirectory() as made:  # transformers writes through links
-        processor.save_pretrained(made)
-        processor.image_processor.save_pretrained(made)  # preprocessor_config.json, which older readers look for
-        for file in Path(made).iterdir():
-            write_atomically(folder / file.name, file.read_text(encoding="utf-8"))
+    save_pretrained(processor, folder)
+    save_pretrained(processor.image_processor, folder)  # preprocessor_config.json, which older readers look for
 
 
 def _pixels() -> dict[str, Any]:

@@ -62,7 +62,7 @@ def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -
         raise UserError(listed(f"None of the {bad:,} {what} can be used", faults) if bad > 1 else "\n".join(faults), faults)
     if not skip_bad:
         raise UserError(listed(f"{bad:,} of the {bad + len(good):,} {what} cannot be used", faults, advice), faults)
-    say(listed(f"{bad:,} of the {bad + len(good):,} {what} cannot be used and are left out", faults))
+    say(listed(f"Left out {bad:,} of the {bad + len(good):,} {what}, which cannot be used", faults))
     return good
 
 

@@ -15,9 +15,11 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.files import replacing
 from mlx_visalign.images import image_finder
 from mlx_visalign.keys import number_for
+from mlx_visalign.marks import IMAGE_MARK, TakenOff
 from mlx_visalign.photos import Photo
 from mlx_visalign.progress import sift
-from mlx_visalign.records import Prompt, read_rows
+from mlx_visalign.records import Prompt
+from mlx_visalign.rows import read_data
 from mlx_visalign.template import IMAGE
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language
@@ -66,21 +68,26 @@ def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False)
 
     They are taken relative to the folder `images`, or to the file's own without it, and must not lead out of it. Raises
     UserError with file and line where an image cannot be used or two prompts share an id, for random draws are keyed by it.
-    With `skip_bad` such rows are left out, and counted.
+    A template's marks around prompts are taken off, and told. With `skip_bad` such rows are left out, and told too.
     """
     find = image_finder(images or path.parent)
     places: dict[str, str] = {}
+    taken_off = TakenOff()
 
     def read(row: tuple[str, Any]) -> Prompt:
-        where = row[0]
-        prompt = Prompt.from_row(row[1], where)
-        if IMAGE in prompt.prompt:
-            raise UserError(f"{where}: the prompt holds {IMAGE}; leave it out, the template puts the image in.")
+        where, value = row
+        if isinstance(value, UserError):
+            raise value
+        prompt = Prompt.from_row(value, where)
+        if len(IMAGE_MARK.findall(prompt.prompt)) > 1:
+            raise UserError(f"{where}: prompt has more than one mark for an image ({IMAGE}); a prompt is about one.")
         if places.setdefault(prompt.id, where) != where:
             raise UserError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too; give every prompt its own.")
-        return replace(prompt, image=str(find(prompt.image, where)))
+        question = IMAGE_MARK.sub("", taken_off.question(prompt.prompt, f"{where}: prompt")).strip()
+        return replace(prompt, prompt=question, image=str(find(prompt.image, where)))
 
-    prompts = sift(read_rows(path, skip_bad), read, skip_bad, "prompts")
+    prompts = sift(read_data(path), read, skip_bad, "prompts")
+    taken_off.tell()
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
     return _by_kind(prompts)

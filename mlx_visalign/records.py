@@ -5,17 +5,18 @@ huggingface/trl docs/source/dataset_formats.md), so that `datasets` and TRL read
 them, flat. An image is named by its path, absolute or relative to the folder of the JSON lines file.
 """
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, collect
 from mlx_visalign.fields import build, shown
 from mlx_visalign.files import write_atomically
-from mlx_visalign.progress import sift
 
 Kind = Literal["describe", "exists", ""]
 
@@ -120,17 +121,17 @@ def turn_text(turns: object, role: str, where: str) -> str:
 
 
 def read_jsonl(path: Path, cls: type[R]) -> list[R]:
-    """The records of a JSON lines file. Raises UserError with file and line if a row is not such a record."""
-    return [cls.from_row(row, where) for where, row in read_rows(path)]
+    """The records of a JSON lines file. Raises UserError with file and line for the rows that are not such records."""
+    return collect(partial(cls.from_row, row, where) for where, row in read_rows(path))
 
 
-def read_rows(path: Path, skip_bad: bool = False) -> list[tuple[str, Any]]:
+def read_rows(path: Path) -> list[tuple[str, Any]]:
     """Every JSON value of a JSON lines file with its place, "file:line", for errors; empty lines are passed over.
 
-    UserError for a line that is no JSON; with `skip_bad` such lines are left out, and counted in one sentence.
+    UserError for the lines that are no JSON.
     """
     lines = [(f"{path}:{number}", text) for number, text in enumerate(read_text(path).split("\n"), start=1) if text.strip()]
-    return sift(lines, lambda line: (line[0], parse_json(line[1], line[0])), skip_bad, "lines")
+    return collect(partial(_placed, *line) for line in lines)
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
@@ -140,12 +141,17 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_text(path: Path) -> str:
+    """A file's text: UTF-8, or UTF-16 where its first bytes say so. Lines end in \\n, whatever they end in there."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # with or without the mark some Windows programs put first
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:  # with or without the mark that some Windows programs put first
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not {'UTF-16' if wide else 'UTF-8'} text ({error}). Save it as UTF-8.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -153,6 +159,10 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}).") from error
+
+
+def _placed(where: str, text: str) -> tuple[str, Any]:
+    return where, parse_json(text, where)
 
 
 def _known_columns(cls: type, row: object, where: str) -> dict[str, Any]:

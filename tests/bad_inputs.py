@@ -79,11 +79,11 @@ ROWS = [
     Case("a list of lists", CHECK, "pairs.jsonl: row 1", put("pairs.jsonl", nested(50))),
     Case("zeros", TRAIN, ("pairs.jsonl:1", "not valid JSON"), put("pairs.jsonl", bytes(100))),
     Case("Latin-1", TRAIN, ("pairs.jsonl", "UTF-8"), put("pairs.jsonl", '{"id": "Käse"}'.encode("latin-1"))),
-    Case("UTF-16", TRAIN, ("pairs.jsonl", "UTF-8"), put("pairs.jsonl", '{"id": "a"}'.encode("utf-16"))),
+    Case("torn UTF-16", TRAIN, ("pairs.jsonl", "UTF-16"), put("pairs.jsonl", '{"id": "a"}'.encode("utf-16")[:-1])),
     Case("a missing column", TRAIN, "pairs.jsonl:2", row("pairs.jsonl", 2, "rejected")),
     Case("unknown columns", TRAIN, ("pairs.jsonl:1", "no known preference format"), put("pairs.jsonl", '{"text": "a"}')),
     Case("a number as an answer", CHECK, ("pairs.jsonl:2: chosen", "got 5"), row("pairs.jsonl", 2, chosen=5)),
-    Case("a text as images", CHECK, ("pairs.jsonl:2: images", "must be a list"), row("pairs.jsonl", 2, images="photos/1.png")),
+    Case("a number as images", CHECK, ("pairs.jsonl:2: images", "got 5"), row("pairs.jsonl", 2, images=5)),
     Case("a role that is none", CHECK, "pairs.jsonl:2: prompt", row("pairs.jsonl", 2, prompt=[{"role": "me", "content": "a"}])),
     Case("two turns", CHECK, "pairs.jsonl:2: prompt", row("pairs.jsonl", 2, prompt=[{"role": "user", "content": "a"}] * 2)),
     Case("a number as a method", CHECK, "pairs.jsonl:2: method", row("pairs.jsonl", 2, method=5)),
@@ -115,7 +115,10 @@ ROWS = [
     Case("a prompt of no kind", PROMPTS, "prompts.jsonl:3: kind", row("prompts.jsonl", 3, kind="haiku")),
     Case("a prompt twice", PROMPTS, ("prompts.jsonl:5", "'q1'"), twice("prompts.jsonl", 2)),
     Case("a prompt about nothing", PROMPTS, ("prompts.jsonl:3", "photos/9.png"), row("prompts.jsonl", 3, image="photos/9.png")),
-    Case("a prompt with a placeholder", PROMPTS, "prompts.jsonl:3", row("prompts.jsonl", 3, prompt="<image>?")),
+    Case("a prompt about two images", PROMPTS, "prompts.jsonl:3: prompt", row("prompts.jsonl", 3, prompt="<image> <image>?")),
+    Case(
+        "a prompt of two turns", PROMPTS, ("prompts.jsonl:3", "Vicuna"), row("prompts.jsonl", 3, prompt="USER: a ASSISTANT: b")
+    ),
     Case(
         "a prompt about an image outside",
         PROMPTS,

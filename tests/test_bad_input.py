@@ -79,10 +79,10 @@ def test_a_spoilt_row_of_a_finished_stage_has_its_place(tmp_path, spoil, message
 @pytest.mark.parametrize(
     ("command", "left_out"),
     [
-        ("check --data pairs.jsonl --skip-bad --json", "1 lines that cannot be used are left out. The first: pairs.jsonl:2"),
-        ("check --data pairs.jsonl --skip-bad --json", "2 pairs that cannot be used are left out. The first: pairs.jsonl:3"),
-        ("train --data pairs.jsonl --skip-bad --dry-run --adapter-path out --json", "2 pairs that cannot be used are left out"),
-        ("run seva --prompts prompts.jsonl --skip-bad --dry-run --json", "1 prompts that cannot be used are left out"),
+        ("check --data pairs.jsonl --skip-bad --json", "Left out 3 of the 4 pairs, which cannot be used: pairs.jsonl:2: not"),
+        ("check --data pairs.jsonl --skip-bad --json", "pairs.jsonl:3: the image ../a.png lies outside"),
+        ("train --data pairs.jsonl --skip-bad --dry-run --adapter-path out --json", "Left out 3 of the 4 pairs, which cannot be used"),
+        ("run seva --prompts prompts.jsonl --skip-bad --dry-run --json", "Left out 1 of the 4 prompts, which cannot be used"),
         ("run seva --images photos --skip-bad --dry-run --json", "1 that cannot be used"),
     ],
 )

@@ -65,7 +65,7 @@ def test_every_format_is_recognised_and_read(folder, name, lines):
     [
         llava(TEMPLATED),
         llava("What is it?\n<image>"),
-        {**ROWS["TRL conversations"], "image": "unused"},
+        {**ROWS["TRL conversations"], "image": "a.png"},
         {**ROWS["TRL plain text"], "images": ["a.png"]},
         {**ROWS["RLAIF-V"], "image": "a.png", "image_path": "elsewhere.png"},
         {**ROWS["RLAIF-V"], "image": {"bytes": "..."}},
@@ -111,10 +111,11 @@ def test_a_linked_image_folder_is_followed_only_if_that_is_wanted(folder, tmp_pa
         (llava(image="a\0.png"), "there is no image"),
         (llava(image="a" * 5000), "there is no image"),
         (llava(image=""), "there is no image"),
-        (llava(image=None), r"images\[0\] must be text, got None"),
+        (llava(image=None), "row 2: no image in this row; pairs need one"),
+        (llava(image=[]), r"row 2: no image in this row \(image is empty\)"),
         (llava(conversations=TURN), "conversations must be one turn from 'human' and one from 'gpt'"),
-        (ROWS["SeVa"], r"expected a row like the first one \(LLaVA turns\)"),
-        ("text", "expected a row like the first one"),
+        (ROWS["SeVa"], r"conversations is missing .* expected a row like the others \(LLaVA turns\)"),
+        ("text", "row 2: expected a JSON object, got the text 'text'"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place(folder, row, message):
@@ -130,7 +131,7 @@ def test_a_bad_row_is_refused_with_its_place(folder, row, message):
         ("[", "data.json: not valid JSON"),
         ('{"text": 1}', "data.json:1: the columns text are no known preference format. Read are: images, prompt"),
         ("3", "data.json:1: expected a JSON object"),
-        ('{"images": [], "prompt": "q", "chosen": "a", "rejected": "b"}', "data.json:1: the pair has no image"),
+        ('{"images": [], "prompt": "q", "chosen": "a", "rejected": "b"}', "data.json:1: no image in this row"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(folder, content, message):

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.errors import refuse
+
 DESCRIBE = "Describe this image in detail."
 SPLITS = ("pretraining", "unlabelled", "validation", "held-out")
 
@@ -19,6 +21,13 @@ def command(commands: Any, name: str, about: str, *examples: str) -> argparse.Ar
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
     return parser
+
+
+def require_there(options: argparse.Namespace, *names: str) -> None:
+    """UserError for all of these options whose file or folder is not there."""
+    given = {name: getattr(options, name) for name in names}
+    missing = {name: path for name, path in given.items() if path is not None and not Path(path).exists()}
+    refuse([f"--{name}: there is no file or folder {path}." for name, path in missing.items()])
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from mlx_visalign.memory_plan import find_folder
 from mlx_visalign.page import gallery, page, paragraphs, section, tag
 from mlx_visalign.photos import called, find_photos
 from mlx_visalign.policy import load
+from mlx_visalign.positions import answer_length
 from mlx_visalign.progress import progress
 from mlx_visalign.recipe import TINY_WORLD
 from mlx_visalign.records import Response
@@ -66,6 +67,7 @@ def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Samp
     """The model's answers. The key of an answer depends on the seed and the image alone."""
     policy, images = load(one.model, one.adapter), list(benchmark.pictures)
     ids = policy.prompt_ids(protocol.prompt)
+    sampling = replace(sampling, max_tokens=answer_length(policy, protocol.prompt, sampling.max_tokens))
     responses: list[Response] = []
     with progress(one.name, len(images), unit="image") as bar, adapter_at(policy.model, one.rounds):
         for start in range(0, len(images), BATCH):

@@ -2,27 +2,31 @@
 
 from argparse import Namespace
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Group
 
-from mlx_visalign.arguments import swallowed
+from mlx_visalign.arguments import require_there, swallowed
 from mlx_visalign.asking import find_vocabulary
 from mlx_visalign.before_after import tally
 from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
 from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.convert.hub import find_model
 from mlx_visalign.doctor import examine, examine_adapter, stated_by
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, collect
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
 from mlx_visalign.evaluate import Protocol, evaluate
 from mlx_visalign.fields import unknown
 from mlx_visalign.files import write_atomically
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import check_image
 from mlx_visalign.links import named
+from mlx_visalign.marks import asked
 from mlx_visalign.memory_plan import find_folder, forecast, in_full
 from mlx_visalign.policy import TINY, load
+from mlx_visalign.positions import answer_length
 from mlx_visalign.probe import compare_fused
 from mlx_visalign.report import show_figures
 from mlx_visalign.results import Answers, Result, lines, plain, told
@@ -34,9 +38,11 @@ MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
 
 def generate(options: Namespace) -> Answers:
     """`visalign generate`: each image asked about alone."""
+    question = asked(options.prompt)
+    collect(partial(check_image, image) for image in options.image)
     policy = load(options.model, options.adapter_path)
-    sampling = Sampling(options.max_tokens, options.temp, options.top_p)
-    return Answers(options.image, lambda image: stream(policy, image, options.prompt, sampling, options.seed))
+    sampling = Sampling(answer_length(policy, question, options.max_tokens), options.temp, options.top_p)
+    return Answers(options.image, lambda image: stream(policy, image, question, sampling, options.seed))
 
 
 def compare(options: Namespace) -> Result:
@@ -51,7 +57,7 @@ def compare(options: Namespace) -> Result:
     contenders = [contender(name, options.model) for name in names]
     benchmark = images_to_compare(options.images, options.count)
     sampling = Sampling(options.max_tokens, options.temp, options.top_p)
-    protocol = Protocol(options.prompt, options.max_tokens)
+    protocol = Protocol(asked(options.prompt), options.max_tokens)
     first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
     write_atomically(output, compare_page(first, second, names))
     return told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": options.output})
@@ -77,6 +83,7 @@ def evaluate_model(options: Namespace) -> Result:
     for name in wanted:
         if name not in MEASURED:
             raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
+    require_there(options, "annotations", "images", "vocabulary")
     benchmark = _benchmark(options)
     if "chair" not in wanted:
         benchmark = replace(benchmark, annotations={})
@@ -84,8 +91,10 @@ def evaluate_model(options: Namespace) -> Result:
         benchmark = replace(benchmark, questions={})
     if "capability" not in wanted:
         benchmark = replace(benchmark, exercises=[])
-    protocol = Protocol(options.prompt, options.max_tokens)
-    figures = evaluate(load(options.model, options.adapter_path), benchmark, protocol).figures
+    question = asked(options.prompt)
+    policy = load(options.model, options.adapter_path)
+    protocol = Protocol(question, answer_length(policy, question, options.max_tokens))
+    figures = evaluate(policy, benchmark, protocol).figures
     data = {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}
     return Result(data, Group(show_figures(benchmark.name, figures), "", benchmark.limits))
 

@@ -18,6 +18,7 @@ from mlx_visalign.measuring import measure
 from mlx_visalign.memory_plan import tell_of_death, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.policy import load
+from mlx_visalign.positions import require_prompts_fit
 from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.preference import PreferenceSettings, reward_accuracy
 from mlx_visalign.progress import say
@@ -74,6 +75,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     judge = expected.workload.judge
     if judge is not None and score is None:  # before the first answer, not hours later
         require_judge(judge[0], policy)
+    require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
     job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary_of(plan.recipe), score, name)

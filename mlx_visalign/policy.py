@@ -21,6 +21,7 @@ from mlx_visalign.images import Aspect, Picture, Preprocessing, image_digest
 from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
+from mlx_visalign.marks import asked
 from mlx_visalign.progress import say
 from mlx_visalign.weights import check_base, fingerprint, read_adapter, stated
 
@@ -86,10 +87,14 @@ class Policy:
         base: str,
         cache_gb: float,
         source: Callable[[], str] | None = None,
+        positions: int | None = None,
     ):
-        """`base` is the fingerprint of the weights, `source` finds that of the weights they were converted from."""
+        """`base` is the fingerprint of the weights, `source` finds that of the weights they were converted from. `positions`:
+        how many tokens the language model was made for, where its config says so.
+        """
         self.model, self.tokenizer, self.preprocessing, self.template = model, tokenizer, preprocessing, template
         self.base, self._find_source = base, source
+        self.positions = positions
         self.image_token = model.config.image_token_index
         self.image_tokens = vlm.image_tokens(model)
         self.end = tokenizer.eos_token_id
@@ -216,8 +221,9 @@ class Policy:
         """One image, one question, one answer (greedy unless `sampling` says otherwise).
 
         The image is a path, the bytes of a file, a Pillow image or an array (see `open_image`): the answer is the same.
+        A template's marks around the question are taken off, and told: the model has its own.
         """
-        prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(question)])
+        prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(asked(question))])
         return self.generate(prefix, sampling or Sampling(), [key_for(seed, "answer")])[0].text
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -286,7 +292,9 @@ def load(
             f"tower takes {model.config.vision_config.image_size}."
         )
     find_source = partial(source_fingerprint, folder)
-    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source)
+    stated_positions = config["text_config"].get("max_position_embeddings")
+    positions = stated_positions if isinstance(stated_positions, int) and stated_positions > 0 else None
+    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source, positions)
     if adapter is not None:
         policy.load_adapter(find_model(adapter))
     return policy

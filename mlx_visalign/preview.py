@@ -24,6 +24,8 @@ def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
         "chosen_tokens": _spread(chosen),
         "rejected_tokens": _spread(rejected),
         "trained_tokens": sum(chosen) + sum(rejected),
+        "longest_row": max(prompt + max(answers) for prompt, *answers in zip(prompts, chosen, rejected, strict=True)),
+        **({} if policy.positions is None else {"positions": policy.positions}),
     }
 
 

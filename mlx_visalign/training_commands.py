@@ -8,20 +8,22 @@ from pathlib import Path
 from rich.console import Group
 
 from mlx_visalign.alignment import Alignment
-from mlx_visalign.arguments import swallowed
+from mlx_visalign.arguments import require_there, swallowed
 from mlx_visalign.asking import images_of_run
 from mlx_visalign.config import dump, load_recipe
 from mlx_visalign.doctor import require_sound
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import build
 from mlx_visalign.foresight import foresee
 from mlx_visalign.memory_plan import forecast, in_full, tell_of_death, training_needs, warn_if_too_large
-from mlx_visalign.pair_formats import read_pairs
+from mlx_visalign.pair_formats import PlacedPair, read_placed_pairs
 from mlx_visalign.photos import content_id
 from mlx_visalign.pipeline import run_recipe
 from mlx_visalign.policy import load
+from mlx_visalign.positions import pairs_that_fit, too_long
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import longest_answer, measure, show_pair
+from mlx_visalign.progress import say
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.records import Pair
 from mlx_visalign.report import show
@@ -30,6 +32,7 @@ from mlx_visalign.run import Run
 from mlx_visalign.stage import fingerprint
 from mlx_visalign.training_options import recipe_values
 from mlx_visalign.weights import WEIGHTS
+from mlx_visalign.words import counted
 from mlx_visalign.workload import Answering, Workload
 
 REFERENCE_BATCH = 8  # pairs scored together
@@ -59,10 +62,11 @@ def train(options: Namespace) -> Result:
     values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
     settings = build(PreferenceSettings, values, options.config)
     run = Run(options.adapter_path, command=options.again)
-    pairs, found = _pairs(options)
+    placed, found = _pairs(options)
     needs = training_needs(settings)
     warn_if_too_large(options.model, forecast(options.model, needs))
     policy = load(options.model)
+    pairs = [one.pair for one in pairs_that_fit(policy, placed, options.skip_bad)]
     measured = measure(policy, pairs)
     longest = longest_answer(measured)
     needs |= {"prompt": measured["prompt_tokens"]["max"], "answer": longest, "images": measured["images"]}
@@ -94,10 +98,11 @@ def train(options: Namespace) -> Result:
     return told(plan | {"adapter": str(run.folder)})
 
 
-def _pairs(options: Namespace) -> tuple[list[Pair], str]:
-    """The pairs, and the name of their format. A file in a run's folder may be about images elsewhere, which the run knows."""
+def _pairs(options: Namespace) -> tuple[list[PlacedPair], str]:
+    """The pairs with their places, and their format's name. A file in a run's folder may be about images that the run knows."""
+    require_there(options, "data", "images")
     file = Path(options.data)
-    return read_pairs(file, options.images, options.skip_bad, images_of_run(file.parent))
+    return read_placed_pairs(file, options.images, options.skip_bad, images_of_run(file.parent))
 
 
 def _scoring(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
@@ -120,8 +125,19 @@ def _not_somebody_elses(folder: Path) -> None:
 
 def check(options: Namespace) -> Result:
     """`visalign check`: a pairs file as it will be trained."""
-    pairs, found = _pairs(options)
+    placed, found = _pairs(options)
     policy = load(options.model)
+    if options.skip_bad:
+        placed = pairs_that_fit(policy, placed, skip_bad=True)
+    elif faults := [fault for one in placed if (fault := too_long(policy, one))]:
+        say(
+            listed(
+                f"{len(faults):,} of the {counted(len(placed), 'pair')} cannot be trained",
+                faults,
+                "Leave them out: --skip-bad.",
+            )
+        )
+    pairs = [one.pair for one in placed]
     figures = {"format": found, **measure(policy, pairs)}
     first = show_pair(policy, pairs[0])
     return Result(figures | {"first_pair": first.plain}, Group(lines(figures), "", "The first pair:", first))

@@ -66,7 +66,9 @@ IMAGES = [
 ]
 
 ROWS = [
-    Case("no pairs file", "check --data nowhere.jsonl", "nowhere.jsonl cannot be read"),
+    Case("no pairs file", "check --data nowhere.jsonl", "--data: there is no file or folder nowhere.jsonl"),
+    Case("nothing that is named", "check --data no.jsonl --images none", ("--data", "no.jsonl", "--images", "none")),
+    Case("no two images", "generate --image no.png photos/0.png none.png", ("no.png", "none.png")),
     Case("a folder as pairs", "check --data photos", "photos cannot be read"),
     Case("no pairs", TRAIN, "pairs.jsonl holds no pairs", put("pairs.jsonl", "")),
     Case("only empty lines", TRAIN, "pairs.jsonl holds no pairs", put("pairs.jsonl", "\n \n\n")),
@@ -139,7 +141,7 @@ ROWS = [
         put("truth.json", '{"photos/0.png": ["gizmo"]}'),
     ),
     Case("a listed image outside", EVAL, ("truth.json", "lies outside"), put("truth.json", '{"/etc/hostname": ["dog"]}')),
-    Case("no such list", "eval --annotations nowhere.json", "nowhere.json cannot be read"),
+    Case("no such list", "eval --annotations nowhere.json", "--annotations: there is no file or folder nowhere.json"),
     Case(
         "a vocabulary that is none", f"{PHOTOS} --vocabulary words.json", "words.json must be a list", put("words.json", "{}")
     ),

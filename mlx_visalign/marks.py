@@ -20,6 +20,7 @@ IMAGE_MARK = re.compile(
     r"|<image_soft_token>|<image_placeholder>|<im_start>(?:<im_patch>|<image>)*<im_end>"
 )
 BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<\uff5cbegin▁of▁sentence\uff5c>")
+BEGUN = re.compile(rf"\s*(?:{'|'.join(map(re.escape, BEGINS))})(?:\s|{'|'.join(map(re.escape, BEGINS))})*")
 ENDS = (
     *("</s>", "<eos>", "<pad>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<|eot|>", "<|eom_id|>"),
     *("<|end_of_text|>", "<end_of_turn>", "<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "<\uff5cend▁of▁sentence\uff5c>"),
@@ -215,22 +216,23 @@ def _several(family: Family, where: str) -> str:
 
 def _lost(text: str, plain: str) -> str | None:
     """The marks before and behind `plain` in the text it comes from, in words."""
-    before, _, behind = text.partition(plain.strip())
-    return ", ".join(mark for mark in (*BEGINS, *ENDS) if mark in before or mark in behind) or None
+    at = text.find(plain.strip())
+    around = f"{text[:at]} {text[at + len(plain.strip()) :]}"
+    return ", ".join(mark for mark in (*BEGINS, *ENDS) if mark in around) or None
 
 
 def _without_begins(text: str) -> str:
-    bare = text.lstrip()
-    while mark := next(filter(bare.startswith, BEGINS), None):
-        text = bare = bare.removeprefix(mark).lstrip()
-    return text
+    begun = BEGUN.match(text)
+    return text[begun.end() :] if begun else text
 
 
 def _without_ends(text: str) -> str:
-    bare = text.rstrip()
-    while mark := next(filter(bare.endswith, ENDS), None):
-        bare = bare.removesuffix(mark).rstrip()
-    return bare
+    end = len(text.rstrip())
+    while mark := next((mark for mark in ENDS if text.endswith(mark, 0, end)), None):
+        end -= len(mark)
+        while text[end - 1 : end].isspace():
+            end -= 1
+    return text[:end]
 
 
 def _opens(text: str, found: re.Match[str]) -> bool:

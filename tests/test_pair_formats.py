@@ -185,3 +185,197 @@ def tiny_processor():
         "{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
     )
     return LlavaProcessor(images, wrapped, patch_size=2, vision_feature_select_strategy="full", chat_template=template)
+
+
+# -- other people's rows ------------------------------------------------------------------------------------------------
+
+GPT, GPT_CAT = {"from": "gpt", "value": "A dog."}, {"from": "gpt", "value": "A cat."}
+MESSAGE, MESSAGE_CAT = {"role": "assistant", "content": "A dog."}, {"role": "assistant", "content": "A cat."}
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+FACTORY = {"conversations": [{"from": "human", "value": "<image>What is it?"}], "chosen": GPT, "rejected": GPT_CAT}
+TRL = {"prompt": "What is it?", "chosen": "A dog.", "rejected": "A cat."}
+WANTED = ("What is it?", "A dog.", "A cat.")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({**FACTORY, "images": ["a.png"]}, "LlamaFactory turns"),
+        ({**FACTORY, "images": ["a.png"], "videos": None, "audios": [], "system": "", "tools": ""}, "LlamaFactory turns"),
+        ({**FACTORY, "conversations": [{"from": "system", "value": ""}, *FACTORY["conversations"]], "images": "a.png"}, None),
+        ({"messages": PARTS, "chosen": MESSAGE, "rejected": MESSAGE_CAT, "images": ["a.png"]}, "LlamaFactory messages"),
+        ({"instruction": "What", "input": "is it?", "chosen": "A dog.", "rejected": "A cat.", "images": ["a.png"]}, None),
+        ({"instruction": "<image>What is it?", "input": "", **TRL, "prompt": None, "images": ["a.png"]}, None),
+        (
+            {"images": ["a.png"], "chosen": [*PARTS, MESSAGE], "rejected": [*USER, MESSAGE_CAT]},
+            "TRL conversations with the prompt in them",
+        ),
+        (
+            {"images": ["a.png"], "prompt": USER, "chosen": [*USER, MESSAGE], "rejected": [*PARTS, MESSAGE_CAT]},
+            "TRL conversations",
+        ),
+        ({"prompt": PARTS, "chosen": MESSAGE, "rejected": "A cat.", "image": "a.png"}, "TRL plain text"),
+        (
+            {
+                "prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, PARTS[0]["content"][1]]}],
+                "chosen": [MESSAGE],
+                "rejected": [MESSAGE_CAT],
+            },
+            "TRL conversations",
+        ),
+    ],
+)
+def test_rows_of_other_trainers_are_read(folder, row, name):
+    (pair,), recognised = read_pairs(write(folder / "data.json", row))
+    assert pair.images == (str(folder / "a.png"),)
+    assert (pair.prompt.replace("\n", " "), pair.chosen, pair.rejected) == WANTED
+    assert name in (None, recognised)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": "a.png"},
+        {"images": "a.png"},
+        {"images": ["a.png"]},
+        {"image": ["a.png"]},
+        {"image": {"path": "a.png", "bytes": None}},
+        {"images": [{"path": "a.png"}]},
+        {"images": None, "image": "a.png"},
+        {"images": ["a.png"], "image": None},
+        {"images": [], "image": "a.png"},
+        {"image_path": "a.png", "image": {"bytes": "iVBORw0K"}},
+        {"image": "a.png", "image_id": 17},
+        {"images": ["a.png"], "image": "./a.png", "conversations": None, "reject": None, "id": None},
+    ],
+)
+def test_the_image_may_be_named_in_many_ways(folder, columns):
+    (pair,), _ = read_pairs(write(folder / "data.json", {**TRL, **columns}))
+    assert pair.images[0].endswith("a.png") and len(pair.images) == 1
+
+
+SAID = [{"from": "human", "value": "What is it?"}, GPT]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        # images and their marks
+        ({**TRL, "images": ["a.png", "a.png"]}, "images names 2 images; pairs about one image are trained"),
+        ({**TRL, "image": ["a.png", "a.png"]}, "image names 2 images"),
+        ({**TRL, "prompt": "<image><image>What?", "image": "a.png"}, r"prompt has 2 marks .* image names one"),
+        (llava("<image>\n<image>\nWhat is it?"), r"conversations has 2 marks for an image \(<image>\), but image names one"),
+        (
+            {**FACTORY, "conversations": [{"from": "human", "value": "<image><image>"}], "images": "a.png"},
+            "conversations has 2",
+        ),
+        ({**TRL, "prompt": [{"role": "user", "content": PARTS[0]["content"] * 2}], "images": ["a.png"]}, "prompt has 2 marks"),
+        (
+            {"question": "<image> <image>?", "chosen": "a", "reject": "b", "image_id": "a.png"},
+            "question has 2 .* image_id names",
+        ),
+        (
+            {**TRL, "images": ["a.png"], "image": "photos/b.png"},
+            "images and image name different images, a.png and photos/b.png",
+        ),
+        ({**TRL, "chosen": "A <image>.", "image": "a.png"}, "chosen: an answer may not contain <image>"),
+        ({"question": "Q", "chosen": "a", "reject": "<image>", "image_id": "a.png"}, "reject: an answer may not contain"),
+        (TRL, "no image in this row; pairs need one, in a column such as images or image"),
+        ({**TRL, "images": None}, "no image in this row; pairs need one"),
+        ({**TRL, "images": []}, r"no image in this row \(images is empty\)"),
+        ({**FACTORY, "images": []}, "no image in this row"),
+        ({k: v for k, v in llava().items() if k != "image"}, "no image in this row"),
+        ({**TRL, "image": {"bytes": "iVBORw0K"}}, "image holds the image itself, not the name of a file"),
+        ({**TRL, "image": {"url": "https://a/b.png"}}, "image holds an address"),
+        ({**TRL, "image": "https://a/b.png"}, "image is an address, not a file"),
+        ({**TRL, "image": "data:image/png;base64,iVBORw0K"}, "image is the image itself, not a file"),
+        ({**TRL, "image": 5}, "image must be the name of an image file, got 5"),
+        # another question on one side
+        (
+            {**llava(), "rejected_conversations": [{"from": "human", "value": "Who is it?"}, GPT_CAT]},
+            "rejected_conversations asks another question than conversations .*'Who is it[?]', not .*'What is it[?]'",
+        ),
+        (
+            {"images": "a.png", "chosen": [*USER, MESSAGE], "rejected": [{**USER[0], "content": "?"}, MESSAGE_CAT]},
+            "rejected asks",
+        ),
+        (
+            {"images": "a.png", "prompt": "Who?", "chosen": [*USER, MESSAGE], "rejected": [MESSAGE_CAT]},
+            "chosen asks .* than prompt",
+        ),
+        # turns and roles
+        (llava(conversations=[*SAID, *SAID]), "conversations must be one turn .*, got 'human', 'gpt', 'human', 'gpt'"),
+        (
+            llava(rejected_conversations=[GPT_CAT]),
+            "rejected_conversations must be one turn from 'human' and one from 'gpt', got 'gpt'",
+        ),
+        (llava(conversations=[{"from": "system", "value": "Be good."}, *SAID]), "conversations has a system turn"),
+        ({**TRL, "prompt": [{"role": "system", "content": "x"}, *USER], "image": "a.png"}, "prompt has a system turn"),
+        ({**TRL, "prompt": [MESSAGE], "image": "a.png"}, "prompt must be one turn from 'user', got 'assistant'"),
+        (
+            {**TRL, "prompt": [*USER, MESSAGE, *USER], "image": "a.png"},
+            "prompt must be one turn .* 'user', 'assistant', 'user'",
+        ),
+        ({**TRL, "rejected": [], "image": "a.png"}, "rejected must be one turn from 'assistant', got none"),
+        (llava(conversations=[{"from": "humna", "value": "?"}, GPT]), "conversations has a turn of the role 'humna'; expected"),
+        (llava(conversations=5), "conversations must be text or turns, got 5"),
+        (llava(conversations=[{"text": "?"}]), "conversations must hold turns, each of a role with its text, got an object"),
+        ({**FACTORY, "images": "a.png", "system": "Be good."}, "system is given"),
+        ({**FACTORY, "images": "a.png", "history": [["a", "b"]]}, "history is given"),
+        ({**FACTORY, "images": "a.png", "videos": ["a.mp4"]}, "videos is given"),
+        # templates
+        ({**TRL, "prompt": "USER: a ASSISTANT: b USER: c ASSISTANT:", "image": "a.png"}, "prompt holds more than one turn"),
+        (
+            {"question": "Q", "chosen": "a", "reject": "b\nUSER: c ASSISTANT: d", "image_id": "a.png"},
+            "reject holds more than one turn",
+        ),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused_in_the_files_own_words(folder, row, message):
+    with pytest.raises(UserError, match=rf"data\.json: row 1: .*{message}"):
+        read_pairs(write(folder / "data.json", row))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**TRL, "chosen": None, "image": "a.png"}, "chosen is null; expected a row like the others"),
+        ({"prompt": "?", "choosen": "a", "rejected": "b"}, "chosen is missing.* Instead of 'choosen', did you mean 'chosen'"),
+        ({**TRL, "prompt": None, "rejected": None}, "prompt is null and rejected is null"),
+        (None, "expected a JSON object, got null"),
+        ({**TRL, "image": ["a.png", "a.png"]}, "image names 2 images"),
+    ],
+)
+def test_a_bad_row_among_good_ones_may_be_left_out(folder, row, message):
+    path = write(folder / "data.jsonl", {**TRL, "image": "a.png"}, row, lines=True)
+    with pytest.raises(UserError, match=rf"data\.jsonl:2: {message}.* --skip-bad"):
+        read_pairs(path)
+    assert len(read_pairs(path, skip_bad=True)[0]) == 1
+
+
+def test_every_bad_row_is_named_with_all_that_is_wrong_in_it(folder):
+    rows = [{**TRL, "image": f"none-{number}.png", "chosen": "A <image>."} for number in range(30)]
+    with pytest.raises(UserError) as told:
+        read_pairs(write(folder / "data.jsonl", {**TRL, "image": "a.png"}, "text", *rows, lines=True))
+    assert str(told.value).startswith("31 of the 32 pairs cannot be used:\n") and len(told.value.each) == 1 + 2 * 30
+    assert str(told.value).count("data.jsonl:") == 20 and "and 41 more" in str(told.value)
+
+
+def test_a_templates_marks_and_a_reference_are_told_once(folder, capsys):
+    asked = {"prompt": "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", "image": "a.png"}
+    row = {**asked, "chosen": "A dog.<|im_end|>", "rejected": "A cat.<|im_end|>", "ref_chosen_logps": -1.0}
+    pairs, _ = read_pairs(write(folder / "data.json", row, row, row))
+    assert {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs} == {WANTED}
+    assert capsys.readouterr().err.splitlines() == [
+        "3 prompts carried a ChatML template, which was taken off.",
+        "6 answers carried <|im_end|>, which was taken off.",
+        "3 pairs came with a reference's log-probabilities, which are computed anew for this model.",
+    ]
+
+
+def test_columns_that_are_nearly_right_are_named(folder):
+    (folder / "data.json").write_text('{"imgae": "a.png", "promt": "?", "choosen": "a", "rejected": "b"}')
+    with pytest.raises(
+        UserError, match=r"no known preference format\. .*'promt', did you mean 'prompt'.*'choosen', .* 'chosen'"
+    ):
+        read_pairs(folder / "data.json")

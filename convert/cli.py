@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.arguments import link_option
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, sentence
 from mlx_visalign.links import following_links
 from mlx_visalign.progress import say
 from mlx_visalign.stopping import exit_code, working
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with following_links(options.follow_links), working():
             figures = options.run(options)
-    except UserError as error:
-        say(f"{PROGRAM} {options.name}: {error}")
+    except (UserError, OSError) as error:
+        say(f"{PROGRAM} {options.name}: {sentence(error)}")
         return 2
     except KeyboardInterrupt as stop:
         say("Stopped. Nothing is left behind.")

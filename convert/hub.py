@@ -5,6 +5,7 @@ no Python, and torch's .bin files only where there are no safetensors.
 """
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     be asked for it first, or cannot be reached while the cache does not have it either.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
         return check_links(path)
     if not NAME.fullmatch(str(name)):
         return path

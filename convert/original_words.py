@@ -54,9 +54,10 @@ def _add_tokens(folder: Path, first: int) -> None:
     reader: Any = AutoTokenizer if (folder / "tokenizer.json").is_file() else LlamaTokenizer
     try:
         tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises just that, and others what they come upon
+        why = str(error).partition("\n")[0]
         raise UserError(
-            f"The tokenizer cannot be read by transformers ({error}). Take the files of the original model."
+            f"The tokenizer cannot be read by transformers ({why}). Take the files of the original model."
         ) from None
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})

@@ -16,7 +16,7 @@ from typing import Any
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.tensors import FLOATS, Tensor
 from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, shown
+from mlx_visalign.fields import build, convert, shown
 from mlx_visalign.vlm import read_json
 
 CONFIG = "adapter_config.json"
@@ -174,6 +174,8 @@ def _check_shapes(path: str, a: Tensor, b: Tensor, rank: int | None, where: Path
 def _check_complete(config: dict[str, Any], layers: Iterable[str], where: Path) -> None:
     """Where the config lists layers by their last names, all blocks of a module must have the same ones."""
     targets = config.get("target_modules")
+    if isinstance(targets, list):
+        convert(targets, list[str], f"{where.with_name(CONFIG)}: target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return
     stacks: dict[str, dict[int, set[str]]] = {}

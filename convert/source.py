@@ -4,6 +4,7 @@ Only headers are read; a tensor's bytes are mapped when it is asked for, and the
 be a symbolic link, as all are in the hub's cache.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ def _whole_set(files: list[Path]) -> list[Path]:
 
 
 def _existing(shards: Iterable[Path]) -> list[Path]:
-    found = list(shards)
-    if missing := [shard for shard in found if not shard.is_file()]:
+    found = list(shards)  # Path.is_file would raise for a name that is too long
+    if missing := [shard for shard in found if not os.path.isfile(shard)]:
         lost = [f"the shard {shard.name} is missing" for shard in missing]
         raise UserError(listed(f"{missing[0].parent} is not whole", lost, "Download the folder again."))
     return found

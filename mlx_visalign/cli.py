@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, sentence
 from mlx_visalign.fields import unknown
 from mlx_visalign.links import following_links
 from mlx_visalign.options import build_parser
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with following_links(getattr(options, "follow_links", False)):
             return 0 if _do(options) else 2
-    except UserError as error:
-        say(f"visalign {options.command}: {error}")
+    except (UserError, OSError) as error:
+        say(f"visalign {options.command}: {sentence(error)}")
         return 2
     except KeyboardInterrupt as stop:
         return exit_code(stop)

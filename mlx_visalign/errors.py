@@ -1,5 +1,6 @@
 """The one exception a user's mistake raises. The command line prints its text and exits with 2, without a traceback."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -7,6 +8,7 @@ T = TypeVar("T")
 
 NAMED = 20  # of many faults so many are named, and the others counted
 ROW = 100  # characters
+NAME = 300  # of a file
 
 
 class UserError(Exception):
@@ -15,6 +17,16 @@ class UserError(Exception):
     def __init__(self, text: str, each: Sequence[str] = ()):
         super().__init__(text)
         self.each = tuple(each) or (text,)
+
+
+def sentence(error: UserError | OSError) -> str:
+    """What to tell of it: of a system's error, which file and why. One that is about no file is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.filename is None:
+        raise error
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    return f"{name if len(name) < NAME else name[: NAME // 2] + '...'} cannot be used: {error.strerror}."
 
 
 def listed(head: str, items: Iterable[object], advice: str = "") -> str:

@@ -20,6 +20,7 @@ from mlx_visalign.errors import UserError, collect, refuse
 T = TypeVar("T")
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+LARGEST = 10**18  # below it is what C, MLX and JSON of other programs take for a whole number
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -93,6 +94,8 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
         return float(value)
     if type(value) is not kind or kind is float:
         raise UserError(f"{where} must be {WORDS[kind]}, got {shown(value)}.")
+    if kind is int and abs(value) >= LARGEST:
+        raise UserError(f"{where} must be a whole number of fewer than 19 digits, got {shown(value)}.")
     if isinstance(value, str) and SURROGATE.search(value):
         raise UserError(f"{where} is broken text: it holds half of a two-part character (a lone surrogate).")
     return value

@@ -313,12 +313,12 @@ def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) ->
 
 def read_tokenizer(folder: Path) -> Any:
     """A folder's tokenizer as transformers reads it. No Python of the folder's is run, and no template rendered."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in WORDS):  # transformers would make one without a single word
         raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(WORDS)} there.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{folder} has no tokenizer that transformers can read ({error}).") from None
+    except Exception as error:  # the tokenizers library raises just that, and others what they come upon
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{folder} has no tokenizer that transformers can read ({why}).") from None

@@ -3,6 +3,7 @@
 It is a YAML file (see `config`) with the fields of `Recipe` and, under `settings`, those of the method's `Settings`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -91,7 +92,7 @@ class Plan:
 def find_recipe(name: str) -> Path:
     """A recipe's file, by its path or, for those that come with the package, by its name."""
     for path in (Path(name), RECIPES / f"{name}.yaml"):
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises for a name that is too long
             return path
     raise UserError(f"{name} is no file, and among the recipes that come along: {unknown(name, list_recipes())}")
 
@@ -128,7 +129,7 @@ def _require_there(recipe: Recipe) -> None:
 
     named = {name: asdict(recipe)[name] for name in ("model", "prompts", "vocabulary")}
     given = {name: path for name, path in named.items() if path not in (None, "tiny")}
-    problems = [f"{name}: there is no file or folder {path}." for name, path in given.items() if not Path(path).exists()]
+    problems = [f"{name}: there is no file or folder {path}." for name, path in given.items() if not os.path.exists(path)]
     if recipe.images not in (None, TINY_WORLD):
         try:
             places(recipe.images)

@@ -1,8 +1,10 @@
 """From a Hugging Face config to an mlx-vlm model. What its classes would compute wrong is refused, with the reason."""
 
+import typing
 from typing import Any
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import WORDS, convert, shown
 
 # The one value of a setting that each family's classes compute, which is also transformers' default for it.
 ONLY: dict[str, dict[str, Any]] = {
@@ -34,6 +36,8 @@ def build_model(config: dict[str, Any]) -> Any:
     family = llava if kind == "llava" else llava_onevision
     try:
         _check_settings(config)
+        for part, cls in (("text_config", family.TextConfig), ("vision_config", family.VisionConfig)):
+            _check_types(config[part], cls, f"The model's config.json: {part}")
         text = family.TextConfig.from_dict(_text_settings(config))
         vision = family.VisionConfig.from_dict(config["vision_config"])
         _check_layer(config.get("vision_feature_layer", -2), vision.num_hidden_layers)
@@ -63,6 +67,13 @@ def _check_settings(config: dict[str, Any]) -> None:
             )
 
 
+def _check_types(values: dict[str, Any], cls: type, where: str) -> None:
+    """mlx-vlm takes a value of any type, and fails when it computes with it."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if kind in WORDS and values.get(name) is not None:
+            convert(values[name], kind, f"{where}.{name}")
+
+
 def _check_layer(layer: int, blocks: int) -> None:
     """The tower's states are those before its first block and after each."""
     if not -blocks - 1 <= layer <= blocks:
@@ -73,9 +84,14 @@ def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
     """text_config with what transformers reads in other places than mlx-vlm does."""
     text = config["text_config"]
     rope = text.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"The model's config.json: text_config.rope_parameters must be named values, got {shown(rope)}.")
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope_type {rope['rope_type']!r} is not supported, only 'default' is.")
-    found = text | {"rope_theta": rope.get("rope_theta", text.get("rope_theta", 10000.0))}
+    theta = convert(
+        rope.get("rope_theta", text.get("rope_theta", 10000.0)), float, "The model's config.json: text_config.rope_theta"
+    )
+    found = text | {"rope_theta": theta}
     if config["model_type"] == "llava_onevision" and config.get("tie_word_embeddings"):
         found["tie_word_embeddings"] = True
     return found

@@ -1,0 +1,164 @@
+"""Commands that get SIGINT, SIGTERM or SIGHUP at random moments, and are then given again: do they end as they should?
+
+    make signals                                        # 60 of each signal
+    python tests/benchmarks/signals.py --count 12 --only run
+
+A command is a process of its own, as installed. It gets its signal after a time drawn uniformly from what an undisturbed one
+takes, and every fourth of each signal within its first second. It must end with 128 + signal (or as if nothing had been,
+where the signal came too late), say no more than one sentence of the stop, and have no traceback; given again it must end as
+an undisturbed one does, with the same adapter or model bit for bit, and leave nothing else.
+
+Before a command's first line Python itself starts, and a signal then ends the process as Python and the system have it:
+those are told by the signals that the process handles at that moment (Linux), and counted apart.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sample_photos import write_photos
+from small_runs import write_recipe
+
+from mlx_visalign.policy import TINY
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+VISALIGN = Path(sys.executable).with_name("visalign")
+BROKEN = (b"Traceback", b"Exception ignored", b"Fatal Python error")
+SENTENCES = (b"to go on, run", b"Nothing is left behind")  # what is said of a stop, at most one of them
+
+
+@dataclass
+class Command:
+    """A command, and the folder it makes, if it makes one. `seconds`: what an undisturbed one takes."""
+
+    name: str
+    arguments: list[str]
+    output: str | None = None
+    seconds: float = 0.0
+    ends: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, help="of each signal")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="names of commands")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        commands = [each for each in made(Path(folder)) if options.only is None or each.name in options.only]
+        os.chdir(folder)
+        for command in commands:
+            begun = time.perf_counter()
+            subprocess.run(whole(command), check=True, capture_output=True)
+            command.seconds = time.perf_counter() - begun
+        draw = random.Random(options.seed)
+        for number in range(options.count):
+            for signum in SIGNALS:
+                command = commands[number % len(commands)]
+                longest = min(1.0, command.seconds) if number // len(commands) % 4 == 0 else command.seconds
+                disturb(command, signum, draw.uniform(0, 0.95 * longest))
+    report(commands)
+    sys.exit(1 if any(command.wrong for command in commands) else 0)
+
+
+def made(folder: Path) -> list[Command]:
+    """The commands; what they read is in `folder`."""
+    write_photos(folder / "photos", 2)
+    shutil.copytree(TINY, folder / "model")
+    (folder / "whole").mkdir()
+    recipe = str(write_recipe("seva", folder))
+    return [
+        Command("run", ["run", "-c", recipe, "--output", "{}/run"], "run"),
+        Command("convert", ["convert", "llava", "--hf-path", "model", "--mlx-path", "{}/mlx", "--verify"], "mlx"),
+        Command("generate", ["generate", "--image", "photos/0.png", "photos/1.png"]),
+        Command("help", ["--help"]),
+        Command("doctor", ["doctor"]),
+    ]
+
+
+def whole(command: Command, folder: str = "whole") -> list[str]:
+    return [str(VISALIGN), *(argument.format(folder) for argument in command.arguments)]
+
+
+def disturb(command: Command, signum: signal.Signals, moment: float) -> None:
+    """Start the command, send the signal after so many seconds, look at how it ends, and see it through."""
+    Path("stopped").mkdir()
+    process = subprocess.Popen(whole(command, "stopped"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(moment)
+    ready = handles(process.pid)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=300)
+    kind = "too late" if process.returncode == 0 else "stopped" if ready else "before its first line"
+    command.ends[kind] += 1
+    what = f"{command.name}, {signum.name} after {moment:.3f} s:"
+    if kind == "stopped":
+        if process.returncode != 128 + signum:
+            command.wrong.append(f"{what} exit code {process.returncode}")
+        if sum(err.count(each) for each in SENTENCES) > 1:
+            command.wrong.append(f"{what} says {err!r}")
+    if kind != "before its first line" and any(each in out + err for each in BROKEN):
+        command.wrong.append(f"{what} {err.decode(errors='replace')}")
+    if command.output is not None:
+        again = subprocess.run(whole(command, "stopped"), capture_output=True)
+        finished = kind == "too late" and again.returncode == 2  # a converter does not write over what is there
+        if again.returncode != 0 and not finished:
+            command.wrong.append(f"{what} then {again.stderr.decode(errors='replace')}")
+        command.wrong += [f"{what} then other {name}" for name in differences(Path("whole"), Path("stopped"), command.output)]
+    shutil.rmtree("stopped")
+
+
+def handles(pid: int) -> bool:
+    """Whether a process handles SIGTERM by now, which a command does from its first line on; True where nobody can tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return sys.platform != "linux"
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def differences(sound: Path, other: Path, output: str) -> Iterator[str]:
+    """What is other beside or in the second folder: files, weights and records; what is measured in seconds may be."""
+    names = [
+        {
+            str(path.relative_to(top))
+            for path in top.rglob("*")
+            if path.name != ".lock" and path.relative_to(top).parts[0] == output
+        }
+        for top in (sound, other)
+    ]
+    strange = [path.name for path in other.iterdir() if path.name != output]
+    yield from (f"{name} (in one only)" for name in sorted(names[0] ^ names[1]) + strange)
+    for name in sorted(names[0] & names[1]):
+        same = (".safetensors", ".jsonl") if output == "run" else (".safetensors", ".json")
+        if name.endswith(same) and "metrics" not in name and (sound / name).read_bytes() != (other / name).read_bytes():
+            yield name
+
+
+def report(commands: list[Command]) -> None:
+    kinds = ("stopped", "before its first line", "too late")
+    table = Table("command", "seconds", *kinds, "wrong")
+    for command in commands:
+        ends = [str(command.ends[kind]) for kind in kinds]
+        table.add_row(command.name, f"{command.seconds:.1f}", *ends, "\n".join(command.wrong) or "nothing")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

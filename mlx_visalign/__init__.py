@@ -12,7 +12,7 @@ What is named here is loaded when it is first used: `import mlx_visalign` itself
 
 from typing import Any
 
-__all__ = ["Policy", "align", "load"]
+__all__ = ["Policy", "align", "following_links", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from mlx_visalign.api import align
 
         return align
+    if name == "following_links":
+        from mlx_visalign.links import following_links
+
+        return following_links
     if name in ("load", "Policy"):
         from mlx_visalign import policy
 

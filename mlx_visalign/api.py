@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.cli import find_method, find_scorer
-from mlx_visalign.links import following_links
+from mlx_visalign.links import are_followed, following_links
 from mlx_visalign.pipeline import run_recipe
 from mlx_visalign.recipe import find_recipe, make_plan
 from mlx_visalign.run import Run
@@ -35,7 +35,7 @@ def align(
     overrides["settings"] = settings
     plan = make_plan(find_recipe(recipe), find_method, preset, overrides)
     score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
-    with following_links(follow_links):
+    with following_links(follow_links or are_followed()):
         return run_recipe(plan, Run(output, reuse=reuse), on_metrics, score)
 
 

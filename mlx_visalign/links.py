@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 
 REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")  # of the hub's cache; a file is REPOSITORY/snapshots/REVISION/FILE
-SHOWN = 20
 _followed = False
 
 
@@ -54,12 +53,9 @@ def check_links(folder: Path) -> Path:
         paths = (Path(parent, name) for name in sorted(folders + files))
         out += [path for path in paths if path.is_symlink() and leads_out(path, folder)]
     if out:
-        told = [f"{path.relative_to(folder)} (to {os.readlink(path)})" for path in out[:SHOWN]]
-        more = f" and {len(out) - SHOWN} more" if len(out) > SHOWN else ""
-        raise UserError(
-            f"Links in {folder} lead out of it: {', '.join(told)}{more}. Put what they lead to in their place, remove them, "
-            "or add --follow-links if you made them yourself."
-        )
+        told = [f"{path.relative_to(folder)}, to {os.readlink(path)}" for path in out]
+        advice = "Remove them, put what they lead to in their place, or add --follow-links if you made them yourself."
+        raise UserError(listed(f"In {folder} links lead out of it", told, advice))
     return folder
 
 

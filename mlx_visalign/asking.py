@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_visalign.images import check_image
+from mlx_visalign.links import leads_out
 from mlx_visalign.photos import Photo, content_id, find_photos, held_out, near_identical, require_unchanged
 from mlx_visalign.progress import say
 from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
@@ -53,7 +54,8 @@ def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
 def images_of_run(folder: Path) -> str | None:
     """The user's folder of images that the run in `folder` is about; None where there is no such run, or none is known."""
     stage = Stage(folder, "prompts")
-    images = stage.settings().get("images") if stage.settings_file.exists() else None
+    known = stage.settings_file.exists() and not leads_out(stage.settings_file, folder)
+    images = stage.settings().get("images") if known else None
     if images in (None, TINY_WORLD):
         return None
     places = [images] if isinstance(images, str) else images

@@ -49,7 +49,8 @@ def contender(name: str, model: str) -> Contender:
     if not found:
         read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
         return Contender(name, name)
-    rounds = len(read_config(check_links(found[0]))[2])
+    check_links(Path(path))
+    rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:
         raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")
     return Contender(name, model, found[0], int(number or rounds))

@@ -35,7 +35,9 @@ def are_followed() -> bool:
 
 
 def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a link takes `path` out of `folder`, or of the hub's repository that the folder belongs to."""
+    """Whether a link that is not to be followed takes `path` out of `folder`, or of the hub's repository that it is of."""
+    if _followed:
+        return False
     home = Path(os.path.realpath(folder))
     for place in (home, *home.parents):
         if place.parent.name == "snapshots" and REPOSITORY.fullmatch(place.parent.parent.name):
@@ -45,10 +47,8 @@ def leads_out(path: Path, folder: Path) -> bool:
 
 
 def check_links(folder: Path) -> Path:
-    """`folder`, if no link in it or in a folder below leads out of it, or links are followed. Else UserError names them."""
-    if _followed:
-        return folder
-    out = []
+    """`folder`, if no link in it or in a folder below leads out of it, or such links are followed. UserError names them."""
+    out: list[Path] = []
     for parent, folders, files in os.walk(folder):
         paths = (Path(parent, name) for name in sorted(folders + files))
         out += [path for path in paths if path.is_symlink() and leads_out(path, folder)]
@@ -100,7 +100,7 @@ def image_inside(root: Path, name: str, where: str, elsewhere: str | None = None
         raise UserError(f"{where}: the image {name} lies outside {root}. {advice}")
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise UserError(f"{where}: there is no image {path}. {advice}")
-    if not _followed and leads_out(path, root):
+    if leads_out(path, root):
         raise UserError(
             f"{where}: the image {name} is behind a link that leads out of {root}, to {os.path.realpath(path)}. Put the image "
             "in its place, or add --follow-links if you made the link yourself."

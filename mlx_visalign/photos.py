@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_visalign.errors import UserError, listed
 from mlx_visalign.images import HEIC_FIX, check_image, formats_read, reads_heic
-from mlx_visalign.links import are_followed, leads_out
+from mlx_visalign.links import leads_out
 from mlx_visalign.progress import progress, say
 from mlx_visalign.words import counted
 
@@ -240,7 +240,7 @@ def _sort_in(path: Path, top: Path, found: _Found) -> None:
         return
     elif kind in HEIC and not reads_heic():
         found.left_out[f"{{:,}} HEIC (to read them: {HEIC_FIX})"] += 1
-    elif kind in READ + HEIC and not are_followed() and path.is_symlink() and leads_out(path, top):
+    elif kind in READ + HEIC and path.is_symlink() and leads_out(path, top):
         found.left_out["links that lead out of the folder: {:,} (to read what they lead to: --follow-links)"] += 1
     elif kind in READ + HEIC:
         found.files.append(path)

@@ -8,6 +8,7 @@ from PIL import Image
 
 import mlx_visalign
 from mlx_visalign import api
+from mlx_visalign.cli import main
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.listed import listed_benchmark
 from mlx_visalign.links import are_followed, check_links, following_links, image_inside, named, unlinked
@@ -120,6 +121,14 @@ def test_links_in_a_run_are_refused_before_anything_is_read_or_written(folder, t
         with pytest.raises(UserError, match="links lead out of it"):
             make()
     assert not (tmp_path / "new").exists() and sorted(os.listdir(folder)) == ["a.png", "b.png", "deeper"]
+
+
+def test_the_adapter_that_a_runs_folder_stands_for_may_not_be_elsewhere(folder, tmp_path, capsys):
+    (folder.parent / "elsewhere/adapter_config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/adapter").symlink_to(folder.parent / "elsewhere")
+    assert main(["compare", "tiny", str(tmp_path / "run"), "--images", "tiny-world", "--output", str(tmp_path / "a.html")]) == 2
+    assert "links lead out of it: adapter, to" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_followed_is_no_setting_of_a_run():

@@ -7,6 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ HEIC = (".heic", ".heif", ".hif")
 NOT_READ = (".avif", ".bmp", ".dng", ".jxl", ".tif", ".tiff")
 LIBRARIES = (".photoslibrary", ".photolibrary")  # of Photos, and of iPhoto before it
 IN_ICLOUD = ".icloud"  # .IMG_1.jpg.icloud stands for an IMG_1.jpg that is not on this Mac
+LEAD_OUT = "links that lead out of the folder: {:,} (to read what they lead to: --follow-links)"
 EXPORT = "export its photos, or name the folder originals inside it"
 ALIKE = 0.7  # the same photo in other sizes and qualities has 0.68 and more, bursts mostly too; different ones at most 0.55
 STEPS = 16  # with fewer an image is too flat to be told from another
@@ -42,19 +44,20 @@ class Photo:
     look: bytes = field(default=b"", repr=False)
 
 
-def places(images: Images) -> dict[Path, bool]:
-    """The files and folders that `images` names, and whether each is named itself.
+def places(images: Images) -> dict[Path, Path | None]:
+    """The files and folders that `images` names. None for each that is named itself, else the folder it was found in.
 
     A pattern that no shell has expanded ("photos/*.jpg") stands for what it matches. UserError where there is nothing.
     """
-    found: dict[Path, bool] = {}
+    found: dict[Path, Path | None] = {}
     for name in names_of(images):
         there = os.path.lexists(name)
         matching = [name] if there else sorted(glob.glob(name, recursive=True))
         if not matching:
             what = "nothing that matches" if glob.has_magic(name) else "no file or folder"
             raise UserError(f"images: there is {what} {name}.")
-        found |= {Path(os.path.abspath(match)): there for match in matching}
+        top = None if there else Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
+        found |= {Path(os.path.abspath(match)): top for match in matching}
     return found
 
 
@@ -78,13 +81,15 @@ def find_photos(images: Images, limit: int | None = None, skip_bad: bool = False
     be is a UserError, or with `skip_bad` left out. One sentence says how many there are, and how many are left out and why.
     """
     found, folder = _Found(), called(images)
-    for place, itself in places(images).items():
-        if place.is_dir():
+    for place, top in places(images).items():
+        if top is not None and leads_out(place, top):
+            found.left_out[LEAD_OUT] += 1
+        elif place.is_dir():
             _search(place, found)
-        elif itself:
+        elif top is None:
             found.files.append(place)  # what it is shows when it is opened
         else:
-            _sort_in(place, place.parent, found)
+            _sort_in(place, top, found)
     by_content = _by_content(found)
     if not by_content and not found.problems:
         raise UserError(f"There is no {formats_read()} image in {folder} or a folder below it.{found.left_out_said()}")
@@ -241,7 +246,7 @@ def _sort_in(path: Path, top: Path, found: _Found) -> None:
     elif kind in HEIC and not reads_heic():
         found.left_out[f"{{:,}} HEIC (to read them: {HEIC_FIX})"] += 1
     elif kind in READ + HEIC and path.is_symlink() and leads_out(path, top):
-        found.left_out["links that lead out of the folder: {:,} (to read what they lead to: --follow-links)"] += 1
+        found.left_out[LEAD_OUT] += 1
     elif kind in READ + HEIC:
         found.files.append(path)
     elif kind in NOT_READ:

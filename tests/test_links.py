@@ -94,6 +94,14 @@ def test_photos_behind_links_are_left_out_and_counted(folder, capsys):
         assert len(find_photos(folder)) == 2
 
 
+@pytest.mark.parametrize(("pattern", "inside", "all_told"), [("*.png", 1, 2), ("**/*.png", 1, 3), ("deep*/*", 1, 3)])
+def test_a_pattern_finds_nothing_behind_links(folder, capsys, pattern, inside, all_told):
+    assert len(find_photos(folder / pattern)) == inside
+    assert "links that lead out of the folder: " in capsys.readouterr().err
+    with following_links():
+        assert len(find_photos(folder / pattern)) == all_told
+
+
 @pytest.mark.parametrize("name", ["b.png", "deeper/more/c.png"])
 def test_a_row_about_an_image_behind_a_link(folder, name):
     (folder / "truth.json").write_text(json.dumps({name: ["cat"]}))

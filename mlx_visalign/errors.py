@@ -33,10 +33,10 @@ def listed(head: str, items: Iterable[object], advice: str = "") -> str:
     """ "HEAD: a; b; ... and 3 more. ADVICE": at most 20 of the items, each on its own line where a row would be long."""
     every = [str(item) for item in items]
     few = every[:NAMED] + [f"and {len(every) - NAMED:,} more"] * (len(every) > NAMED)
-    row = "; ".join(few)
+    row = "; ".join(item.removesuffix(".") for item in few)
     if len(few) > 1 and len(row) > ROW:
         return "\n".join([f"{head}:", *(f"  {item}" for item in few), *([advice] if advice else [])])
-    return f"{head}: {row}{'' if row.endswith('.') else '.'} {advice}".rstrip()
+    return f"{head}: {row}{'' if row.endswith('?') else '.'} {advice}".rstrip()
 
 
 def collect(jobs: Iterable[Callable[[], T]]) -> list[T]:

@@ -113,7 +113,7 @@ class Family:
 
 def _roles(name: str, opening: str, user: str = "user", assistant: str = "assistant", system: str = "system") -> Family:
     """A family whose turns open with the same tokens around the role."""
-    return Family(name, *(opening.replace("ROLE", role) for role in (user, assistant, system)))
+    return Family(name, opening.replace("ROLE", user), opening.replace("ROLE", assistant), opening.replace("ROLE", system))
 
 
 FAMILIES = (

@@ -195,14 +195,13 @@ def _pair(form: Format, row: Row, name: str, find: Callable[[str, str], Path], w
                 f"{where}: {column} is given; a pair is one question about one image with two answers. Take it out."
             )
     asked, chosen, rejected, pictures = _conversation(form, row, where)
-    question, chosen, rejected, image = collect(
-        [
-            partial(_question, asked, where, taken_off),
-            partial(_answer, chosen, f"{where}: {form.chosen}", taken_off),
-            partial(_answer, rejected, f"{where}: {form.rejected}", taken_off),
-            lambda: str(find(_image(row, asked, pictures, where), where)),
-        ]
-    )
+    parts: list[Callable[[], str]] = [
+        partial(_question, asked, where, taken_off),
+        partial(_answer, chosen, f"{where}: {form.chosen}", taken_off),
+        partial(_answer, rejected, f"{where}: {form.rejected}", taken_off),
+        lambda: str(find(_image(row, asked, pictures, where), where)),
+    ]
+    question, chosen, rejected, image = collect(parts)
     extras = {column: row[column] for column in OURS if column in row} if form.own else {}
     values = {
         **extras,

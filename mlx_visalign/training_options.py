@@ -139,7 +139,10 @@ def check(commands: Any) -> None:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="FILE", required=True, help="pairs: TRL's, LLaVA's, SeVa's, CSR's or RLAIF-V's columns"
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="pairs: TRL's, LLaVA's, LlamaFactory's, SeVa's, CSR's or RLAIF-V's columns",
     )
     parser.add_argument("--images", action=OneFolder, help="what image paths in it are relative to; its own folder")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and count them")

@@ -263,7 +263,8 @@ def test_terminal_codes_are_shown_and_not_sent(kit, tmp_path, monkeypatch, capsy
     (tmp_path / "photos/0.png").rename(tmp_path / names[0])
     (tmp_path / names[1]).write_text("no image")
     monkeypatch.chdir(tmp_path)
-    assert main(["generate", "--max-tokens", "2", "--image", *names]) == 2
+    for images, code in (([names[0], "photos/1.png"], 0), (names, 2)):
+        assert main(["generate", "--max-tokens", "2", "--image", *images]) == code
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err and "\x07" not in said.out
     assert "\\x1b]0;owned" in said.out and "\\x1b[2J" in said.err

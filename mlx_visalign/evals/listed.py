@@ -5,9 +5,10 @@
 is the whole format. Objects are named as in the vocabulary, by any of their phrases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlx_visalign.errors import UserError, collect
 from mlx_visalign.evals.annotations import ObjectCounts
@@ -35,12 +36,11 @@ def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int
     listed = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
     if not listed:
         raise UserError(f"{file} lists no image.")
-    paths, annotations = collect(
-        [
-            lambda: collect(partial(image_inside, images, name, str(file)) for name in listed),
-            lambda: named_by(vocabulary, listed, str(file)),
-        ]
-    )
+    jobs: list[Callable[[], Any]] = [
+        lambda: collect(partial(image_inside, images, name, str(file)) for name in listed),
+        lambda: named_by(vocabulary, listed, str(file)),
+    ]
+    paths, annotations = collect(jobs)
     pictures: dict[str, Picture] = dict(zip(listed, paths, strict=True))
     counts = ObjectCounts.of(annotations.values())
     questions: dict[Split, list[Question]] = {

@@ -1,5 +1,6 @@
 """Bad inputs: what is spoilt, the command that meets it, and what its one message must name."""
 
+import json
 import os
 
 import mlx.core as mx
@@ -32,8 +33,16 @@ EVAL = "eval --annotations truth.json --max-tokens 4"
 ADAPTER = "generate --image photos/0.png --adapter-path adapter"
 MODEL = "generate --image photos/0.png --model model"
 DRY = "run seva --images photos --dry-run"
+LLAVA = "convert llava --hf-path model --mlx-path out"
 SEVA, CSR, FISAO = (f"run -c {method}.yaml --output runs/{method}" for method in SETTINGS)
 CLIP = "run csr --images photos --output out --set clip=clip"
+
+
+def index(shard):
+    """The model as one shard of this name, which an index gives."""
+    listed = put("model/model.safetensors.index.json", json.dumps({"weight_map": {"a": shard}}))
+    return lambda folder: [gone("model/model.safetensors")(folder), listed(folder)]
+
 
 IMAGES = [
     Case("a missing image", "generate --image photos/9.png", "photos/9.png: no such image"),
@@ -239,6 +248,14 @@ RECIPES = [
     ),
     Case("a scorer without a module", RECIPE, "MODULE:FUNCTION", recipe("method: csr\nimages: photos\nscorer: ':score'")),
     Case("a phrase without a place", "run fisao --images photos --output out --set phrase=a", "phrase is 'a'"),
+    Case("images of a name too long", RECIPE, "there is no file or folder", recipe("method: seva\nimages: " + "a/" * 3000)),
+    Case("a recipe of a name too long", f"run -c {'a' * 3000}", "is no file"),
+    Case(
+        "a number of 400 digits",
+        RECIPE,
+        ("settings: groups", "fewer than 19 digits"),
+        recipe(f"method: csr\nimages: photos\nsettings: {{groups: {'9' * 400}}}"),
+    ),
     Case("an unknown benchmark", "eval --benchmark chari", "Did you mean 'chair'?"),
 ]
 
@@ -293,6 +310,28 @@ MODELS = [
     Case("a config without words", MODEL, "config.json", field("model/config.json", "text_config", None)),
     Case("a config with a text for words", MODEL, "config.json", field("model/config.json", "text_config", "llama")),
     Case("a width that is text", MODEL, "config.json", field("model/config.json", "text_config.hidden_size", "wide")),
+    Case("a base that is text", MODEL, "text_config.rope_theta", field("model/config.json", "text_config.rope_theta", "a")),
+    Case(
+        "a rounding that is text",
+        MODEL,
+        "text_config.rms_norm_eps",
+        field("model/config.json", "text_config.rms_norm_eps", "a"),
+    ),
+    Case(
+        "rotations that are a list",
+        MODEL,
+        "rope_parameters must be named values",
+        field("model/config.json", "text_config.rope_parameters", [1]),
+    ),
+    Case(
+        "heads that are a list",
+        MODEL,
+        "vision_config.num_attention_heads",
+        field("model/config.json", "vision_config.num_attention_heads", [4]),
+    ),
+    Case("merges that are none", MODEL, "model has no tokenizer", field("model/tokenizer.json", "model.merges", [1, 2])),
+    Case("a shard of a name too long", LLAVA, "is missing", index("a" * 3000)),
+    Case("a shard of a name that is none", LLAVA, "is missing", index("a\0b")),
     Case("a layer that is not there", MODEL, "config.json", field("model/config.json", "vision_feature_layer", 99)),
     Case("no image token", MODEL, "config.json", field("model/config.json", "image_token_index", "x")),
     Case("a template that is none", MODEL, "model", field("model/config.json", "visalign", {"template": "alpaca"})),

@@ -13,6 +13,7 @@ from spoiling import (
     first_changed,
     gone,
     line,
+    link,
     nested,
     nothing_left,
     picture,
@@ -461,4 +462,36 @@ ADAPTERS = [
     Case("a world that cannot be written", "world train --output pairs.jsonl", "pairs.jsonl"),
 ]
 
-CASES = [*IMAGES, *ROWS, *RECIPES, *RUNS, *MODELS, *ADAPTERS]
+LINKS = [
+    Case(f"{what} that is a link", command, f"{name} was not written to, since it is a link, to", link(name))
+    for what, name, command in (
+        ("a page", "a.html", "compare tiny tiny --images photos --output a.html"),
+        ("a picture", "a.png", "world draw --output a.png"),
+        ("a run", "out", PHOTOS),
+        ("a training", "out", TRAIN),
+        ("a new model", "out", "convert llava --hf-path model --mlx-path out"),
+        ("a fused model", "out", "fuse --model model --adapter-path adapter --mlx-path out"),
+    )
+]
+LINKS += [
+    Case(f"a link in {what}", command, ("links lead out of it", f"{name.rpartition('/')[2]}, to", "--follow-links"), link(name))
+    for what, name, command in (
+        ("a model", "model/config.json", MODEL),
+        ("a model that judges", "clip/tokenizer.json", CLIP),
+        ("an adapter", "adapter/adapters.safetensors", ADAPTER),
+        ("an adapter to be uploaded", "adapter/README.md", "upload --path adapter --upload-repo me/x"),
+        ("a run to go on with", "runs/seva/plots", SEVA),
+        ("a run to reuse", "runs/seva/extra", f"{PHOTOS} --reuse runs/seva"),
+    )
+]
+LINKS += [
+    Case(
+        f"an image behind a link in {file}",
+        command,
+        (file, "behind a link that leads out of", "--follow-links"),
+        link("photos/1.png"),
+    )
+    for file, command in (("pairs.jsonl:2", TRAIN), ("prompts.jsonl:2", PROMPTS), ("truth.json", EVAL))
+]
+
+CASES = [*IMAGES, *ROWS, *RECIPES, *RUNS, *MODELS, *ADAPTERS, *LINKS]

@@ -106,6 +106,17 @@ def gone(name: str) -> Spoil:
     return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
+def link(name: str, target: str = "/") -> Spoil:
+    """A link to somewhere else in the place of a file or folder."""
+
+    def spoil(folder: Path) -> None:
+        if (folder / name).exists():
+            gone(name)(folder)
+        (folder / name).symlink_to(target)
+
+    return spoil
+
+
 def cut(name: str, share: float = 0.5) -> Spoil:
     """The file's beginning only."""
     return lambda folder: os.truncate(folder / name, int(share * (folder / name).stat().st_size))

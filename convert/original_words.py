@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_visalign.convert.folder import carry, write_json
 from mlx_visalign.convert.processor import IMAGES, TOKENIZER
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, plainly
 from mlx_visalign.files import remove, save_pretrained, write_atomically
 from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
@@ -55,9 +55,8 @@ def _add_tokens(folder: Path, first: int) -> None:
     try:
         tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises just that, and others what they come upon
-        why = str(error).partition("\n")[0]
         raise UserError(
-            f"The tokenizer cannot be read by transformers ({why}). Take the files of the original model."
+            f"The tokenizer cannot be read by transformers ({plainly(error)}). Take the files of the original model."
         ) from None
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})

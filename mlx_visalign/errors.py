@@ -1,6 +1,7 @@
 """The one exception a user's mistake raises. The command line prints its text and exits with 2, without a traceback."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -27,6 +28,11 @@ def sentence(error: UserError | OSError) -> str:
         raise error
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
     return f"{name if len(name) < NAME else name[: NAME // 2] + '...'} cannot be used: {error.strerror}."
+
+
+def plainly(error: BaseException) -> str:
+    """What a library says of it, for people: the first line, and a type without Python's brackets."""
+    return re.sub(r"<class '(.*?)'>", r"\1", str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def listed(head: str, items: Iterable[object], advice: str = "") -> str:

@@ -11,7 +11,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 10**18  # below it is what C, MLX and JSON of other programs take for a whole number
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # of a model
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -81,6 +82,14 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin is dict:
         return _mapping(value, parts[1], where)
     raise TypeError(f"{where}: fields of type {kind} are not supported")
+
+
+def check_architecture(values: Mapping[str, object], where: str) -> None:
+    """Refuse numbers that no model has: a damaged config must not take all memory, or for ever."""
+    for name, value in values.items():
+        most = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+        if (type(value) is int and not 1 <= value <= most) or (type(value) is float and value <= 0):
+            raise UserError(f"{where}.{name} is {shown(value)}, which no model has.")
 
 
 def _is_required(field: dataclasses.Field) -> bool:

@@ -14,7 +14,7 @@ from mlx_visalign import template as templates
 from mlx_visalign import vlm
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.hub import find_model
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, plainly
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
 from mlx_visalign.images import Aspect, Picture, Preprocessing, image_digest
@@ -318,7 +318,8 @@ def read_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in WORDS):  # transformers would make one without a single word
         raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(WORDS)} there.")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a word").input_ids)  # some settings of the wrong type are not met before
+        return tokenizer
     except Exception as error:  # the tokenizers library raises just that, and others what they come upon
-        why = str(error).partition("\n")[0]
-        raise UserError(f"{folder} has no tokenizer that transformers can read ({why}).") from None
+        raise UserError(f"{folder} has no tokenizer that transformers can read ({plainly(error)}).") from None

@@ -333,6 +333,18 @@ MODELS = [
     Case("merges that are none", MODEL, "model has no tokenizer", field("model/tokenizer.json", "model.merges", [1, 2])),
     Case("a shard of a name too long", LLAVA, "is missing", index("a" * 3000)),
     Case("a shard of a name that is none", LLAVA, "is missing", index("a\0b")),
+    Case(
+        "layers without end", MODEL, "num_hidden_layers is", field("model/config.json", "text_config.num_hidden_layers", 10**7)
+    ),
+    Case("a norm below nothing", MODEL, "layer_norm_eps is", field("model/config.json", "vision_config.layer_norm_eps", -0.5)),
+    Case("an image token beyond all", MODEL, "image_token_index", field("model/config.json", "image_token_index", 10**12)),
+    Case(
+        "a longest text that is text",
+        MODEL,
+        "model has no tokenizer",
+        field("model/tokenizer_config.json", "model_max_length", "9"),
+    ),
+    Case("padding that is a number", MODEL, "got: int", field("model/tokenizer_config.json", "pad_token", 5)),
     Case("a layer that is not there", MODEL, "config.json", field("model/config.json", "vision_feature_layer", 99)),
     Case("no image token", MODEL, "config.json", field("model/config.json", "image_token_index", "x")),
     Case("a template that is none", MODEL, "model", field("model/config.json", "visalign", {"template": "alpaca"})),

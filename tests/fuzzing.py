@@ -23,10 +23,10 @@ from random import Random
 from types import FrameType
 from typing import Any
 
-import hostile_pickles
 import matplotlib.font_manager  # noqa: F401 (it makes folders of its own when it is first imported)
 import mlx.core as mx
 import numpy as np
+import original_layout
 from mutations import (
     Mutate,
     any_of,
@@ -92,18 +92,28 @@ ADAPTER = (
     "fuse --model tiny --adapter-path {folder} --mlx-path out --no-probe",
 )
 PEFT = ("convert peft --adapter-path {folder} --output out",)
+AUTHORS = ("convert llava_original --hf-path {folder} --mlx-path out",)
 CLIP = ("convert clip --hf-path {folder} --mlx-path out",)
 DRY = "run seva --output out --dry-run"
 
 KINDS = {
     "pairs": Kind(
-        0.24,
+        0.22,
         as_jsonl,
-        ("pairs.jsonl", "texts.jsonl", "llava.jsonl", "seva.jsonl", "rlaif.jsonl"),
+        (
+            "pairs.jsonl",
+            "texts.jsonl",
+            "llava.jsonl",
+            "seva.jsonl",
+            "rlaif.jsonl",
+            "turns.jsonl",
+            "messages.jsonl",
+            "instructions.jsonl",
+        ),
         CHECK,
     ),
-    "pairs, listed": Kind(0.06, as_json, ("llava.json", "texts.json"), CHECK),
-    "prompts": Kind(0.08, as_jsonl, ("prompts.jsonl",), (DRY + " --prompts {file}", DRY + " --prompts {file} --skip-bad")),
+    "pairs, listed": Kind(0.06, as_json, ("llava.json", "texts.json", "turns.json"), CHECK),
+    "prompts": Kind(0.06, as_jsonl, ("prompts.jsonl",), (DRY + " --prompts {file}", DRY + " --prompts {file} --skip-bad")),
     "recipe": Kind(
         0.10, as_yaml, ("seva.yaml", "csr.yaml", "fisao.yaml", "presets.yaml"), ("run -c {file} --output out --dry-run",)
     ),
@@ -136,6 +146,15 @@ KINDS = {
         (ANSWER + " --model {folder}", *LLAVA),
     ),
     "chat template": Kind(0.01, as_text, ("model/chat_template.jinja",), (ANSWER + " --model {folder}", *LLAVA)),
+    "authors' weights": Kind(0.01, as_safetensors, ("authors/model.safetensors",), AUTHORS),
+    "authors' config": Kind(0.02, as_json, ("authors/config.json",), AUTHORS),
+    "authors' words": Kind(
+        0.02,
+        any_of(as_json, as_text),
+        ("authors/tokenizer_config.json", "authors/special_tokens_map.json"),
+        AUTHORS,
+    ),
+    "SentencePiece": Kind(0.01, as_bytes, ("authors/tokenizer.model",), AUTHORS),
     "adapter config": Kind(
         0.03,
         as_json,
@@ -144,7 +163,7 @@ KINDS = {
     ),
     "PEFT config": Kind(0.02, as_json, ("peft/adapter_config.json",), PEFT),
     "images": Kind(
-        0.10,
+        0.09,
         any_of(as_png, as_bytes),
         tuple(
             f"{name.partition('.')[0]}/{name}"
@@ -200,7 +219,14 @@ def _pairs(folder: Path) -> None:
         },
         "seva": {"image_id": image, "question": question, "chosen": good, "reject": bad},
         "rlaif": {"image_path": image, "question": question, "chosen": good, "rejected": bad, "idx": 3},
-        "factory": {"images": [image], "conversations": [human], "chosen": gpt, "rejected": {"from": "gpt", "value": bad}},
+        "turns": {"images": [image], "conversations": [human], "chosen": gpt, "rejected": {"from": "gpt", "value": bad}},
+        "messages": {
+            "images": [image],
+            "messages": [{"role": "user", "content": f"<image>{question}"}],
+            "chosen": {"role": "assistant", "content": good},
+            "rejected": {"role": "assistant", "content": bad},
+        },
+        "instructions": {"images": image, "instruction": question, "input": "", "chosen": good, "rejected": bad},
     }
     for name, row in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
@@ -220,17 +246,9 @@ def _other_weights(folder: Path) -> None:
         placed |= dict.fromkeys(part, file)
     (folder / "shards/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     arrays = {name: np.array(tensor).astype(np.float16) for name, tensor in tensors.items()}
-    items = [
-        hostile_pickles.text(name)
-        + hostile_pickles.tensor(
-            hostile_pickles.storage("HalfStorage", str(number), array.size),
-            shape=hostile_pickles.tuple_of(*map(hostile_pickles.number, array.shape)),
-            strides=hostile_pickles.tuple_of(*(hostile_pickles.number(stride // 2) for stride in array.strides)),
-        )
-        for number, (name, array) in enumerate(arrays.items())
-    ]
-    storages = {str(number): array.tobytes() for number, array in enumerate(arrays.values())}
-    hostile_pickles.write_torch_file(folder / "torch/pytorch_model.bin", hostile_pickles.state_dict(*items), storages)
+    original_layout.write_torch(folder / "torch/pytorch_model.bin", arrays)
+    original_layout.write_folder(folder / "authors", original_layout.authors_tensors(original_layout.authors_model()))
+    original_layout.write_tokenizer(folder / "authors")
 
 
 def _images(folder: Path) -> None:

@@ -214,7 +214,7 @@ def test_parameters_at_full_size():
     [
         ({"model_type": "siglip"}, "describes a 'siglip' model"),
         ({"text_config": None}, "has no text_config"),
-        ({"vision_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000, which no CLIP has"),
+        ({"vision_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000, which no model has"),
         ({"vision_config": {"patch_size": 0}}, "patch_size is 0"),
         ({"vision_config": {"hidden_act": "relu"}}, "hidden_act"),
         ({"vision_config": {"hidden_size": "many"}}, "hidden_size"),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.mlx import load_file
 
 from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, convert
+from mlx_visalign.fields import build, check_architecture, convert
 
 ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}  # quick: x * sigmoid(1.702 x)
 
@@ -68,7 +68,6 @@ class CLIPConfig:
 
 
 Section = TypeVar("Section", bound=TowerConfig)
-MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # beyond what any model has: a damaged config must not take all memory
 
 
 def _section(kind: type[Section], config: dict[str, Any], name: str) -> Section:
@@ -77,9 +76,7 @@ def _section(kind: type[Section], config: dict[str, Any], name: str) -> Section:
         raise UserError(f"config.json has no {name}; a CLIP has one.")
     known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
     found = build(kind, known, f"config.json: {name}")
-    for size, value in asdict(found).items():
-        if isinstance(value, int) and not 1 <= value <= (MAX_LAYERS if size == "num_hidden_layers" else MAX_SIZE):
-            raise UserError(f"config.json: {name}.{size} is {value}, which no CLIP has.")
+    check_architecture(asdict(found), f"config.json: {name}")
     if found.hidden_size % found.num_attention_heads:
         raise UserError(f"config.json: {name}.hidden_size is not a multiple of num_attention_heads.")
     return found

@@ -3,8 +3,8 @@
 import typing
 from typing import Any
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import WORDS, convert, shown
+from mlx_visalign.errors import UserError, plainly
+from mlx_visalign.fields import MAX_SIZE, WORDS, check_architecture, convert, shown
 
 # The one value of a setting that each family's classes compute, which is also transformers' default for it.
 ONLY: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def build_model(config: dict[str, Any]) -> Any:
         _check_layer(config.get("vision_feature_layer", -2), vision.num_hidden_layers)
         return family.Model(family.ModelConfig(model_type=kind, text_config=text, vision_config=vision, **fields))
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"The model's config.json cannot be understood: {error}.") from None
+        raise UserError(f"The model's config.json cannot be understood: {plainly(error)}.") from None
 
 
 def _check_settings(config: dict[str, Any]) -> None:
@@ -53,9 +53,9 @@ def _check_settings(config: dict[str, Any]) -> None:
         found = (config[part] if part else config).get(field, only)
         if found != only:
             raise UserError(f"config.json: {name} {found!r} is not supported for {kind}, only {only!r} is.")
-    if not isinstance(config.get("image_token_index", 0), int):
-        raise UserError(f"config.json: image_token_index should be a whole number, got {config['image_token_index']!r}.")
-    if not isinstance(config.get("vision_feature_layer", -2), int):
+    if type(token := config.get("image_token_index", 0)) is not int or not 0 <= token < MAX_SIZE:
+        raise UserError(f"config.json: image_token_index should be a token's number, got {shown(token)}.")
+    if type(config.get("vision_feature_layer", -2)) is not int:
         raise UserError("Only one vision_feature_layer is supported, such as -2.")
     if kind == "llava_onevision":
         size = config["vision_config"].get("image_size", 384)
@@ -68,10 +68,9 @@ def _check_settings(config: dict[str, Any]) -> None:
 
 
 def _check_types(values: dict[str, Any], cls: type, where: str) -> None:
-    """mlx-vlm takes a value of any type, and fails when it computes with it."""
-    for name, kind in typing.get_type_hints(cls).items():
-        if kind in WORDS and values.get(name) is not None:
-            convert(values[name], kind, f"{where}.{name}")
+    """mlx-vlm takes any value of any type, and fails when it computes with it."""
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in WORDS and values.get(name) is not None}
+    check_architecture({name: convert(values[name], kind, f"{where}.{name}") for name, kind in kinds.items()}, where)
 
 
 def _check_layer(layer: int, blocks: int) -> None:
@@ -91,6 +90,7 @@ def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
     theta = convert(
         rope.get("rope_theta", text.get("rope_theta", 10000.0)), float, "The model's config.json: text_config.rope_theta"
     )
+    check_architecture({"rope_theta": theta}, "The model's config.json: text_config")
     found = text | {"rope_theta": theta}
     if config["model_type"] == "llava_onevision" and config.get("tie_word_embeddings"):
         found["tie_word_embeddings"] = True

@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--finds", type=Path, default=Path("runs/fuzz"), help="a folder for the inputs that found something")
     options = parser.parse_args()
     wanted = dict.fromkeys(options.only or (), options.count)
-    wanted = wanted or {name: round(options.count * kind.share) for name, kind in fuzzing.KINDS.items()}
+    shares = sum(kind.share for kind in fuzzing.KINDS.values())
+    wanted = wanted or {name: round(options.count * kind.share / shares) for name, kind in fuzzing.KINDS.items()}
     tallies = {name: Tally() for name in wanted}
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         process = CONTEXT.Process(target=fuzzing.make_files, args=(Path(folder) / "sound",))

@@ -1,4 +1,4 @@
-"""A whole run, killed (SIGKILL) three times at random moments and started again: the same adapter, bit for bit."""
+"""A whole run, ended early three times at random moments and started again: the same adapter, bit for bit."""
 
 import random
 import signal
@@ -28,26 +28,33 @@ def finish(recipe, folder):
     return lines.count(b"\n")
 
 
-def kill_after(recipe, folder, lines):
-    """Run until so many lines of progress were printed, then kill without warning."""
+def end_after(recipe, folder, lines, signum):
+    """Run until so many lines of progress were printed, then end it: without warning, or asked to stop."""
     process = start(recipe, folder)
     for _ in range(lines):
         process.stderr.readline()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    process.stderr.close()
+    process.send_signal(signum)
+    said = process.communicate(timeout=60)[1]
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signum
+    else:
+        assert process.returncode == 128 + signum
+        assert said.count(b"to go on, run") == 1 and b"Traceback" not in said
     assert not (folder / "report.json").exists()
 
 
-@pytest.mark.parametrize("method", ["seva", "fisao"])
-def test_three_kills_change_nothing(method, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "ends"),
+    [("seva", (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)), ("fisao", (signal.SIGINT, signal.SIGKILL, signal.SIGTERM))],
+)
+def test_three_early_ends_change_nothing(method, ends, tmp_path):
     whole, killed, recipe = tmp_path / "whole", tmp_path / "killed", write_recipe(method, tmp_path)
     lines = finish(recipe, whole)
     draw = random.Random(2024)
-    for _ in range(3):
-        # A third of all work at most, so that three kills in a row never come after the end. The moment after the line
-        # is the machine's to choose.
-        kill_after(recipe, killed, draw.randint(1, lines // 3))
+    for signum in ends:
+        # A third of all work at most, so that three in a row never come after the end. The moment after the line is the
+        # machine's to choose.
+        end_after(recipe, killed, draw.randint(1, lines // 3), signum)
     finish(recipe, killed)
     for name in SAME[method]:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name

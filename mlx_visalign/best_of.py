@@ -13,6 +13,7 @@ from mlx_visalign.evaluate import Evaluation, Protocol
 from mlx_visalign.files import replacing
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
+from mlx_visalign.images import open_image
 from mlx_visalign.keys import key_for
 from mlx_visalign.policy import Answer
 from mlx_visalign.records import Prompt, Response
@@ -56,10 +57,12 @@ def as_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
     """The benchmark's images as files, for scorers read files; those that were drawn are put into `folder`."""
     files = {}
     for image, picture in benchmark.pictures.items():
-        files[image] = picture if isinstance(picture, Path) else folder / f"{image}.png"
-        if not isinstance(picture, Path):
-            with replacing(files[image], durable=False) as file:
-                picture.save(file, "PNG")
+        if isinstance(picture, str | Path):
+            files[image] = Path(picture)
+            continue
+        files[image] = folder / f"{image}.png"
+        with replacing(files[image], durable=False) as file:
+            open_image(picture).save(file, "PNG")
     return files
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import numpy as np
@@ -94,10 +94,11 @@ def difference_hash(image: Image.Image) -> bytes:
 def image_digest(picture: Picture) -> str:
     """A name for the picture's content: a file's by its bytes, wherever they are; anything else's by its pixels."""
     if isinstance(picture, str | Path):
+        path = Path(picture)
         try:
-            picture = Path(picture).read_bytes()
+            picture = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{picture} cannot be read: {error.strerror}.") from None
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()
     image = open_image(picture)
@@ -147,9 +148,9 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         with _pillows_limits():
             if isinstance(picture, str | Path | bytes):
                 file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-                with Image.open(file, formats=FORMATS + ["HEIF"] * reads_heic()) as image:
-                    _require_harmless(image, name)
-                    yield image
+                with Image.open(file, formats=FORMATS + ["HEIF"] * reads_heic()) as opened:
+                    _require_harmless(opened, name)
+                    yield opened
             else:
                 image = picture if isinstance(picture, Image.Image) else _of_array(picture)
                 _require_harmless(image, name)
@@ -262,8 +263,8 @@ def _shown(image: Image.Image) -> Image.Image:
 
 def _transparent(image: Image.Image) -> Any:
     """A PNG's transparent colour in the image's own levels. Pillow has it as the file does, in 2, 4 or 16 bits."""
-    colour = image.info.get("transparency")
-    form = str(image.tile[0].args) if getattr(image, "tile", None) else ""
+    colour, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    form = str(tiles[0].args) if tiles else ""
     if isinstance(colour, int) and form in ("L;2", "L;4"):
         return colour * (85 if form == "L;2" else 17)
     if isinstance(colour, tuple) and form == "RGB;16B":
@@ -282,7 +283,7 @@ def _scale(image: Image.Image) -> float:
     """What makes levels of 0 to 255 of an image of mode I or F."""
     if image.mode not in ("I", "F"):
         return 1
-    low, high = image.getextrema()
+    low, high = (float(cast(float, value)) for value in image.getextrema())
     if not 0 <= low <= high <= 65_535:
         raise UserError(f"Expected an image of mode {image.mode} with values from 0 to 65,535, got {low:g} to {high:g}.")
     if image.mode == "F" and high <= 1:

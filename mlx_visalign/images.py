@@ -111,12 +111,11 @@ def image_finder(folder: Path, elsewhere: str | None = None) -> Callable[[str, s
     Raises `UserError`, beginning with `where`, for one that lies outside of the folder or cannot be decoded. `elsewhere` is
     where it may be, for the error to say.
     """
-    look = cache(check_image)
 
     def find(name: str, where: str) -> Path:
         path = image_inside(folder, name, where, elsewhere)
         try:
-            look(path)
+            check_image(path)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         return path

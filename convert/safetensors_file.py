@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, contiguous_strides
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import replacing
+from mlx_visalign.pointers import refuse_pointer
 
 LENGTH = 8  # bytes: a file begins with its header's length, a little-endian integer
 METADATA = "__metadata__"
@@ -33,6 +34,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             length = int.from_bytes(file.read(LENGTH), "little")
             header = _parsed(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} is not a whole safetensors file ({error}). Download or convert it again.") from None
     metadata = header.pop(METADATA, None) or {}
     return {name: _entry(name, about, path, LENGTH + length) for name, about in header.items()}, metadata

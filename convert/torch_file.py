@@ -13,6 +13,7 @@ from typing import BinaryIO
 from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, extent
 from mlx_visalign.convert.torch_pickle import View, read_state_dict
 from mlx_visalign.errors import UserError
+from mlx_visalign.pointers import refuse_pointer
 
 PICKLE_LIMIT = 2 << 20  # bytes: the pickle of LLaVA-7B has 0.1 MB
 LOCAL_MARK = b"PK\x03\x04"
@@ -41,6 +42,7 @@ def read_torch(path: Path) -> dict[str, Entry]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, NotImplementedError, OverflowError, struct.error, zipfile.BadZipFile) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} was refused, and nothing in it executed: {error}.") from None
 
 

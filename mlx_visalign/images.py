@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build
 from mlx_visalign.links import image_inside
+from mlx_visalign.pointers import FIRST_LINES
 
 Aspect = Literal["pad", "crop"]
 Picture = str | Path | bytes | Image.Image | Shaped[np.ndarray, "..."] | Shaped[mx.array, "..."]
@@ -200,11 +201,13 @@ def _name(picture: Picture) -> str:
 def _what_it_is_not(picture: Picture) -> str:
     start = b""
     if isinstance(picture, bytes):
-        start = picture[:12]
+        start = picture[:64]
     elif isinstance(picture, str | Path):
         with open(picture, "rb") as file:
-            start = file.read(12)
-    if not reads_heic() and start[4:] in HEIC_BRANDS:
+            start = file.read(64)
+    if start.startswith(FIRST_LINES):
+        return "this is a Git LFS pointer, not the image itself: run `git lfs pull` in its folder, or download it again."
+    if not reads_heic() and start[4:12] in HEIC_BRANDS:
         return f"this is a HEIC photo, whatever its name; {HEIC_FIX} to read it, or export it as JPEG."
     return f"expected a {formats_read()} image; convert or remove this file."
 

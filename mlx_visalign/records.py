@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from mlx_visalign.errors import UserError, collect
 from mlx_visalign.fields import build, shown
 from mlx_visalign.files import write_atomically
+from mlx_visalign.pointers import refuse_pointer
 
 Kind = Literal["describe", "exists", ""]
 
@@ -142,6 +143,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 def read_text(path: Path) -> str:
     """A file's text: UTF-8, or UTF-16 where its first bytes say so. Lines end in \\n, whatever they end in there."""
+    refuse_pointer(path)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import build, convert
+from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
 from mlx_visalign.words import counted
@@ -138,6 +139,7 @@ def _read_tensors(path: Path) -> dict[str, mx.array]:
         with safe_open(path, framework="numpy") as file:  # the Rust reader checks the header more strictly than mx.load
             kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} cannot be read as an adapter ({error}).") from None
     if not kinds or not kinds <= {"F32", "F16", "BF16"}:
         raise UserError(f"{path} should hold float matrices, found {', '.join(sorted(kinds)) or 'nothing'}.")

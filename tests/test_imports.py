@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors stopping words arguments fonts fields links files keys progress metrics provenance precision
+    errors pointers stopping words arguments fonts fields links files keys progress metrics provenance precision
     marks records rows config losses ppo images pair_formats photos augment vocabulary mentions template
     models attention vlm fold logps weights lora convert generate tree sentences policy positions stream probe
     checkpoint train_settings train pairing preference ppo_settings experience rollout reinforcement footprint workload

@@ -17,6 +17,7 @@ from safetensors.mlx import load_file
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, check_architecture, convert
+from mlx_visalign.pointers import refuse_pointer
 
 ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}  # quick: x * sigmoid(1.702 x)
 
@@ -232,6 +233,8 @@ def load_clip(folder: Path) -> CLIP:
         if SHARED in (ours := config.get("visalign", {})):
             weights |= _tower_of(folder / ours[SHARED], ours["llava_fingerprint"], folder)
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        for file in (config_file, *weight_files):
+            refuse_pointer(file)
         raise UserError(f"The CLIP in {folder} cannot be read ({error}). Download or export it again.") from error
     if config.get("model_type") != "clip":
         raise UserError(f"{config_file} describes a {config.get('model_type')!r} model, expected 'clip'.")
@@ -257,6 +260,8 @@ def _tower_of(llava: Path, fingerprint: str, folder: Path) -> dict[str, mx.array
             "or convert the CLIP again."
         )
     files = sorted(llava.glob("model*.safetensors"))
+    for file in files:
+        refuse_pointer(file)
     loaded = [cast(dict[str, mx.array], mx.load(str(file))) for file in files]  # lazy: only the tower is ever read
     arrays = {name: array for part in loaded for name, array in part.items()}
     tower = {name: array for name, array in arrays.items() if name.startswith("vision_tower.vision_model.")}

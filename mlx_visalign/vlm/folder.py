@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_visalign.errors import UserError, listed, refuse
+from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.vlm.build import build_model
 
 
@@ -21,6 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not {type(value).__name__}.")
@@ -52,6 +54,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
         return cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True))
     except (RuntimeError, ValueError) as error:
+        refuse_pointer(file)
         raise UserError(f"{file} is not a whole safetensors file ({error}). Download or convert it again.") from None
 
 

@@ -1,0 +1,43 @@
+"""A program of its own: renders a stranger's chat template with transformers' sandbox, within a bound of time and memory.
+
+    echo '{"template": ..., "tokens": {...}, "chats": [[messages, add_generation_prompt], ...]}' | python rendering.py
+
+answers with a JSON list: the text of each chat, or {"error": ...}. A template may loop for ever, or multiply a text until no
+memory is left; then the system ends this process and nothing else.
+"""
+
+import contextlib
+import json
+import resource
+import sys
+
+SECONDS, BYTES, CHARACTERS = 2, 2 << 30, 20_000  # of arithmetic; of memory; of each text that comes back
+
+
+def main() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    asked = json.load(sys.stdin)
+    _bound()
+    texts = []
+    for messages, prompted in asked["chats"]:
+        try:
+            (text,), _ = render_jinja_template(
+                [messages], chat_template=asked["template"], add_generation_prompt=prompted, **asked["tokens"]
+            )
+            texts.append(text[:CHARACTERS])
+        except Exception as error:
+            texts.append({"error": f"{type(error).__name__}: {error}"[:300]})
+    json.dump(texts, sys.stdout)
+
+
+def _bound() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
+    for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, BYTES), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(OSError, ValueError):  # macOS does not bound the address space
+            resource.setrlimit(what, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from mlx_visalign.convert.llava_names import LAYOUTS, find_layout, parameters
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, dropped, plan
 from mlx_visalign.errors import UserError
+from mlx_visalign.model_folder import require_whole
 from mlx_visalign.vlm import read_json
 
 EXAMPLES = (
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def understand(folder: Path) -> to_mlx.Origin:
     """A Hugging Face folder's config, weights and layout. Raises `UserError` for whatever does not fit together."""
     config = complete(read_json(folder / "config.json"))
+    require_whole(folder, config)
     source = open_source(folder)
     if source.metadata.get("format") == "mlx":
         raise UserError(f"{folder} is in MLX's layout already. Name the folder that it was converted from.")
@@ -48,7 +50,7 @@ def understand(folder: Path) -> to_mlx.Origin:
     if config["tie_word_embeddings"]:
         table = _tie(source, table, config)
     found = plan(source.tensors, table, parameters(config), str(folder))
-    return to_mlx.Origin(source, layout, table, found, config, partial(carry, folder))
+    return to_mlx.Origin(source, layout, table, found, config, partial(carry, folder), folder, config)
 
 
 def _tie(source: Source, table: Table, config: dict[str, Any]) -> Table:

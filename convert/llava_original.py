@@ -19,12 +19,13 @@ from mlx_visalign.convert.folder import check_output
 from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
-from mlx_visalign.convert.original_words import bring_words_and_pixels
+from mlx_visalign.convert.original_words import bring_words_and_pixels, words_among
 from mlx_visalign.convert.peft_folder import is_peft
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
 from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
 from mlx_visalign.errors import UserError
+from mlx_visalign.model_folder import damaged_files, refuse
 from mlx_visalign.vlm import read_json
 
 EXAMPLES = (
@@ -70,7 +71,11 @@ def understand(folder: Path, base: Path | None = None, vision_tower: str | None 
     weights = original.with_vocabulary(weights, words, described["text_config"]["vocab_size"], added)
     found = plan(weights.tensors, original.TABLE, parameters(described), str(folder))
     places = [folder] if base is None else [folder, base]
-    return Origin(weights, "original", original.TABLE, found, described, partial(bring_words_and_pixels, places))
+    words = words_among(places)
+    refuse(words, damaged_files(words))
+    told = {"_name_or_path": folder.name} | config
+    bring = partial(bring_words_and_pixels, places)
+    return Origin(weights, "original", original.TABLE, found, described, bring, words, told)
 
 
 def _with_tower(weights: Assembled, config: dict[str, Any], named: str | None) -> tuple[Assembled, dict[str, Any]]:

@@ -7,29 +7,24 @@ processor would crop. On the way back both tokens leave again.
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.chat_template import as_jinja
 from mlx_visalign.convert.folder import carry, write_json
-from mlx_visalign.convert.processor import IMAGES, TOKENIZER
 from mlx_visalign.errors import UserError, plainly
 from mlx_visalign.files import remove, save_pretrained, write_atomically
-from mlx_visalign.template import IMAGE, TEMPLATES
+from mlx_visalign.model_folder import IMAGES, TOKENIZER
+from mlx_visalign.template import IMAGE
 from mlx_visalign.vlm import read_json
 
 PAD = "<pad>"
 SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would undo what the newer ones say
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WORDS = ("tokenizer.json", "tokenizer.model")
-SYSTEM = TEMPLATES["vicuna_v1"].partition("USER:")[0]
+END = "</s>"
 
-# The words around questions and answers, for transformers and mlx-vlm: template.TEMPLATES["vicuna_v1"] for any number of turns.
-CHAT_TEMPLATE = (
-    SYSTEM + "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ ' ' }}{% else %}{{ '</s>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+
+def words_among(sources: list[Path]) -> Path:
+    """The first of the folders that has a tokenizer; where none has, the first."""
+    return next((source for source in sources if any((source / name).is_file() for name in WORDS)), sources[0])
 
 
 def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
@@ -37,12 +32,11 @@ def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
 
     The new folder's config.json is there already: it says which ids the two tokens must get.
     """
-    source = next((source for source in sources if any((source / name).is_file() for name in WORDS)), sources[0])
-    names = carry(source, folder)
+    names = carry(words_among(sources), folder)
     config = read_json(folder / "config.json")
     if any((folder / name).is_file() for name in WORDS):
         _add_tokens(folder, config["image_token_index"])
-        write_atomically(folder / "chat_template.jinja", CHAT_TEMPLATE)
+        write_atomically(folder / "chat_template.jinja", as_jinja(config["visalign"]["template"], END))
     write_json(folder / IMAGES, _image_settings(config["vision_config"]["image_size"], config["visalign"]["aspect"]))
     return names
 

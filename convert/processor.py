@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.convert.folder import write_json
+from mlx_visalign.model_folder import IMAGES, PROCESSOR, missing_parts
 from mlx_visalign.template import IMAGE
 from mlx_visalign.vlm import read_json
-
-PROCESSOR, IMAGES, TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
 
 
 def complete_processor(folder: Path, config: dict[str, Any]) -> list[str]:
@@ -31,4 +30,4 @@ def complete_processor(folder: Path, config: dict[str, Any]) -> list[str]:
         said = {name: value for name, value in processor.items() if value is not None}
         if needed | said != processor:
             write_json(folder / PROCESSOR, needed | said)
-    return [name for name in (TOKENIZER, IMAGES) if not (folder / name).is_file()]
+    return missing_parts(folder)

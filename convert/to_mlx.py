@@ -2,12 +2,13 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from mlx_visalign.chat_template import choose
 from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import check_output, new_folder, write_json, write_weights
@@ -21,11 +22,12 @@ from mlx_visalign.convert.table import Plan, Table
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import Aspect
-from mlx_visalign.progress import progress
+from mlx_visalign.model_folder import refuse, remarks, what_is_wrong
+from mlx_visalign.progress import progress, say
 from mlx_visalign.template import Template
+from mlx_visalign.words import listed
 
 OURS = "visalign"  # our section of config.json: template, aspect, source_fingerprint and source_layout
-TEMPLATES = {"llava": "vicuna_v1", "llava_onevision": "onevision"}
 CODES = {name: code for code, name in NAMES.items()}
 
 
@@ -34,6 +36,7 @@ class Origin:
     """What a converter has understood: the weights, their layout's name, table and plan, and config.json made complete.
 
     `carry` brings words and pixels into the new folder, where config.json is already, and returns the files' names.
+    `words` is the folder that they come from, and `told` what may say there which words the model was trained with.
     """
 
     source: Source
@@ -42,6 +45,8 @@ class Origin:
     plan: Plan
     config: dict[str, Any]
     carry: Callable[[Path], list[str]]
+    words: Path
+    told: Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
     """Convert as `options` (see `add_arguments`) say, or only say what would be done. Returns figures by name, to show."""
     conversion = Conversion(origin.source, origin.plan, CODES[options.dtype], _quantization(options))
-    ours = _prompting(origin.config, options)
+    ours, prompting = _prompting(origin, options)
     output = Path(options.mlx_path)
     if options.dry_run:
         check_output(output, origin.source.folder)
-        return describe(origin.source, origin.layout, origin.plan, conversion)
+        return describe(origin.source, origin.layout, origin.plan, conversion) | prompting
     started = time.perf_counter()
     with new_folder(output, origin.source.folder) as folder:
         size = sum(tensor.nbytes for tensor in conversion.tensors)
@@ -84,13 +89,15 @@ def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
         write_json(folder / "config.json", _config(origin.config, conversion, options.dtype, ours))
         carried = origin.carry(folder)
         missing = complete_processor(folder, origin.config)
+        refuse(output, what_is_wrong(folder, origin.config))
         checked = _verify(origin, conversion, folder, options.verify)
     return {
         "tensors": f"all {len(origin.plan.moves)} filled, {len(origin.plan.dropped)} of the source dropped on purpose",
         "precision": _precision(conversion, options.dtype),
         **({"quantised": quantised(conversion)} if conversion.quantization else {}),
         "carried over": ", ".join(carried) or "nothing",
-        **({"missing": f"{' and '.join(missing)}: copy them here, or nothing can be asked"} if missing else {}),
+        **({"missing": _missing(missing, origin)} if missing else {}),
+        **prompting,
         **checked,
         "fingerprint": conversion.fingerprint,
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
@@ -121,13 +128,23 @@ def _quantization(options: argparse.Namespace) -> Quantization | None:
     return None
 
 
-def _prompting(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Template and aspect: as asked for, as the source has them, or the family's own."""
-    before: Any = config.get(OURS, {})
+def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """Template and aspect: as asked for, as the source has them, or the family's own; and what there is to say about it."""
+    before: Any = origin.config.get(OURS, {})
     if not isinstance(before, dict):
         raise UserError(f"config.json: {OURS} should hold template and aspect, got {before!r}.")
-    template = options.template or before.get("template", TEMPLATES[config["model_type"]])
-    return {"template": template, "aspect": options.aspect or before.get("aspect", "pad")}
+    told = {**origin.told, "model_type": origin.config["model_type"]}
+    choice = choose(origin.words, told, options.template, before.get("template"), "Name one with --template to take it anyway.")
+    found = {"template": choice.template, "aspect": options.aspect or before.get("aspect", "pad")}
+    said = [f"{choice.template}{choice.note and f' ({choice.note})'}", *remarks(origin.words, told)]
+    return found, {"template": "; ".join(said)}
+
+
+def _missing(names: list[str], origin: Origin) -> str:
+    """Said in the summary, and on its own: a summary is easily passed over."""
+    said = f"{listed(names)}: {origin.words} has none. Copy them here from the original model, or nothing can be asked"
+    say(f"Warning: the new folder lacks {said}.")
+    return said
 
 
 def _config(config: dict[str, Any], conversion: Conversion, dtype: str, ours: dict[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,11 @@ def _of_json(path: Path) -> str | None:
     return value
 
 
+def end_token(folder: Path) -> str | None:
+    """The token that the tokenizer calls the end."""
+    return _special_tokens(folder).get("eos_token")
+
+
 def _special_tokens(folder: Path) -> dict[str, str]:
     """Tokens that chat templates name, such as eos_token."""
     file = folder / "tokenizer_config.json"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.chat_template import end_token, stated_by
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import shown
 from mlx_visalign.pointers import is_pointer, pointer_said
@@ -18,7 +19,8 @@ PROCESSOR, IMAGES, TOKENIZER = "processor_config.json", "preprocessor_config.jso
 WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # where a tokenizer's words are
 TEXTS = (TOKENIZER, IMAGES, PROCESSOR, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 OTHERS = ("config.json", "chat_template.json", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json")
-WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+WEIGHTS = ("*.safetensors", "*.index.json")
+TORCH = ("pytorch_model*.bin", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
 NAMED = 20  # of the things that are wrong; the rest is counted
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -49,6 +51,23 @@ def what_is_wrong(folder: Path, config: Mapping[str, Any]) -> list[str]:
     return [*_missing_shards(folder), *_words_and_rows(folder, config), *_pixels(folder, config)]
 
 
+def remarks(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Where the files of a folder differ in the token at which an answer ends, as sentences."""
+    end, said = end_token(folder), []
+    stated = stated_by(folder, config)
+    if end and stated and stated.end and not stated.end.startswith(end):
+        theirs = stated.end.partition("\n")[0][:20]
+        said.append(f"{stated.where} ends an answer with {theirs!r}, the tokenizer's end token, where answers stop, is {end!r}")
+    known = _known_words(folder) or {}
+    stops = [token for token in _as_list(_optional(folder, TEXTS[3]).get("eos_token_id")) if isinstance(token, int)]
+    if stops and end in known and known[end] not in stops:
+        said.append(
+            f"generation_config.json ends an answer at {' or '.join(map(str, stops))}, the tokenizer's end token, "
+            f"where answers stop, is {known[end]} ({end})"
+        )
+    return said
+
+
 def missing_parts(folder: Path) -> list[str]:
     """The files without which nothing can be asked of a model, by their names."""
     words = [] if any((folder / name).is_file() for name in WORDS) else [WORDS[0]]
@@ -59,6 +78,8 @@ def damaged_files(folder: Path) -> list[str]:
     """Files of any model's folder that are Git LFS pointers or cannot be read, as sentences that name them."""
     files = [folder / name for name in (*WORDS, *TEXTS, *OTHERS)]
     files += [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
+    if not any(folder.glob("*.safetensors")):  # which are taken where there are both
+        files += [file for pattern in TORCH for file in sorted(folder.glob(pattern))]
     pointers = [file.name for file in dict.fromkeys(files) if is_pointer(file)]
     if pointers:
         first = pointer_said(Path(pointers[0]))
@@ -150,7 +171,7 @@ def _beyond(name: str, token: int, rows: int) -> str:
 
 
 def _known_words(folder: Path) -> dict[str, int] | None:
-    """The tokens by their texts: all of them, or where only SentencePiece's own file says them, the added ones. None: unknown."""
+    """The tokens by their texts: all, or where only SentencePiece's own file has them the added ones. None: unknown."""
     if (folder / WORDS[0]).is_file():
         return words_of(folder / WORDS[0])
     added = _optional(folder, TOKENIZER).get("added_tokens_decoder")

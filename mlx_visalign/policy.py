@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from mlx_visalign import template as templates
 from mlx_visalign import vlm
+from mlx_visalign.chat_template import choose
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError, plainly
@@ -22,12 +23,12 @@ from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
 from mlx_visalign.marks import asked
+from mlx_visalign.model_folder import WORDS, remarks, require_whole
 from mlx_visalign.progress import say
 from mlx_visalign.weights import check_base, fingerprint, read_adapter, stated
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
 PROBE = "Describe this image in detail."
-WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # where a tokenizer's words are
 
 
 @dataclass(frozen=True)
@@ -268,15 +269,17 @@ def load(
     """Load a LLaVA-1.5 or LLaVA-OneVision folder, or "tiny" for the embedded one, and an adapter on top.
 
     Both may be names on the hub, owner/name, of folders as `visalign convert` and `visalign upload` make them.
-    `template` and `aspect` are read from the folder (`"visalign"` in config.json); `pad` and the family's own template,
-    `vicuna_v1` or `onevision`, are the default where it says nothing. OneVision takes no other aspect than `pad`.
+    `template` and `aspect` are read from the folder (`"visalign"` in config.json). Where it does not say them, `pad` is the
+    default, and the template is the family's own, `vicuna_v1` or `onevision`, unless the folder's chat template is of another
+    family, which is refused. OneVision takes no other aspect than `pad`.
     `dtype` casts the weights (None keeps them; "tiny" runs in float32).
     """
     folder = TINY if str(path) == "tiny" else find_model(path)
     config = vlm.read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
     onevision = config.get("model_type") == "llava_onevision"
-    template = template or ours.get("template", "onevision" if onevision else "vicuna_v1")
+    require_whole(folder, config)
+    template = _template(folder, config, template, ours.get("template"))
     aspect = aspect or ours.get("aspect", "pad")
     _check_choices(folder, template, aspect, onevision)
     model = vlm.load_model(folder, config)
@@ -286,11 +289,6 @@ def load(
     mx.eval(model.parameters())
     tokenizer = read_tokenizer(folder)
     preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
-    if preprocessing.size != model.config.vision_config.image_size:
-        raise UserError(
-            f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, config.json says that the "
-            f"tower takes {model.config.vision_config.image_size}."
-        )
     find_source = partial(source_fingerprint, folder)
     stated_positions = config["text_config"].get("max_position_embeddings")
     positions = stated_positions if isinstance(stated_positions, int) and stated_positions > 0 else None
@@ -298,6 +296,18 @@ def load(
     if adapter is not None:
         policy.load_adapter(find_model(adapter))
     return policy
+
+
+def _template(folder: Path, config: dict[str, Any], asked: Any, stated: str | None) -> Any:
+    """The one asked for or that a conversion has settled; else the one that the folder's own words fit."""
+    if asked is None and stated is not None:
+        return stated
+    cure = "Convert it with `visalign convert llava --template NAME`, or give load(..., template=NAME), to take it anyway."
+    choice = choose(folder, config, asked, cure=cure)
+    for said in (f"the template is {choice.template} ({choice.note})" if choice.note else "", *remarks(folder, config)):
+        if said:
+            say(f"{folder}: {said}.")
+    return choice.template
 
 
 def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:

@@ -1,9 +1,16 @@
 """Counts, times and numbers as people write them."""
 
+from collections.abc import Sequence
+
 
 def counted(count: float, noun: str) -> str:
     """As in "1 update" and "1,200 updates": the noun takes an s where there is not just one."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """As in "a", "a and b" and "a, b and c"."""
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
 def duration(seconds: float) -> str:

@@ -38,6 +38,21 @@ def write_hf(
     return folder
 
 
+# A random model that fits the words and pixels of the embedded one.
+TALKING: dict[str, Any] = CONFIG | {
+    "image_token_index": 4,
+    "text_config": CONFIG["text_config"] | {"vocab_size": 640},
+    "vision_config": CONFIG["vision_config"] | {"image_size": 48, "patch_size": 8},
+}
+
+
+def write_talking(folder: Path, layout: str = "classic", **how: Any) -> Path:
+    """A random LLaVA with a tokenizer and a processor that fit it."""
+    write_hf(folder, layout, random_llava(config=TALKING), TALKING, **how)
+    write_words_and_pixels(folder)
+    return folder
+
+
 def write_words_and_pixels(folder: Path) -> None:
     """Tokenizer and processor of the embedded tiny LLaVA."""
     for name in WORDS_AND_PIXELS:

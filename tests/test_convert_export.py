@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import test_vlm
-from hf_layouts import LAYOUTS, hf_tensors, write_hf, write_words_and_pixels
+from hf_layouts import LAYOUTS, hf_tensors, write_hf, write_talking
 from random_llava import CONFIG, random_llava
 from random_onevision import CONFIG as ONEVISION
 from random_onevision import random_onevision
@@ -86,8 +86,7 @@ def test_float32_and_bfloat16_keep_their_bits(tmp_path, convert, export):
 
 
 def test_words_and_pixels_go_along(tmp_path, convert, export):
-    source = write_hf(tmp_path / "hf")
-    write_words_and_pixels(source)
+    source = write_talking(tmp_path / "hf")
     folder = convert(source)
     _, back, _ = export(folder)
     for name in ("tokenizer.json", "preprocessor_config.json"):

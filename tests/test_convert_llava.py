@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_onevision
 import test_vlm
-from hf_layouts import LAYOUTS, TINY, hf_tensors, write_hf, write_words_and_pixels
+from hf_layouts import LAYOUTS, TINY, hf_tensors, write_hf, write_talking, write_words_and_pixels
 from mlx.utils import tree_flatten
 from PIL import Image
 from random_llava import CONFIG, random_llava
@@ -174,20 +174,19 @@ def test_a_converted_folder_answers_like_its_source(tmp_path, convert):
 
 def test_image_settings_inside_the_processor_config_are_found(tmp_path, convert):
     """Where transformers >= 5 writes them, with what its LLaVA processor cannot do without."""
-    source = write_hf(tmp_path / "hf")
-    write_words_and_pixels(source)
+    source = write_talking(tmp_path / "hf")
     (source / "preprocessor_config.json").unlink()
     processor = json.loads((source / "processor_config.json").read_text())
     (source / "processor_config.json").write_text(json.dumps({"image_processor": processor["image_processor"]}))
     folder, _ = convert(source)
     assert json.loads((folder / "preprocessor_config.json").read_text()) == processor["image_processor"]
     found = json.loads((folder / "processor_config.json").read_text())
-    assert (found["patch_size"], found["num_additional_image_tokens"]) == (14, 1)
+    assert (found["patch_size"], found["num_additional_image_tokens"]) == (8, 1)
 
 
 def test_what_is_missing_is_said(tmp_path, convert):
     _, figures = convert(write_hf(tmp_path / "hf"))
-    assert figures["missing"].startswith("tokenizer_config.json and preprocessor_config.json")
+    assert figures["missing"].startswith("tokenizer.json, tokenizer_config.json and preprocessor_config.json: ")
 
 
 def test_no_code_is_carried_over(tmp_path, convert):
@@ -207,8 +206,7 @@ def test_no_code_is_carried_over(tmp_path, convert):
 
 
 def test_the_source_is_not_changed(tmp_path, convert):
-    source = write_hf(tmp_path / "hf", files="shards")
-    write_words_and_pixels(source)
+    source = write_talking(tmp_path / "hf", files="shards")
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()}
     convert(source, "-q", "--q-group-size", "32", "--verify")
     assert before == {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import test_lora
 import test_vlm
-from hf_layouts import TINY, write_hf, write_words_and_pixels
+from hf_layouts import TINY, write_hf, write_talking
 from random_llava import CONFIG, random_llava
 from safetensors.numpy import load_file, save_file
 
@@ -212,8 +212,8 @@ def test_a_conversion_has_the_fingerprint_of_its_unconverted_source(tmp_path):
     assert source_fingerprint(quantised(tmp_path)) == source_fingerprint(TINY)
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path, base, tiny_adapter):
-    write_words_and_pixels(base)
+def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_adapter):
+    base = write_talking(tmp_path / "base")
     with pytest.raises(UserError, match="trained on another model"):
         fuse(base, tiny_adapter, tmp_path / "fused")
 

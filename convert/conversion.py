@@ -11,6 +11,7 @@ from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.table import Move, Plan
 from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
 from mlx_visalign.errors import UserError
+from mlx_visalign.words import counted
 
 # The bits of a float's exponent: all set mean infinite, or not a number.
 EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
@@ -54,7 +55,7 @@ class Conversion:
         return replace(move.target, dtype=self.dtype or move.target.dtype)
 
     def produce(self, tensor: Tensor) -> np.ndarray:
-        """The array of one of `tensors`. Raises `UserError` where the source holds numbers that are not finite."""
+        """The array of one of `tensors`. Raises `UserError` where the source holds, or it would hold, infinite numbers."""
         if tensor.name not in self._made:
             self._made.clear()
             self._made = self._make(self._of[tensor.name])
@@ -65,7 +66,13 @@ class Conversion:
         if target.name not in self._digests:  # a quantised matrix is made twice: its parts lie in two places of a file
             _check_finite(array, move.source, self.source)
             self._digests[target.name] = digest(array)
-        array, self._losses[target.name] = cast(array, move.source.dtype, target.dtype)
+        array, loss = cast(array, move.source.dtype, target.dtype)
+        if loss.overflowed:
+            raise UserError(
+                f"{self.source.folder}: {counted(loss.overflowed, 'number')} of {move.source.name} would be infinite in this "
+                "type, and the model answer nothing. Choose --dtype bfloat16 or float32."
+            )
+        self._losses[target.name] = loss
         array = move.rule.change.apply(array, target.shape)
         if self.quantization is None or target.name not in self.quantized:
             return {target.name: array}

@@ -12,7 +12,7 @@ from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Rule, Table, under
 from mlx_visalign.convert.tensors import cast
 from mlx_visalign.errors import UserError
-from mlx_visalign.weights import WEIGHTS, check_listed, read_config
+from mlx_visalign.weights import WEIGHTS, check_listed, full_name, read_config
 
 # The authors' own names, as adapters and what was trained beside them have them.
 AUTHORS = Table(
@@ -91,11 +91,10 @@ def read_deltas(folder: Path) -> Deltas:
 def _ours(folder: Path) -> Deltas:
     config, parameters, _ = read_config(folder)
     source = open_source(folder / WEIGHTS)
-    names = sorted({name.rsplit(".lora_", 1)[0] for name in source.tensors})
-    check_listed(config["lora_parameters"].get("keys", names), names, folder)
+    stored = {full_name(name): name for name in source.tensors}
     updates = {}
-    for name in names:
-        a, b = (source.tensors.get(f"{name}.lora_{side}") for side in "ab")
+    for name in check_listed(config, stored, folder):
+        a, b = (source.tensors.get(stored.get(f"{name}.lora_{side}", "")) for side in "ab")
         if a is None or b is None or (a.shape[-1:], b.shape[:1]) != ((parameters.rank,),) * 2:
             raise UserError(f"{folder / WEIGHTS}: {name} has no lora_a and lora_b of rank {parameters.rank}.")
         updates[f"{name}.weight"] = Update(source, a.name, b.name, parameters.scale, turned=False)

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from mlx_visalign.convert.llava_names import LAYOUTS, parameters
 from mlx_visalign.convert.original_config import authors
 from mlx_visalign.convert.original_words import take_back
 from mlx_visalign.convert.plan import describe, gigabytes
+from mlx_visalign.convert.processor import state_template
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, plan
 from mlx_visalign.convert.to_mlx import OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.errors import UserError
+from mlx_visalign.model_folder import refuse, what_is_wrong
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import stated
 
@@ -42,7 +45,7 @@ class Way:
     described: dict[str, Any]
     table: Table
     config: dict[str, Any]
-    finish: Callable[[Path], None]
+    finish: Callable[[Path], dict[str, str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,11 +85,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         write_json(unfinished / "config.json", way.config)
         carried = carry(folder, unfinished)
-        way.finish(unfinished)
+        words = way.finish(unfinished)
+        if layout != ORIGINAL:
+            refuse(output, what_is_wrong(unfinished, way.config))
         checked = {"verified": verify_checksums(conversion, way.table, unfinished)} if options.verify else {}
     return {
         "tensors": f"{len(conversion.tensors)} in the layout {layout}",
         "carried over": ", ".join(carried) or "nothing",
+        **words,
         **checked,
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
         "output": f"{output}, {gigabytes(size)}",
@@ -94,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Way:
-    return Way(source, config, LAYOUTS[layout].inverse, config, lambda _: None)
+    return Way(source, config, LAYOUTS[layout].inverse, config, partial(state_template, config=config))
 
 
 def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:
@@ -102,12 +108,21 @@ def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:
     told = authors(config, stated(folder).get("aspect", "pad"))
     source, added = original.without_added(source, words)
 
-    def finish(unfinished: Path) -> None:
+    def finish(unfinished: Path) -> dict[str, str]:
         original.write_added(unfinished, added)
         take_back(unfinished, words)
+        return _authors_words(config)
 
     described = config | {"text_config": config["text_config"] | {"vocab_size": words}}
     return Way(source, described, original.BACK, told, finish)
+
+
+def _authors_words(config: dict[str, Any]) -> dict[str, str]:
+    """Their code asks by a conversation's name, not by a file."""
+    template = config.get(OURS, {}).get("template", "vicuna_v1")
+    if template == "vicuna_v1":
+        return {}
+    return {"template": f"{template}, of which the authors' code knows nothing: it asks in vicuna_v1's words"}
 
 
 def _layout_of(config: dict[str, Any]) -> str:

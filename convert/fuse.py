@@ -9,7 +9,9 @@ from mlx_visalign.convert.deltas import Deltas, read_deltas
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.folder import carry, new_folder, write_json, write_weights
 from mlx_visalign.convert.llava_names import BUFFERS
+from mlx_visalign.convert.peft_folder import is_peft, require_beside
 from mlx_visalign.convert.plan import gigabytes
+from mlx_visalign.convert.processor import state_template
 from mlx_visalign.convert.quantize import Quantization
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table
@@ -17,9 +19,12 @@ from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
 from mlx_visalign.convert.to_mlx import CODES, OURS, meter
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, unknown
+from mlx_visalign.model_folder import refuse, what_is_wrong
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import check_base, fingerprint, stated
+from mlx_visalign.words import counted
 
+MOST_LOST = 0.1  # of an update's norm, by rounding, unless more is allowed
 AT_ONCE = 1 << 20  # weights that are merged together, in float32
 QUANTIZATION = ("quantization", "quantization_config")  # in config.json
 LOSES = (
@@ -29,15 +34,25 @@ LOSES = (
 )
 
 
-def fuse(model: Path, adapter: Path, output: Path, dtype: str = "float16", dequantize: bool = False) -> dict[str, Any]:
+def fuse(
+    model: Path,
+    adapter: Path,
+    output: Path,
+    dtype: str = "float16",
+    dequantize: bool = False,
+    allow_rounding: bool = False,
+    base_projector: bool = False,
+) -> dict[str, Any]:
     """Write the folder `output`: the model with the adapter merged into it, in `dtype`. Returns figures by name, to show.
 
     `adapter` is one of ours or of PEFT's, or a LoRA folder of LLaVA's authors, whose projector is taken over. At most one
     tensor and a few MB are in memory. Raises `UserError` if the adapter was trained on another model or fits no tensor,
-    for quantised models unless they are to be dequantised, and if a number is too large for `dtype`.
+    for quantised models unless they are to be dequantised, if a number is too large for `dtype`, unless `allow_rounding` if
+    rounding to it loses more than `MOST_LOST` of the update, and unless `base_projector` if the adapter's own is missing.
     """
     config = read_json(model / "config.json")
     quantization = _quantization(config, model, dequantize)
+    projector = require_beside(adapter, base_projector) if is_peft(adapter) else None
     deltas = read_deltas(adapter)
     here = {**stated(model), "base_fingerprint": fingerprint(model)}
     check_base(adapter, deltas.config, here, lambda: source_fingerprint(model))
@@ -47,11 +62,21 @@ def fuse(model: Path, adapter: Path, output: Path, dtype: str = "float16", dequa
     with new_folder(output, model) as folder:
         with meter("fusing", size) as on_bytes:
             write_weights(folder, fusion.tensors, fusion.produce, source.metadata, on_bytes)
-        write_json(folder / "config.json", _config(config, deltas, dtype))
+        if fusion.lost > MOST_LOST and not allow_rounding:
+            raise UserError(
+                f"Rounding to {dtype} would lose {fusion.lost:.1%} of what {adapter} changes, so nothing was written. Add "
+                "--dtype float32, or keep the adapter beside the model, which loses nothing; --allow-rounding merges it anyway."
+            )
+        fused = _config(config, deltas, dtype)
+        write_json(folder / "config.json", fused)
         carried = carry(model, folder)
+        words = state_template(folder, fused)
+        refuse(output, what_is_wrong(folder, fused))
     return {
         "merged": f"{len(deltas.updates)} layers, and {len(deltas.beside)} tensors replaced",
-        "rounding": f"to {dtype} lost {fusion.lost:.2%} of the update; {fusion.loss.flushed} numbers became zero",
+        **({"projector": projector} if projector else {}),
+        "rounding": f"to {dtype} lost {fusion.lost:.2%} of the update; {counted(fusion.loss.flushed, 'value')} became zero",
+        **words,
         "carried over": ", ".join(carried) or "nothing",
         "output": f"{output}, {gigabytes(size)}",
     }
@@ -138,4 +163,4 @@ def _config(config: dict[str, Any], deltas: Deltas, dtype: str) -> dict[str, Any
     ours = {name: value for name, value in config.get(OURS, {}).items() if name != "source_fingerprint"}
     fused = {name: deltas.config[name] for name in ("method", "round", "template", "aspect") if name in deltas.config}
     kept = {name: value for name, value in config.items() if name not in QUANTIZATION}
-    return {**kept, "torch_dtype": dtype, OURS: {**ours, **fused}}
+    return {**kept, "torch_dtype": dtype, OURS: {**ours, **fused, "fused": True}}

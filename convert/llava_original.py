@@ -20,7 +20,7 @@ from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
 from mlx_visalign.convert.original_words import bring_words_and_pixels, words_among
-from mlx_visalign.convert.peft_folder import is_peft
+from mlx_visalign.convert.peft_folder import add_base_projector, is_peft, require_beside
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
 from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="MODEL", help="of a LoRA folder, or of one with a projector alone: what it was trained on"
     )
     parser.add_argument("--vision-tower", metavar="MODEL", help="for weights without one; the CLIP that config.json names")
+    add_base_projector(parser)
     add_common_arguments(parser)
 
 
@@ -50,8 +51,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     base = find_model(options.base) if options.base else None
     for source in filter(None, (folder, base)):
         check_output(Path(options.mlx_path), source)
+    projector = require_beside(folder, options.base_projector) if is_peft(folder) else None
     origin = understand(folder, base, options.vision_tower)
-    return _about(origin, folder, base) | to_mlx(origin, options)
+    said = {"projector": projector} if projector else {}
+    return _about(origin, folder, base) | said | to_mlx(origin, options)
 
 
 def understand(folder: Path, base: Path | None = None, vision_tower: str | None = None) -> Origin:

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_visalign.convert.assembled import Assembled, Made, entry_named, merged, rows, with_rows
 from mlx_visalign.convert.deltas import AUTHORS, read_deltas
 from mlx_visalign.convert.llava_names import BUFFERS
-from mlx_visalign.convert.peft_folder import NON_LORA, is_peft
+from mlx_visalign.convert.peft_folder import LONE_PROJECTOR, NON_LORA, is_peft
 from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table
@@ -22,7 +22,6 @@ TABLE = Table([*BUFFERS, *AUTHORS.rules])
 BACK = TABLE.inverse
 PROJECTOR, TOWER = "model.mm_projector.", "model.vision_tower.vision_tower.vision_model."
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-LONE_PROJECTOR = "mm_projector.bin"
 ROWS = "vocabulary_rows.safetensors"  # the sidecar: the rows of both that an export to this layout takes off
 _TOWER_NAME = re.compile(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)")
 

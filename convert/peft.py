@@ -7,26 +7,30 @@ so that either comes back as it was.
 
 import argparse
 import json
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion, digest
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.folder import check_output, new_folder, write_json
 from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.peft_folder import (
-    NON_LORA,
     NOTE,
     OUTER,
     PeftAdapter,
+    add_base_projector,
     first_of,
     is_peft,
     read_lora,
     read_non_lora,
     read_note,
     read_peft,
+    require_beside,
 )
 from mlx_visalign.convert.plan import gigabytes
 from mlx_visalign.convert.safetensors_file import write_safetensors
@@ -35,7 +39,20 @@ from mlx_visalign.convert.table import Plan, Rule, Table, Transpose, plan
 from mlx_visalign.convert.to_mlx import meter
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import unknown
-from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Parameters, check_listed, fingerprint, read_config, stated
+from mlx_visalign.vlm import read_json
+from mlx_visalign.weights import (
+    CONFIG,
+    LINEARS,
+    WEIGHTS,
+    Parameters,
+    check_listed,
+    fingerprint,
+    full_name,
+    is_older,
+    read_adapter,
+    read_config,
+    stated,
+)
 
 EXAMPLES = (
     "--adapter-path llava-lora-peft --output adapter --model llava-mlx",
@@ -46,6 +63,7 @@ BLOCKS = {"nested": "model.language_model.layers.", "classic": "language_model.m
 OURS = "language_model.model.layers."
 STANDARD = ("fine_tune_type", "num_layers", "lora_parameters", "peft")  # in our config; all else is noted in PEFT's file
 TURNED = Transpose((1, 0))
+OLDER = Table([Rule(f"{OURS}*.{side}", f"{OURS}*.lora_{side.lower()}") for side in "AB"])  # of mlx-vlm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="from PEFT: what it was trained on, so that no other can be taken")
     parser.add_argument("--layout", choices=BLOCKS, help="to PEFT: whose names; as they came, or nested (transformers 5)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+    parser.add_argument(
+        "--scale", type=positive_number, metavar="X", help="of mlx-vlm's older form, which does not say how strong it is"
+    )
+    add_base_projector(parser)
     add_revision(parser)
 
 
@@ -62,8 +84,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder, output = find_model(options.adapter_path, options.revision), Path(options.output)
     check_output(output, folder)
     if is_peft(folder):
-        return to_ours(folder, output, options.model and find_model(options.model), options.dry_run)
+        projector = require_beside(folder, options.base_projector)
+        figures = {"projector": projector} if projector else {}
+        return figures | to_ours(folder, output, options.model and find_model(options.model), options.dry_run)
+    if (folder / CONFIG).is_file() and is_older(read_json(folder / CONFIG)):
+        return from_older(folder, output, options.scale, options.dry_run)
     return to_peft(folder, output, options.layout, options.dry_run)
+
+
+def positive_number(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
 
 
 def to_ours(folder: Path, output: Path, model: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -99,10 +132,10 @@ def to_peft(folder: Path, output: Path, layout: str | None = None, dry_run: bool
     config, parameters, _ = read_config(folder)
     came = _came(config, folder)
     layout = layout or came.get("layout", "nested")
-    source, table = open_source(folder / WEIGHTS), _table(layout).inverse
+    source, table = _by_full_names(open_source(folder / WEIGHTS)), _table(layout).inverse
     found = _plan(source, table, folder)
     keys = sorted({move.source.name.rsplit(".lora_", 1)[0] for move in found.moves})
-    check_listed(config["lora_parameters"].get("keys", keys), keys, folder)
+    check_listed(config, source.tensors, folder)
     if came.get("layout") == layout and _means(came["config"], parameters, folder):
         described = came["config"]
     else:
@@ -116,6 +149,27 @@ def to_peft(folder: Path, output: Path, layout: str | None = None, dry_run: bool
     return figures
 
 
+def _by_full_names(source: Source) -> Source:
+    names = {name: full_name(name) for name in source.tensors}
+    return source if all(old == new for old, new in names.items()) else renamed(source, names)
+
+
+def from_older(folder: Path, output: Path, scale: float | None, dry_run: bool = False) -> dict[str, Any]:
+    """An adapter in mlx-vlm's older form as one of ours. `scale` is what its product was multiplied by: no file says it."""
+    if scale is None:
+        read_config(folder)  # refuses it, and says which two numbers it may be
+    source, rank = open_source(folder / WEIGHTS), read_json(folder / CONFIG)["rank"]
+    found = _plan(source, OLDER, folder)
+    keys = sorted({move.target.name.rsplit(".lora_", 1)[0] for move in found.moves})
+    _check_linears(folder, keys)
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
+    figures = _about("in mlx-vlm's older form", keys, rank, scale)
+    if not dry_run:
+        figures |= _write(Conversion(source, found), output / WEIGHTS, config, {"format": "mlx"}, read_adapter)
+    return figures
+
+
 def _table(layout: str) -> Table:
     """From PEFT's names in a layout to ours."""
     inner = OUTER + BLOCKS[layout]
@@ -123,15 +177,15 @@ def _table(layout: str) -> Table:
 
 
 def _plan(source: Source, table: Table, folder: Path) -> Plan:
-    found = ((table.find(name), tensor.shape) for name, tensor in source.tensors.items())
-    return plan(source.tensors, table, {pair[1]: shape[::-1] for pair, shape in found if pair}, str(folder))
+    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+    return plan(source.tensors, table, table.through(shapes), str(folder))
 
 
 def _refuse_projector(folder: Path) -> None:
     beside = read_non_lora(folder)
     if beside is not None:
         raise UserError(
-            f"{folder}: {NON_LORA} holds {len(beside.tensors)} tensors that were trained in full beside the LoRA "
+            f"{folder} holds, beside the LoRA, {len(beside.tensors)} tensors that were trained in full "
             f"({first_of(sorted(beside.tensors))}), and without them the adapter is not what was trained. Merge all of it into "
             "a model: with `visalign convert llava_original`, or with `visalign fuse` into one that is converted already."
         )
@@ -226,7 +280,7 @@ def _write(
         check(folder)
         written = open_source(folder / file.name)
         for move in conversion.moves:
-            back = written.read(move.target.name).T
+            back = move.rule.change.inverse.apply(written.read(move.target.name), move.source.shape)
             if digest(back) != digest(conversion.source.read(move.source.name)):
                 raise UserError(f"{file.parent}: {move.target.name} is not what was written. Is the disk damaged?")
     count = len(conversion.moves)

@@ -5,6 +5,7 @@ PEFT computes W x + scale * B A x with A [r, in] and B [out, r]; scale is alpha 
 Which layers an adapter is for is told by its tensors: patterns in a config are never run, they may be made to hang.
 """
 
+import argparse
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.tensors import FLOATS, Tensor
+from mlx_visalign.convert.tensors import FLOATS, Entry, Tensor
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import build, convert, shown
 from mlx_visalign.vlm import read_json
@@ -22,6 +23,9 @@ from mlx_visalign.vlm import read_json
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA = "non_lora_trainables.bin"  # LLaVA's authors: what was trained beside the LoRA, in full
+LONE_PROJECTOR = "mm_projector.bin"  # the same of a training of the projector alone
+PROJECTOR = re.compile(r"model\.mm_projector\.|(model\.)?multi_modal_projector\.")
+TRAINED = ("tune_mm_mlp_adapter", "mm_projector_lr")  # in config.json: the projector was trained beside the LoRA
 NOTE = "visalign"  # in the notes of a safetensors file: what an adapter of ours says of itself
 OUTER = "base_model.model."  # PEFT's own modules around the model
 _MATRIX = re.compile(re.escape(OUTER) + r"(.+)\.lora_([AB])\.weight")
@@ -103,14 +107,44 @@ def read_non_lora(folder: Path) -> Source | None:
     They are saved as base_model.model.model.mm_projector.0.weight and meant as model.mm_projector.0.weight
     (haotian-liu/LLaVA, llava/model/builder.py). None if there is no such file.
     """
-    if not (folder / NON_LORA).is_file():
+    files = [folder / name for name in (LONE_PROJECTOR, NON_LORA) if (folder / name).is_file()]
+    if not files:
         return None
-    source = open_source(folder / NON_LORA)
-    names = {re.sub(r"^(base_model\.)?model\.(?=model\.|lm_head\.)", "", name): name for name in source.tensors}
-    entries = {new: source.entries[old] for new, old in names.items()}
-    return replace(
-        source, entries={name: replace(entry, tensor=replace(entry.tensor, name=name)) for name, entry in entries.items()}
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in open_source(file).entries.items():
+            full = re.sub(r"^(base_model\.)?model\.(?=model\.|lm_head\.)", "", name)
+            full = re.sub(r"^(?=mm_projector\.)", "model.", full)
+            entries[full] = replace(entry, tensor=replace(entry.tensor, name=full))
+    return Source(folder, entries, {})
+
+
+def add_base_projector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-projector", action="store_true", help="take the base's projector where the trained one is not in a LoRA folder"
     )
+
+
+def require_beside(folder: Path, base_projector: bool = False) -> str | None:
+    """Refuse an authors' LoRA folder whose config.json says that the projector was trained, where it is not there.
+
+    A training saves it at its end alone, so intermediate checkpoints lack it. Returns what to say where that cannot be told,
+    or where the base's is to be taken all the same (`base_projector`).
+    """
+    beside = read_non_lora(folder)
+    if not (folder / "config.json").is_file() or (beside is not None and any(map(PROJECTOR.match, beside.tensors))):
+        return None
+    config = read_json(folder / "config.json")
+    if not any(name in config for name in ("mm_vision_tower", "mm_projector_type")) or config.get("freeze_mm_mlp_adapter"):
+        return None
+    trained = [f"{name} {shown(config[name])}" for name in TRAINED if config.get(name)]
+    if trained and not base_projector:
+        raise UserError(
+            f"{folder} has no projector, though its config.json says that it was trained ({', '.join(trained)}): only the "
+            f"folder that a training ends with has {NON_LORA}. Name that folder, copy the file here, or take the base's "
+            "projector with --base-projector, and other answers than the training's."
+        )
+    return f"the base's: {folder} has no {NON_LORA}" + (", though the projector was trained" if trained else "")
 
 
 def read_note(peft: PeftAdapter) -> dict[str, Any]:

@@ -3,10 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.chat_template import as_jinja, end_token, stated_by
 from mlx_visalign.convert.folder import write_json
-from mlx_visalign.model_folder import IMAGES, PROCESSOR, missing_parts
-from mlx_visalign.template import IMAGE
+from mlx_visalign.files import write_atomically
+from mlx_visalign.model_folder import IMAGES, PROCESSOR, TOKENIZER, missing_parts
+from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
+
+
+def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Make a folder's chat template that of its `visalign` section, with which it was trained; returns what there is to say.
+
+    It may have come along from a model that states another, such as Hugging Face's LLaVA-1.5.
+    """
+    ours, end = config.get("visalign", {}), end_token(folder)
+    template = ours.get("template") if isinstance(ours, dict) else None
+    if (
+        not isinstance(template, str)
+        or template not in TEMPLATES
+        or end is None
+        or ((stated := stated_by(folder, config)) and stated.exact == template)
+    ):
+        return {}
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    for name in (PROCESSOR, TOKENIZER):
+        if (folder / name).is_file() and "chat_template" in (found := read_json(folder / name)):
+            write_json(folder / name, {key: value for key, value in found.items() if key != "chat_template"})
+    write_atomically(folder / "chat_template.jinja", as_jinja(template, end))
+    return {"chat template": f"{template}'s, as the model was trained here"}
 
 
 def complete_processor(folder: Path, config: dict[str, Any]) -> list[str]:

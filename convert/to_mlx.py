@@ -25,7 +25,7 @@ from mlx_visalign.images import Aspect
 from mlx_visalign.model_folder import refuse, remarks, what_is_wrong
 from mlx_visalign.progress import progress, say
 from mlx_visalign.template import Template
-from mlx_visalign.words import listed
+from mlx_visalign.words import counted, listed
 
 OURS = "visalign"  # our section of config.json: template, aspect, source_fingerprint and source_layout
 CODES = {name: code for code, name in NAMES.items()}
@@ -136,6 +136,13 @@ def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, A
     told = {**origin.told, "model_type": origin.config["model_type"]}
     choice = choose(origin.words, told, options.template, before.get("template"), "Name one with --template to take it anyway.")
     found = {"template": choice.template, "aspect": options.aspect or before.get("aspect", "pad")}
+    if before.get("fused"):
+        found["fused"] = True
+        if options.quantize:
+            say(
+                f"Warning: an adapter was merged into {origin.source.folder}, and rounding to {options.q_bits or 4} bits loses "
+                "most of a small change. Quantise the model without it, and keep the adapter beside it."
+            )
     said = [f"{choice.template}{choice.note and f' ({choice.note})'}", *remarks(origin.words, told)]
     return found, {"template": "; ".join(said)}
 
@@ -161,10 +168,8 @@ def _without_dtype(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _precision(conversion: Conversion, dtype: str) -> str:
-    loss = conversion.loss
-    if loss.overflowed or loss.flushed:
-        return f"{dtype}; {loss.overflowed} numbers were too large for it and are infinite now, {loss.flushed} became zero"
-    return f"{dtype}, no number too large or too small for it"
+    flushed = conversion.loss.flushed
+    return f"{dtype}; {counted(flushed, 'value')} became zero" if flushed else f"{dtype}, no overflow or underflow"
 
 
 def _hugging_face(origin: Origin) -> Source:

@@ -110,7 +110,15 @@ def fuse_adapter(options: Namespace) -> Result:
     """`visalign fuse`: an adapter merged into its model."""
     model = TINY if options.model == "tiny" else find_model(options.model)
     adapter, output = find_model(options.adapter_path), Path(options.mlx_path)
-    figures = fuse(model, adapter, output, options.dtype, options.dequantize)
+    figures = fuse(
+        model,
+        adapter,
+        output,
+        options.dtype,
+        options.dequantize,
+        options.allow_rounding,
+        options.base_projector,
+    )
     if not options.no_probe:
         figures["probe"] = compare_fused(model, adapter, output)
     return told(figures)

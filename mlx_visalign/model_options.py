@@ -95,6 +95,12 @@ def fuse(commands: Any) -> None:
         "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="%(default)s; bfloat16 is coarse"
     )
     parser.add_argument("--dequantize", action="store_true", help="from a quantised model make an unquantised one")
+    parser.add_argument(
+        "--allow-rounding", action="store_true", help="merge even where rounding loses over 10 %% of the adapter's change"
+    )
+    parser.add_argument(
+        "--base-projector", action="store_true", help="take the base's projector where the trained one is not in a LoRA folder"
+    )
     parser.add_argument("--no-probe", action="store_true", help="do not compare logits, for which both models are loaded")
     link_option(parser)
 
@@ -112,4 +118,5 @@ def upload(commands: Any) -> None:
     parser.add_argument("--run", type=Path, metavar="RUN", help="the run it comes from, whose report fills the card")
     parser.add_argument("--base-model", metavar="NAME", help="on the Hub, for the card: the model it was made from")
     parser.add_argument("--private", action="store_true", help="a new repository is for you alone")
+    parser.add_argument("--dry-run", action="store_true", help="show the card and the files; nothing is written or sent")
     link_option(parser)

@@ -25,7 +25,7 @@ from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
 from mlx_visalign.marks import asked
 from mlx_visalign.model_folder import WORDS, remarks, require_whole
 from mlx_visalign.progress import say
-from mlx_visalign.weights import check_base, fingerprint, read_adapter, stated
+from mlx_visalign.weights import check_base, fingerprint, is_whole, read_adapter, stated
 
 TINY = Path(__file__).parent / "world" / "tiny" / "llava"
 PROBE = "Describe this image in detail."
@@ -246,7 +246,7 @@ class Policy:
         check_base(folder, config, self.identity, lambda: self.source)
         before = self.first_logits(PROBE)
         mx.eval(before)  # now, while the model is as it was
-        linears = bind(self.model, folder, layers, whole="keys" not in config["lora_parameters"])
+        linears = bind(self.model, folder, layers, whole=is_whole(config))
         tensors = 2 * len(layers)
         say(f"{folder}: {tensors} of {tensors} tensors bound, to {len(layers)} of {linears} linear layers.")
         change = mx.abs(self.first_logits(PROBE) - before).max().item()

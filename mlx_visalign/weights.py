@@ -6,7 +6,9 @@ aspect, fingerprints) stand beside the standard ones; other loaders ignore them.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.errors import UserError, listed
-from mlx_visalign.fields import build, convert
+from mlx_visalign.fields import build, convert, shown
 from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
@@ -32,6 +34,7 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+BLOCK = re.compile(r"(.*\.layers\.)(\d{1,4})\.(.+)")
 Slices = list[tuple[mx.array, mx.array]]  # (A, scale * B) of every round of a layer
 STATED = ("template", "aspect", "source_fingerprint")  # in config.json's "visalign"
 
@@ -89,7 +92,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
     config = read_json(folder / CONFIG)
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
-        raise UserError(f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package.")
+        raise UserError(_other_form(folder, config))
+    kind = config.get("fine_tune_type", "lora")
+    if kind != "lora":
+        raise UserError(f"{folder / CONFIG}: fine_tune_type is {shown(kind)}, and only a LoRA can be put on a model here.")
     known = {name: parameters[name] for name in ("rank", "scale") if name in parameters}
     found = build(Parameters, known, str(folder / CONFIG))
     ranks = convert(config.get("round_ranks", [found.rank]), list[int], f"{folder / CONFIG}: round_ranks")
@@ -98,26 +104,83 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
     return config, found, ranks
 
 
+def _other_form(folder: Path, config: Mapping[str, Any]) -> str:
+    """What is said of an adapter that is not in the layout of this package: how it comes into it, where it can."""
+    command = f"`visalign convert peft --adapter-path {shlex.quote(str(folder))} --output ADAPTER"
+    if "peft_type" in config:
+        return f"{folder} is an adapter of PEFT's: convert it with {command}`, and name ADAPTER instead."
+    if is_older(config):
+        rank, alpha = config["rank"], config["alpha"]
+        return (
+            f"{folder} is an adapter in mlx-vlm's older form, which does not say how strong it is: up to mlx-vlm 0.4.4 its "
+            f"product was multiplied by alpha, {alpha:g}, from 0.5 on by alpha / rank, {alpha / rank:g}. Convert it with "
+            f"{command} --scale {alpha:g}` or the other number, and name ADAPTER instead."
+        )
+    return f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package."
+
+
+def is_older(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of mlx-vlm's older form: rank and alpha, and matrices called A and B."""
+    rank, alpha = config.get("rank"), config.get("alpha")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    return "lora_parameters" not in config and type(rank) is int and rank > 0 and is_number
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
     """The config of an adapter folder, and for each layer the (A, scale * B) slice of every round, in float32.
 
     Raises `UserError` where the two files do not fit each other or hold something else than finite matrices.
     """
     config, found, ranks = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS)
-    names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
-    check_listed(config["lora_parameters"].get("keys", names), names, folder)
+    stored = _read_tensors(folder / WEIGHTS)
+    tensors = {full_name(name): array for name, array in stored.items()}
+    names = check_listed(config, tensors, folder)
+    if tensors.keys() != stored.keys():
+        say(f"{folder}: this adapter was trained on a language model alone, so on other weights than a LLaVA's.")
     return config, {name: _split(name, tensors, ranks, found.scale, folder / WEIGHTS) for name in names}
 
 
-def check_listed(keys: Any, names: list[str], folder: Path) -> None:
-    """Refuse an adapter unless its config's `keys` are the layers that its weights are for, no fewer and no others."""
-    known = set(convert(keys, list[str], f"{folder / CONFIG}: keys"))
+def full_name(stored: str) -> str:
+    """A tensor's name in a LLaVA: mlx-lm's adapters of a language model alone leave out where that is in it."""
+    return f"language_model.{stored}" if stored.startswith("model.layers.") else stored
+
+
+def is_whole(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter without a list of its layers must have all there are; mlx-lm also adapts the last blocks alone."""
+    return "keys" not in config["lora_parameters"] and config.get("num_layers", -1) in (-1, None)
+
+
+def check_listed(config: Mapping[str, Any], tensors: Iterable[str], folder: Path) -> list[str]:
+    """The layers that `tensors` (by their full names) are for, which must be those that the adapter's config lists.
+
+    `keys` are full names, or mlx-lm's, which are names within a block: then the last blocks have each of them. Raises
+    `UserError` for fewer or others.
+    """
+    names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
+    keys = convert(config["lora_parameters"].get("keys", names), list[str], f"{folder / CONFIG}: keys")
+    inner = [key for key in keys if key in LINEARS]
+    known = {full_name(key) for key in keys if key not in LINEARS}
+    if inner or ("keys" not in config["lora_parameters"] and not is_whole(config)):
+        known |= _last_blocks(names, inner, config.get("num_layers"))
     bare, extra = sorted(known.difference(names)), sorted(set(names) - known)
     if bare or extra:
         apart = ((bare, "of the config's keys have no tensors"), (extra, "have tensors but are no keys"))
         found = [listed(f"{counted(len(names), 'layer')} {what}", names) for names, what in apart if names]
         raise UserError("\n".join([f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {found[0]}", *found[1:]]))
+    return names
+
+
+def _last_blocks(names: list[str], inner: list[str], count: Any) -> set[str]:
+    """Every layer that an adapter of the last `count` blocks has, each with the layers `inner`, or with those that any has."""
+    found = [match.groups() for name in names if (match := BLOCK.fullmatch(name))]
+    if not found:
+        return set(names)
+    start, last = found[0][0], max(int(number) for _, number, _ in found)
+    first = min(int(number) for _, number, _ in found)
+    if type(count) is int and count > 0:
+        first = max(0, last + 1 - count)
+    layers = inner or sorted({layer for *_, layer in found})
+    return {f"{start}{number}.{layer}" for number in range(first, last + 1) for layer in layers}
 
 
 def _split(name: str, tensors: dict[str, mx.array], ranks: list[int], scale: float, file: Path) -> Slices:

@@ -18,12 +18,10 @@ def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """
     ours, end = config.get("visalign", {}), end_token(folder)
     template = ours.get("template") if isinstance(ours, dict) else None
-    if (
-        not isinstance(template, str)
-        or template not in TEMPLATES
-        or end is None
-        or ((stated := stated_by(folder, config)) and stated.exact == template)
-    ):
+    if not isinstance(template, str) or template not in TEMPLATES or end is None:
+        return {}
+    stated = stated_by(folder, config)
+    if stated is not None and stated.exact == template:
         return {}
     (folder / "chat_template.json").unlink(missing_ok=True)
     for name in (PROCESSOR, TOKENIZER):

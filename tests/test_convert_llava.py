@@ -299,14 +299,22 @@ def test_what_mlx_would_ignore_is_refused(tmp_path, refusal, part, change, messa
 # -- the weights ------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_cast_loses_is_counted(tmp_path, convert):
+def test_what_a_cast_flushes_is_counted(tmp_path, convert):
     embedding = hf_tensors(random_llava(), "classic", np.float32)[EMBEDDING]
-    embedding[0, :2], embedding[1, :3] = 1e6, 1e-9
+    embedding[1, :3] = 1e-9
     source = write_hf(tmp_path / "hf", dtype=np.float32, extra={EMBEDDING: embedding})
-    assert "2 numbers were too large for it and are infinite now, 3 became zero" in convert(source, "--verify")[1]["precision"]
-    assert convert(source, "--dtype", "bfloat16", "--verify")[1]["precision"].endswith(
-        "no number too large or too small for it"
-    )
+    assert convert(source, "--verify")[1]["precision"] == "float16; 3 values became zero"
+    assert convert(source, "--dtype", "bfloat16", "--verify")[1]["precision"] == "bfloat16, no overflow or underflow"
+
+
+def test_what_a_cast_would_make_infinite_is_refused(tmp_path, convert, refusal):
+    """Such a model answers nothing."""
+    embedding = hf_tensors(random_llava(), "classic", np.float32)[EMBEDDING]
+    embedding[0, :2] = 1e6
+    source = write_hf(tmp_path / "hf", dtype=np.float32, extra={EMBEDDING: embedding})
+    said = refusal(source)
+    assert f"2 numbers of {EMBEDDING} would be infinite" in said and "--dtype bfloat16" in said
+    assert convert(source, "--dtype", "bfloat16", "--verify")[1]["precision"].startswith("bfloat16")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

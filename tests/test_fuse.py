@@ -128,7 +128,7 @@ def test_the_source_is_untouched_and_the_new_model_is_its_own_source(tmp_path, b
     fuse(base, adapter, tmp_path / "fused")
     assert {path: path.read_bytes() for path in base.iterdir()} == before
     ours = vlm.read_json(tmp_path / "fused/config.json")["visalign"]
-    assert ours == {"template": "hf", "aspect": "pad", "method": "csr", "round": 2}
+    assert ours == {"template": "hf", "aspect": "pad", "method": "csr", "round": 2, "fused": True}
     assert source_fingerprint(tmp_path / "fused") != source_fingerprint(base)
 
 

@@ -27,9 +27,12 @@ from mlx_visalign.convert.tensors import cast
 from mlx_visalign.convert.to_mlx import CODES, OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.errors import UserError
+from mlx_visalign.model_folder import damaged_files, missing_parts, refuse
 from mlx_visalign.models.clip import CLIP, PATCHES, SHARED, CLIPConfig
+from mlx_visalign.progress import say
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import stated
+from mlx_visalign.words import in_a_row
 
 EXAMPLES = (
     "--hf-path openai/clip-vit-large-patch14-336 --mlx-path clip",
@@ -73,6 +76,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         carried = carry(folder, unfinished)
         if options.verify:
             figures["verified"] = verify_checksums(conversion, table, unfinished)
+    if missing := missing_parts(output):
+        say(f"Warning: {output} lacks {in_a_row(missing)}: copy them there from the original CLIP, or it cannot judge.")
     return figures | {
         "carried over": ", ".join(carried) or "nothing: copy CLIP's tokenizer and preprocessor_config.json here",
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
@@ -82,6 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def understand(path: Path) -> tuple[Source, str, Table, dict[str, Any]]:
     """A CLIP's weights, the name and table of their layout, and its config.json, which OpenAI's layout does not have."""
+    refuse(path, damaged_files(path))
     source = open_source(path)
     if is_openai(source):
         return with_thirds(source), "OpenAI, quick_gelu", OPENAI, openai_config(source)

@@ -141,9 +141,15 @@ def _check_kind(config: dict[str, Any]) -> str:
     if not isinstance(kind, str) or kind not in PARTS:
         reason = REFUSED.get(str(kind), f"Converted are {' and '.join(PARTS)}.")
         raise UserError(f"config.json: the model is of the type {kind!r}. {reason}")
-    if config.get("quantization") or config.get("quantization_config"):
-        raise UserError("config.json: the weights are quantised, and what that lost does not come back. Convert the originals.")
+    check_unquantised(config)
     return kind
+
+
+def check_unquantised(config: dict[str, Any]) -> None:
+    """Refuse weights that are quantised, by MLX or by anything else."""
+    parts = [config, *(config[name] for name in ("text_config", "vision_config") if isinstance(config.get(name), dict))]
+    if any(part.get(name) for part in parts for name in ("quantization", "quantization_config", "compression_config")):
+        raise UserError("config.json: the weights are quantised, and what that lost does not come back. Convert the originals.")
 
 
 def _part(config: dict[str, Any], name: str, kind: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ llava/model/multimodal_encoder/clip_encoder.py.
 
 from typing import Any
 
-from mlx_visalign.convert.llava_config import DEFAULTS, complete
+from mlx_visalign.convert.llava_config import DEFAULTS, check_unquantised, complete
 from mlx_visalign.errors import UserError
 from mlx_visalign.fields import shown
 
@@ -38,6 +38,7 @@ def check_original(config: dict[str, Any]) -> None:
         )
     if "mm_vision_tower" not in config:
         raise UserError("config.json: a LLaVA of the authors says mm_vision_tower; is this the language model alone?")
+    check_unquantised(config)
     for name, known in ONLY.items():
         if (value := config.get(name)) not in known:
             raise UserError(f"config.json: {name} is {shown(value)}, LLaVA-1.5 has {known[0]!r}: this model is not supported.")

@@ -25,7 +25,7 @@ from mlx_visalign.images import Aspect
 from mlx_visalign.model_folder import refuse, remarks, what_is_wrong
 from mlx_visalign.progress import progress, say
 from mlx_visalign.template import Template
-from mlx_visalign.words import counted, listed
+from mlx_visalign.words import counted, in_a_row
 
 OURS = "visalign"  # our section of config.json: template, aspect, source_fingerprint and source_layout
 CODES = {name: code for code, name in NAMES.items()}
@@ -149,7 +149,7 @@ def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, A
 
 def _missing(names: list[str], origin: Origin) -> str:
     """Said in the summary, and on its own: a summary is easily passed over."""
-    said = f"{listed(names)}: {origin.words} has none. Copy them here from the original model, or nothing can be asked"
+    said = f"{in_a_row(names)}: {origin.words} has none. Copy them here from the original model, or nothing can be asked"
     say(f"Warning: the new folder lacks {said}.")
     return said
 

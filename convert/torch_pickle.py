@@ -55,13 +55,17 @@ class _Name:
 
 
 _MARK = object()
+# Beyond what any state dict has: LLaVA-7B's pickle has 20 thousand opcodes, a tensor's arguments are one tuple of tuples.
+MOST_OPCODES, WIDEST, DEEPEST = 300_000, 64, 2
 
 
 def read_state_dict(data: bytes) -> dict[str, View]:
     """The tensors of a pickled state dict. Raises `ValueError`, saying what it met, for anything else."""
     machine = _Machine()
     try:
-        for opcode, argument in _opcodes(data):
+        for count, (opcode, argument) in enumerate(_opcodes(data)):
+            if count == MOST_OPCODES:
+                raise ValueError(f"its pickle has more than {MOST_OPCODES} opcodes, and no model's needs so many")
             machine.step(opcode, argument)
         value = machine.stack.pop()
     except (IndexError, KeyError):  # the stack or the memo lacks what an opcode takes from it
@@ -107,9 +111,9 @@ class _Machine:
             case "MARK":
                 push(_MARK)
             case "TUPLE":
-                push(tuple(self._since_mark()))
+                push(_tuple(self._since_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                push(tuple([pop() for _ in range(int(opcode[-1]))][::-1]))
+                push(_tuple([pop() for _ in range(int(opcode[-1]))][::-1]))
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -144,6 +148,18 @@ class _Machine:
             if not isinstance(key, str) or key in target:
                 raise ValueError("a key of its dict is not text or comes twice")
             target[key] = value
+
+
+def _tuple(items: list[Any]) -> tuple[Any, ...]:
+    """Refused while it is small: what is deep or wide costs time to build, to look at and to let go of again."""
+    if len(items) > WIDEST or _depth(items) >= DEEPEST:
+        raise ValueError(f"its pickle holds a tuple of more than {WIDEST} items or {DEEPEST} levels, and no tensor needs one")
+    return tuple(items)
+
+
+def _depth(items: list[Any] | tuple[Any, ...]) -> int:
+    """How many levels of tuples there are below; none of them is deep or wide."""
+    return max((1 + _depth(item) for item in items if isinstance(item, tuple)), default=0)
 
 
 def _allowed(name: str) -> _Name:

@@ -10,10 +10,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_visalign import vlm
+from mlx_visalign.chat_template import choose
 from mlx_visalign.checks import CHECKS, Check, switches
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.lora import adapter_at
+from mlx_visalign.model_folder import remarks, what_is_wrong
 from mlx_visalign.patient import Patient
 from mlx_visalign.policy import Policy
 from mlx_visalign.progress import say
@@ -62,12 +64,19 @@ def examine_adapter(policy: Policy, folder: Path) -> Finding:
 
 
 def stated_by(folder: Path) -> Finding:
-    """Whether the model's folder says with which template and aspect it was trained."""
-    ours = stated(folder)
+    """Whether the model's folder says with which template and aspect it was trained, and whether its files agree on it."""
+    ours, config = stated(folder), vlm.read_json(folder / "config.json")
     missing = [name for name in ("template", "aspect") if name not in ours]
-    if not missing:
-        return Finding("folder", True, f"template {ours['template']}, aspect {ours['aspect']}")
-    return Finding("folder", True, f"config.json does not say {' and '.join(missing)}; the family's own are taken")
+    found = f"template {ours.get('template')}, aspect {ours.get('aspect')}"
+    if missing:
+        found = f"config.json does not say {' and '.join(missing)}; the family's own are taken"
+    try:
+        choice = choose(folder, config, ours=ours.get("template"))
+    except UserError as error:
+        return Finding("folder", False, found, str(error))
+    said = [f"the template {choice.note}"] if choice.note and "template" in ours else []
+    wrong = what_is_wrong(folder, config)
+    return Finding("folder", not wrong, "; ".join([found, *said, *remarks(folder, config)]), " ".join(wrong))
 
 
 def require_sound(policy: Policy, file: Path) -> None:

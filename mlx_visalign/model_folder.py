@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.chat_template import end_token, stated_by
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import shown
 from mlx_visalign.pointers import is_pointer, pointer_said
 from mlx_visalign.template import IMAGE
@@ -21,7 +21,6 @@ TEXTS = (TOKENIZER, IMAGES, PROCESSOR, "generation_config.json", "special_tokens
 OTHERS = ("config.json", "chat_template.json", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json")
 WEIGHTS = ("*.safetensors", "*.index.json")
 TORCH = ("pytorch_model*.bin", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
-NAMED = 20  # of the things that are wrong; the rest is counted
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -35,9 +34,7 @@ def refuse(folder: Path, wrong: list[str]) -> None:
     if len(wrong) == 1:
         raise UserError(f"{folder}: {wrong[0]}")
     if wrong:
-        more = [f"and {len(wrong) - NAMED} more"] if len(wrong) > NAMED else []
-        told = "\n".join(f"- {each}" for each in [*wrong[:NAMED], *more])
-        raise UserError(f"{len(wrong)} things are wrong with {folder}:\n{told}")
+        raise UserError(listed(f"{len(wrong)} things are wrong with {folder}", wrong), wrong)
 
 
 def what_is_wrong(folder: Path, config: Mapping[str, Any]) -> list[str]:
@@ -48,7 +45,7 @@ def what_is_wrong(folder: Path, config: Mapping[str, Any]) -> list[str]:
     damaged = damaged_files(folder)
     if damaged:
         return damaged  # what they say cannot be compared
-    return [*_missing_shards(folder), *_words_and_rows(folder, config), *_pixels(folder, config)]
+    return [*_quantised(config), *_missing_shards(folder), *_words_and_rows(folder, config), *_pixels(folder, config)]
 
 
 def remarks(folder: Path, config: Mapping[str, Any]) -> list[str]:
@@ -121,6 +118,17 @@ def _words(file: Path, changed: int, size: int) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+
+
+def _quantised(config: Mapping[str, Any]) -> Iterator[str]:
+    """By anything else than MLX, which writes its own settings by both names."""
+    found = config.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method is not None and "quantization" not in config:
+        yield (
+            f"the weights are quantised by {shown(method)}, which MLX does not read: take the model's originals, and quantise "
+            "them in the conversion, with -q."
+        )
 
 
 def _missing_shards(folder: Path) -> Iterator[str]:

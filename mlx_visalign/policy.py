@@ -23,7 +23,8 @@ from mlx_visalign.keys import key_for
 from mlx_visalign.logps import sum_logps, token_logps
 from mlx_visalign.lora import LoRASettings, attach, bind, save_adapter
 from mlx_visalign.marks import asked
-from mlx_visalign.model_folder import WORDS, remarks, require_whole
+from mlx_visalign.model_folder import TOKENIZER, WORDS, remarks, require_whole
+from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.progress import say
 from mlx_visalign.weights import check_base, fingerprint, is_whole, read_adapter, stated
 
@@ -327,6 +328,8 @@ def read_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).is_file() for name in WORDS):  # transformers would make one without a single word
         raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(WORDS)} there.")
+    for name in (*WORDS, "merges.txt", TOKENIZER):
+        refuse_pointer(folder / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.decode(tokenizer("a word").input_ids)  # some settings of the wrong type are not met before

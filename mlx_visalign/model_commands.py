@@ -31,7 +31,7 @@ from mlx_visalign.probe import compare_fused
 from mlx_visalign.report import show_figures
 from mlx_visalign.results import Answers, Result, lines, plain, told
 from mlx_visalign.stream import stream
-from mlx_visalign.upload import upload
+from mlx_visalign.upload import preview, upload
 
 MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
 
@@ -126,4 +126,10 @@ def fuse_adapter(options: Namespace) -> Result:
 
 def upload_folder(options: Namespace) -> Result:
     """`visalign upload`: an adapter or a model to the Hub."""
-    return told(upload(Path(options.path), options.upload_repo, options.run, options.base_model, options.private))
+    folder = Path(options.path)
+    if not options.dry_run:
+        return told(upload(folder, options.upload_repo, options.run, options.base_model, options.private))
+    found = preview(folder, options.upload_repo, options.run, options.base_model)
+    sizes = [f"{size:>15,}  {name}" for name, size in found["files"].items()]
+    head = f"Would be uploaded to {found['repository']}, as {found['kind']}, {found['bytes']:,} bytes in {len(sizes)} files:"
+    return Result(found, Group(*map(plain, (head, *sizes, "", "README.md:", "", found["card"]))))

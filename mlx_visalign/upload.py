@@ -1,12 +1,15 @@
 """Upload an adapter or a model to the Hugging Face Hub, with a model card. Only its own files go, never a run's."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from mlx_visalign.convert import peft_folder
 from mlx_visalign.convert.folder import CARRIED
@@ -14,6 +17,8 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.links import check_links, named
 from mlx_visalign.model_card import Kind, Subject, make_card
+from mlx_visalign.pointers import refuse_pointer
+from mlx_visalign.records import read_text
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, WEIGHTS, read_adapter
 
@@ -30,19 +35,52 @@ def upload(folder: Path, repo: str, run: Path | None = None, base: str | None = 
     A README.md that is there is uploaded as it is; else a card is written there. Raises `UserError` where the folder is
     neither adapter nor model, and where the Hub refuses or cannot be reached.
     """
-    kind, files, about = _look(check_links(folder))
-    report = None if run is None else _report(check_links(run))
-    written = not (folder / CARD).exists()
-    if written:
-        write_atomically(named(folder) / CARD, str(make_card(Subject(repo, kind, base, about), report)))
+    parcel = pack(folder, repo, run, base)
+    if parcel.is_new:
+        write_atomically(named(folder) / CARD, parcel.card)
     with _hub_refuses(repo):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=[CARD, *files], commit_message=f"Upload {kind} with mlx_visalign"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in parcel.names],
+            commit_message=f"Upload {parcel.kind} with mlx_visalign",
         )
-    card = "written from its config" + (" and the run's report" if report else "") if written else "as it was"
-    return {"uploaded": str(done.commit_url), "kind": kind, "files": [CARD, *files], CARD: card}
+    return {"uploaded": str(done.commit_url), "kind": parcel.kind, "files": parcel.names, CARD: parcel.source}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What an upload sends: the names of the files, README.md first, and the card's text and where that comes from."""
+
+    kind: Kind
+    names: list[str]
+    card: str
+    is_new: bool
+    source: str
+
+
+def pack(folder: Path, repo: str, run: Path | None = None, base: str | None = None) -> Parcel:
+    """What `upload` would send. Nothing is written, and nobody asked."""
+    kind, names, about = _look(check_links(folder))
+    report = None if run is None else _report(check_links(run))
+    for name in (*names, CARD):
+        refuse_pointer(folder / name)
+    is_new = not (folder / CARD).exists()
+    card = str(make_card(Subject(repo, kind, base, about), report)) if is_new else read_text(folder / CARD)
+    source = "written from its config" + (" and the run's report" if report else "") if is_new else "as it was"
+    return Parcel(kind, [CARD, *names], card, is_new, source)
+
+
+def preview(folder: Path, repo: str, run: Path | None = None, base: str | None = None) -> dict[str, Any]:
+    """What `upload` would send, as figures by name: nothing is written or sent."""
+    with _hub_refuses(repo):
+        validate_repo_id(repo)
+    parcel = pack(folder, repo, run, base)
+    sizes = {name: (folder / name).stat().st_size for name in parcel.names if name != CARD or not parcel.is_new}
+    sizes |= {CARD: len(parcel.card.encode())} if parcel.is_new else {}
+    return {"repository": repo, "kind": parcel.kind, "files": sizes, "bytes": sum(sizes.values()), "card": parcel.card}
 
 
 def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
@@ -56,7 +94,8 @@ def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
         note = peft_folder.read_note(peft)
         names = [name for name in (CONFIG, *peft_folder.WEIGHTS) if name in there]
         return "PEFT adapter", names, {name: note[name] for name in SAID if name in note}
-    weights = sorted(name for name in there if name.endswith((".safetensors", ".safetensors.index.json")))
+    ends = (".safetensors", ".safetensors.index.json")
+    weights = sorted(name for name in there if name.endswith(ends) and not name.startswith("."))
     if weights and "config.json" in there:
         ours = read_json(folder / "config.json").get("visalign")
         about = {name: ours[name] for name in SAID if name in ours} if isinstance(ours, dict) else {}

@@ -172,9 +172,8 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return {name: token for name, token in tokens.items() if isinstance(token, str)}
 
 
-@cache
 def _rendered(where: str, template: str, tokens: tuple[tuple[str, str], ...]) -> Stated:
-    texts = _render(template, dict(tokens))
+    texts = _render(template, tokens)
     if isinstance(texts, str):
         return Stated(where, None, f"a chat template that cannot be rendered ({texts})")
     prompt, chat = texts
@@ -190,7 +189,8 @@ def _quoted(text: str) -> str:
     return repr(line if len(line) <= 120 else f"{line[:80]} ... {line[-35:]}")
 
 
-def _render(template: str, tokens: dict[str, str]) -> tuple[str, str] | str:
+@cache
+def _render(template: str, tokens: tuple[tuple[str, str], ...]) -> tuple[str, str] | str:
     """One user's turn with an image, ready for an answer, and the same with an answer; or why that cannot be.
 
     Templates want a message's content as a list of parts or, older ones, as text.
@@ -203,7 +203,7 @@ def _render(template: str, tokens: dict[str, str]) -> tuple[str, str] | str:
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(RENDERING)],
-            input=json.dumps({"template": template, "tokens": tokens, "chats": chats}),
+            input=json.dumps({"template": template, "tokens": dict(tokens), "chats": chats}),
             capture_output=True,
             text=True,
             timeout=PATIENCE,

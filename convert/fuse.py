@@ -64,7 +64,7 @@ def fuse(
             write_weights(folder, fusion.tensors, fusion.produce, source.metadata, on_bytes)
         if fusion.lost > MOST_LOST and not allow_rounding:
             raise UserError(
-                f"Rounding to {dtype} would lose {fusion.lost:.1%} of what {adapter} changes, so nothing was written. Add "
+                f"Rounding to {dtype} would lose {_share(fusion.lost)} of what {adapter} changes, so nothing was written. Add "
                 "--dtype float32, or keep the adapter beside the model, which loses nothing; --allow-rounding merges it anyway."
             )
         fused = _config(config, deltas, dtype)
@@ -75,7 +75,7 @@ def fuse(
     return {
         "merged": f"{len(deltas.updates)} layers, and {len(deltas.beside)} tensors replaced",
         **({"projector": projector} if projector else {}),
-        "rounding": f"to {dtype} lost {fusion.lost:.2%} of the update; {counted(fusion.loss.flushed, 'value')} became zero",
+        "rounding": f"to {dtype} lost {_share(fusion.lost)} of the update; {counted(fusion.loss.flushed, 'value')} became zero",
         **words,
         "carried over": ", ".join(carried) or "nothing",
         "output": f"{output}, {gigabytes(size)}",
@@ -145,6 +145,11 @@ class Fusion:
             parts = (source.read(scales)[rows], source.read(biases)[rows])
             return self.quantization.dequantize(array, *parts, source.tensors[scales].dtype)
         return cast(array, dtype, "F32")[0]
+
+
+def _share(lost: float) -> str:
+    """The rounding may well be larger than what it rounds."""
+    return f"{lost:.2%}" if lost < 1 else "all"
 
 
 def _quantization(config: dict[str, Any], model: Path, dequantize: bool) -> Quantization | None:

@@ -15,7 +15,10 @@ from original_layout import AUTHORS, ROWS, TOWER, VISION, WORDS, write_folder, w
 from safetensors.numpy import load_file, save_file
 
 from mlx_visalign import vlm
+from mlx_visalign.chat_template import stated_by
 from mlx_visalign.convert.cli import main
+from mlx_visalign.convert.fuse import fuse
+from mlx_visalign.errors import UserError
 from mlx_visalign.policy import load
 from mlx_visalign.precision import PARITY
 from mlx_visalign.template import TEMPLATES
@@ -513,3 +516,99 @@ def test_original_to_mlx_to_hugging_face_gives_transformers_logits(tmp_path, con
 
     mlx = mlx_logits(tmp_path / "mlx", ids, pixels.numpy().transpose(0, 2, 3, 1))
     assert float(np.abs(mlx - theirs[0].numpy()).max()) <= PARITY
+
+
+# -- what a training must have left -----------------------------------------------------------------------------------
+
+
+def checkpoint(lora, **settings):
+    """An intermediate checkpoint of a LoRA training: its projector is saved at the end alone."""
+    source, arguments, expected = lora
+    (source / "non_lora_trainables.bin").unlink()
+    (source / "config.json").write_text(json.dumps(AUTHORS | settings))
+    return source, arguments, expected
+
+
+@pytest.mark.parametrize("settings", [{"mm_projector_lr": 2e-5}, {"tune_mm_mlp_adapter": True}])
+def test_a_checkpoint_without_its_trained_projector_is_refused(tmp_path, to_mlx, refusal, lora, settings, capsys):
+    source, _, _ = checkpoint(lora, **settings)
+    base = write_folder(tmp_path / "llava", tensors())
+    said = refusal(source, "--base", base)
+    name = next(iter(settings))
+    assert name in said and "non_lora_trainables.bin" in said and "--base-projector" in said
+    folder, figures = to_mlx(source, "--base", base, "--base-projector")
+    assert "though the projector was trained" in figures["projector"]
+    found = layout.authors_tensors(loaded(folder))
+    assert all(np.array_equal(found[name], tensors()[name]) for name in tensors() if PROJECTOR in name)
+    to_ours = ["peft", "--adapter-path", str(source), "--output", str(tmp_path / "ours")]
+    assert main(to_ours) == 2 and "--base-projector" in capsys.readouterr().err
+    assert main([*to_ours, "--base-projector"]) == 2  # one thing further
+    assert "not in the language model's blocks" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--base-projector"):
+        fuse(folder, source, tmp_path / "fused")
+    assert "though the projector" in fuse(folder, source, tmp_path / "fused", "float32", base_projector=True)["projector"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({}, "the base's"), ({"mm_projector_lr": None}, "the base's"), ({"freeze_mm_mlp_adapter": True}, None)],
+)
+def test_where_it_cannot_be_told_the_bases_projector_is_said(tmp_path, to_mlx, lora, settings, says):
+    source, _, _ = checkpoint(lora, **settings)
+    _, figures = to_mlx(source, "--base", write_folder(tmp_path / "llava", tensors()))
+    assert says in figures["projector"] if says else "projector" not in figures
+
+
+def test_what_was_trained_beside_a_lora_but_is_no_projector_does_not_count(tmp_path, refusal, lora):
+    source, _, _ = checkpoint(lora, mm_projector_lr=2e-5)
+    norm = {"base_model.model.model.norm.weight": tensors()["model.norm.weight"]}
+    write_torch(source / "non_lora_trainables.bin", norm)
+    assert "no projector" in refusal(source, "--base", write_folder(tmp_path / "llava", tensors()))
+
+
+def test_a_projector_by_its_lone_name_beside_a_lora_is_merged_by_all(tmp_path, to_mlx, lora):
+    source, _, expected = checkpoint(lora, mm_projector_lr=2e-5)
+    write_torch(source / "mm_projector.bin", {name: array for name, array in expected.items() if PROJECTOR in name})
+    base = write_folder(tmp_path / "llava", tensors())
+    whole, _ = to_mlx(base)
+    fuse(whole, source, tmp_path / "fused", "float32")
+    for folder in (to_mlx(source, "--base", base)[0], tmp_path / "fused"):
+        found = layout.authors_tensors(loaded(folder))
+        assert all(np.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected), folder
+
+
+# -- whose words ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("vicuna", {"conv_version": "llava_llama_3"}, "conv_version) states the words of Llama 3"),
+        ("vicuna", {"_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}, "states the words of Mistral"),
+        ("llava-llama-2-7b-chat", {}, "states the words of Mistral and Llama 2"),
+    ],
+)
+def test_a_conversation_that_is_not_vicunas_is_refused(tmp_path, to_mlx, refusal, name, settings, says):
+    source = write_folder(tmp_path / name, tensors(), AUTHORS | settings)
+    assert says in refusal(source)
+    _, figures = to_mlx(source, "--template", "vicuna_v1")
+    assert figures["template"].startswith("vicuna_v1 (as asked for, although")
+
+
+def test_the_new_chat_template_is_that_of_the_template_asked_for(tmp_path, to_mlx):
+    source = write_folder(tmp_path / "original", tensors())
+    layout.write_tokenizer(source)
+    folder, _ = to_mlx(source, "--template", "hf")
+    assert stated_by(folder, json.loads((folder / "config.json").read_text())).exact == "hf"
+
+
+def test_quantised_weights_are_refused_in_this_layout_too(tmp_path, refusal):
+    source = write_folder(tmp_path / "original", tensors(), AUTHORS | {"quantization_config": {"quant_method": "gptq"}})
+    assert "quantised" in refusal(source)
+
+
+def test_a_pointer_among_the_words_is_named(tmp_path, refusal):
+    source = write_folder(tmp_path / "original", tensors())
+    layout.write_tokenizer(source)
+    (source / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n")
+    assert "tokenizer.model is a Git LFS pointer" in refusal(source)

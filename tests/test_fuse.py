@@ -16,6 +16,7 @@ from random_llava import CONFIG, random_llava
 from safetensors.numpy import load_file, save_file
 
 from mlx_visalign import vlm
+from mlx_visalign.chat_template import as_jinja, stated_by
 from mlx_visalign.cli import main
 from mlx_visalign.convert import fuse as fusing
 from mlx_visalign.convert.cli import main as convert
@@ -105,6 +106,73 @@ def test_what_rounding_loses_of_the_update_is_said(tmp_path, base, adapter):
 
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+@pytest.fixture
+def faint(tmp_path, adapter):
+    """The adapter with a change that float16 can hardly hold."""
+    file = adapter / "adapters.safetensors"
+    tensors = {name: np.array(array) for name, array in mx.load(str(file)).items()}
+    save_file({name: array * (1e-4 if name.endswith("lora_b") else 1) for name, array in tensors.items()}, file)
+    return adapter
+
+
+def test_a_fusion_that_rounds_away_the_update_stops(tmp_path, base, faint):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError) as told:
+        fuse(base, faint, tmp_path / "fused")
+    said = str(told.value)
+    assert "Rounding to float16 would lose all of what" in said and str(faint) in said
+    assert all(cure in said for cure in ("--dtype float32", "keep the adapter", "--allow-rounding"))
+    assert sorted(tmp_path.iterdir()) == before
+    assert "lost 0.0" in fuse(base, faint, tmp_path / "whole", "float32")["rounding"]
+
+
+def test_it_goes_on_where_that_is_allowed(tmp_path, base, faint, capsys):
+    command = f"fuse --model {base} --adapter-path {faint} --mlx-path {tmp_path / 'fused'} --no-probe --json"
+    assert main(command.split()) == 2 and "--allow-rounding" in capsys.readouterr().err
+    assert main([*command.split(), "--allow-rounding"]) == 0
+    rounding = json.loads(capsys.readouterr().out)["rounding"]
+    assert rounding == "to float16 lost all of the update; 0 values became zero"
+
+
+def test_a_tenth_is_the_bound(tmp_path, base, adapter, monkeypatch):
+    monkeypatch.setattr(fusing.Fusion, "lost", fusing.MOST_LOST)
+    fuse(base, adapter, tmp_path / "fused")
+    monkeypatch.setattr(fusing.Fusion, "lost", fusing.MOST_LOST + 1e-6)
+    with pytest.raises(UserError, match=r"would lose 10\.00%"):
+        fuse(base, adapter, tmp_path / "again")
+
+
+def test_a_fused_model_states_its_own_words(tmp_path, tiny_adapter, capsys):
+    """Though the folder that it comes from states those of Hugging Face's copies."""
+    model = shutil.copytree(TINY, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(as_jinja("hf", "</s>"))
+    figures = fuse(model, tiny_adapter, tmp_path / "fused")
+    config = vlm.read_json(tmp_path / "fused/config.json")
+    assert figures["chat template"].startswith("vicuna_v1's") and stated_by(tmp_path / "fused", config).exact == "vicuna_v1"
+    assert stated_by(model, config).exact == "hf"
+
+
+def test_a_fused_folder_is_whole_or_not_there(tmp_path, tiny_adapter):
+    model = shutil.copytree(TINY, tmp_path / "model")
+    (model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 34055\n")
+    with pytest.raises(UserError, match=rf"{tmp_path / 'fused'}: tokenizer.json is a Git LFS pointer"):
+        fuse(model, tiny_adapter, tmp_path / "fused")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_fused_model_that_is_quantised_is_warned_of(tmp_path, tiny_adapter, capsys):
+    fuse(TINY, tiny_adapter, tmp_path / "fused")
+    export = ["export", "--mlx-path", str(tmp_path / "fused"), "--hf-path", str(tmp_path / "hf")]
+    assert convert(["llava", "--hf-path", str(TINY), "--mlx-path", str(tmp_path / "base"), "-q"]) == 0
+    assert "Warning" not in capsys.readouterr().err
+    converted = vlm.read_json(tmp_path / "fused/config.json")["visalign"]
+    assert converted["fused"] is True
+    if convert(export) == 0:
+        into = ["llava", "--hf-path", str(tmp_path / "hf"), "--mlx-path", str(tmp_path / "small"), "-q"]
+        assert convert(into) == 0 and "rounding to 4 bits loses most of a small change" in capsys.readouterr().err
+        assert vlm.read_json(tmp_path / "small/config.json")["visalign"]["fused"] is True
 
 
 def test_only_the_new_tensor_and_a_few_mb_are_in_memory(tmp_path):

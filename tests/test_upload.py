@@ -128,6 +128,82 @@ def test_an_adapter_of_pefts_says_so(hub, tmp_path):
     assert ModelCard.load(folder / "README.md").data.to_dict()["library_name"] == "peft"
 
 
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_shows_card_and_files_and_does_nothing(hub, run, capsys):
+    before = content(run)
+    command = f"upload --path {run / 'adapter'} --upload-repo me/llava-seva --run {run} --dry-run"
+    assert main(command.split()) == 0
+    said = capsys.readouterr().out
+    size = (run / "adapter/adapters.safetensors").stat().st_size
+    assert f"{size:,}  adapters.safetensors" in said and "3 files" in said and "pairs.jsonl" not in said
+    upload(run / "adapter", "me/llava-seva", run)
+    written = (run / "adapter/README.md").read_text()
+    assert written.strip() in said and hub.sent[0][1] == ["README.md", "adapter_config.json", "adapters.safetensors"]
+    (run / "adapter/README.md").unlink()
+    hub.sent.clear()
+    hub.repos.clear()
+    assert main([*command.split(), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == {name: told["files"][name] for name in ("adapter_config.json", "adapters.safetensors", "README.md")}
+    assert (
+        told["card"] == written
+        and told["files"]["README.md"] == len(written.encode())
+        and told["bytes"] == sum(told["files"].values())
+    )
+    assert content(run) == before and hub.sent == [] and hub.repos == {}
+
+
+def test_a_dry_run_needs_no_network_and_shows_a_card_that_is_there(run, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(uploading, "HfApi", lambda: pytest.fail("asked the Hub"))
+    (run / "adapter/README.md").write_text("# Mine\n")
+    assert main(f"upload --path {run / 'adapter'} --upload-repo me/it --dry-run".split()) == 0
+    assert "# Mine" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_what_an_upload_would(run, capsys):
+    for words in (f"--path {run} --upload-repo me/it", f"--path {run / 'adapter'} --upload-repo a//b"):
+        assert main(f"upload {words} --dry-run".split()) == 2
+    said = capsys.readouterr().err
+    assert "neither an adapter" in said and "no name for a repository" in said
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "tokenizer.json", "model.safetensors"])
+def test_nothing_that_a_link_brings_in_goes_up(hub, tmp_path, name):
+    """A stranger's folder may call a private key its licence."""
+    folder, secret = shutil.copytree(TINY, tmp_path / "model"), tmp_path / "secret"
+    secret.write_text("mine alone")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    for act in (upload, uploading.preview):
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            act(folder, "me/it")
+    assert hub.sent == [] and secret.read_text() == "mine alone"
+
+
+def test_a_folder_of_the_hubs_cache_goes_up(hub, tmp_path):
+    """It consists of links to the cache's own files."""
+    blobs, folder = tmp_path / "models--me--it/blobs", tmp_path / "models--me--it/snapshots/abc"
+    blobs.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    for file in TINY.iterdir():
+        shutil.copyfile(file, blobs / file.name)
+        (folder / file.name).symlink_to(Path("../../blobs", file.name))
+    upload(folder, "me/it")
+    assert "model.safetensors" in hub.sent[0][1]
+
+
+def test_unfinished_files_and_names_like_patterns_bring_no_others(hub, tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / ".unfinished-model.safetensors").write_text("half")
+    (folder / "[a-z]*.safetensors").write_text("odd")
+    upload(folder, "me/it")
+    assert ".unfinished-model.safetensors" not in hub.sent[0][1] and "[[]a-z][*].safetensors" in hub.sent[0][1]
+
+
 def test_other_folders_are_refused(hub, tmp_path, run):
     for folder in (tmp_path / "nowhere", tmp_path, run):
         with pytest.raises(UserError, match="neither an adapter"):

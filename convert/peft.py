@@ -49,6 +49,7 @@ from mlx_visalign.weights import (
     fingerprint,
     full_name,
     is_older,
+    other_form,
     read_adapter,
     read_config,
     stated,
@@ -157,7 +158,7 @@ def _by_full_names(source: Source) -> Source:
 def from_older(folder: Path, output: Path, scale: float | None, dry_run: bool = False) -> dict[str, Any]:
     """An adapter in mlx-vlm's older form as one of ours. `scale` is what its product was multiplied by: no file says it."""
     if scale is None:
-        read_config(folder)  # refuses it, and says which two numbers it may be
+        raise UserError(other_form(folder, read_json(folder / CONFIG)))  # it says which two numbers it may be
     source, rank = open_source(folder / WEIGHTS), read_json(folder / CONFIG)["rank"]
     found = _plan(source, OLDER, folder)
     keys = sorted({move.target.name.rsplit(".lora_", 1)[0] for move in found.moves})

@@ -95,6 +95,8 @@ def choose(
     differs = f"{found.where} states {family}{found.shown}"
     if asked:
         return Choice(taken, f"as asked for, although {differs}")
+    if found.family is None:
+        raise UserError(f"{folder}: {differs}, so it cannot be told whether the model was trained with {taken}. {cure}")
     raise UserError(
         f"{folder}: {differs}, while {taken}, the template that would be taken, is {FAMILY[taken]}: asked in other words than "
         f"it was trained with, a model answers worse. {cure}"
@@ -228,7 +230,7 @@ def _named(folder: Path, config: Mapping[str, Any]) -> Stated | None:
             value = part.get(setting)
             name = re.split(r"[/\\]", value.rstrip("/\\"))[-1].lower() if isinstance(value, str) else ""
             if family := family_of(name):
-                return Stated(f"config.json ({setting})", family, _quoted(value))
+                return Stated(f"config.json ({setting})", family, _quoted(str(value)))
     return None
 
 

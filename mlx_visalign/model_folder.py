@@ -144,7 +144,7 @@ def _words_and_rows(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     """Ids against the rows of the embedding, and what config.json and the tokenizer call the image's token."""
     text = config.get("text_config")
     rows = text.get("vocab_size") if isinstance(text, dict) else None
-    if not isinstance(rows, int) or isinstance(rows, bool):
+    if not isinstance(text, dict) or not isinstance(rows, int) or isinstance(rows, bool):
         return  # for others to say
     image = config.get("image_token_index", config.get("image_token_id"))
     if isinstance(image, int) and image >= rows:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import resource
 import sys
+from typing import Any
 
 SECONDS, BYTES, CHARACTERS = 2, 2 << 30, 20_000  # of arithmetic; of memory; of each text that comes back
 
@@ -19,13 +20,13 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     _bound()
-    texts = []
+    texts: list[str | dict[str, str]] = []
     for messages, prompted in asked["chats"]:
         try:
-            (text,), _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [messages], chat_template=asked["template"], add_generation_prompt=prompted, **asked["tokens"]
             )
-            texts.append(text[:CHARACTERS])
+            texts.append(rendered[0][0][:CHARACTERS])
         except Exception as error:
             texts.append({"error": f"{type(error).__name__}: {error}"[:300]})
     json.dump(texts, sys.stdout)

@@ -92,7 +92,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
     config = read_json(folder / CONFIG)
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
-        raise UserError(_other_form(folder, config))
+        raise UserError(other_form(folder, config))
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
         raise UserError(f"{folder / CONFIG}: fine_tune_type is {shown(kind)}, and only a LoRA can be put on a model here.")
@@ -104,7 +104,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
     return config, found, ranks
 
 
-def _other_form(folder: Path, config: Mapping[str, Any]) -> str:
+def other_form(folder: Path, config: Mapping[str, Any]) -> str:
     """What is said of an adapter that is not in the layout of this package: how it comes into it, where it can."""
     command = f"`visalign convert peft --adapter-path {shlex.quote(str(folder))} --output ADAPTER"
     if "peft_type" in config:

@@ -369,9 +369,14 @@ MODELS = [
         ("model", "has shape"),
         tensors("model/model.safetensors", first_changed(lambda x: x[:1])),
     ),
-    Case("a broken tokenizer", MODEL, "model has no tokenizer", cut("model/tokenizer.json")),
-    Case("a tokenizer of nothing", MODEL, "model has no tokenizer", put("model/tokenizer.json", "{}")),
-    Case("a tokenizer's config that is a list", MODEL, "model has no tokenizer", put("model/tokenizer_config.json", "[]")),
+    Case("a broken tokenizer", MODEL, "model: tokenizer.json is no tokenizer that can be read", cut("model/tokenizer.json")),
+    Case("a tokenizer of nothing", MODEL, "model: tokenizer.json is no tokenizer", put("model/tokenizer.json", "{}")),
+    Case(
+        "a tokenizer's config that is a list",
+        MODEL,
+        "model: tokenizer_config.json should hold a JSON object",
+        put("model/tokenizer_config.json", "[]"),
+    ),
     Case("no preprocessor", MODEL, "model/preprocessor_config.json is missing", gone("model/preprocessor_config.json")),
     Case(
         "a mean that is text",

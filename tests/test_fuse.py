@@ -164,15 +164,10 @@ def test_a_fused_folder_is_whole_or_not_there(tmp_path, tiny_adapter):
 
 def test_a_fused_model_that_is_quantised_is_warned_of(tmp_path, tiny_adapter, capsys):
     fuse(TINY, tiny_adapter, tmp_path / "fused")
-    export = ["export", "--mlx-path", str(tmp_path / "fused"), "--hf-path", str(tmp_path / "hf")]
-    assert convert(["llava", "--hf-path", str(TINY), "--mlx-path", str(tmp_path / "base"), "-q"]) == 0
-    assert "Warning" not in capsys.readouterr().err
-    converted = vlm.read_json(tmp_path / "fused/config.json")["visalign"]
-    assert converted["fused"] is True
-    if convert(export) == 0:
-        into = ["llava", "--hf-path", str(tmp_path / "hf"), "--mlx-path", str(tmp_path / "small"), "-q"]
-        assert convert(into) == 0 and "rounding to 4 bits loses most of a small change" in capsys.readouterr().err
-        assert vlm.read_json(tmp_path / "small/config.json")["visalign"]["fused"] is True
+    for name, source in (("plain", TINY), ("merged", tmp_path / "fused")):
+        assert convert(["llava", "--hf-path", str(source), "--mlx-path", str(tmp_path / name), "-q"]) == 0
+        warned = "rounding to 4 bits loses most of a small change" in capsys.readouterr().err
+        assert warned == (name == "merged") == ("fused" in vlm.read_json(tmp_path / name / "config.json")["visalign"])
 
 
 def test_only_the_new_tensor_and_a_few_mb_are_in_memory(tmp_path):

@@ -101,7 +101,7 @@ ARTEFACTS = {
     "a template that breaks out": (put("model/chat_template.jinja", ESCAPE), GENERATE, 0),
     "a template that never ends": (put("model/chat_template.jinja", ENDLESS), GENERATE, 0),
     "a template within a config": (field("model/tokenizer_config.json", "chat_template", ESCAPE), GENERATE, 0),
-    "a template to be converted": (put("model/chat_template.jinja", ESCAPE), LLAVA, 0),
+    "a template to be converted": (put("model/chat_template.jinja", ESCAPE), LLAVA, 2),
     "weights that are a pickle": (pickled("model/pytorch_model.bin"), GENERATE, 2),
     "a pickle to be converted": (pickled("model/pytorch_model.bin"), LLAVA, 2),
     "a pickled CLIP": (pickled("clip/pytorch_model.bin", "stack global"), CLIP, 2),

@@ -5,7 +5,7 @@ from typing import Any
 
 from mlx_visalign.chat_template import as_jinja, end_token, stated_by
 from mlx_visalign.convert.folder import write_json
-from mlx_visalign.files import write_atomically
+from mlx_visalign.files import remove, write_atomically
 from mlx_visalign.model_folder import IMAGES, PROCESSOR, TOKENIZER, missing_parts
 from mlx_visalign.template import IMAGE, TEMPLATES
 from mlx_visalign.vlm import read_json
@@ -23,7 +23,7 @@ def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     stated = stated_by(folder, config)
     if stated is not None and stated.exact == template:
         return {}
-    (folder / "chat_template.json").unlink(missing_ok=True)
+    remove(folder / "chat_template.json")
     for name in (PROCESSOR, TOKENIZER):
         if (folder / name).is_file() and "chat_template" in (found := read_json(folder / name)):
             write_json(folder / name, {key: value for key, value in found.items() if key != "chat_template"})

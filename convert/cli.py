@@ -11,8 +11,10 @@ from typing import Any
 
 from mlx_visalign.arguments import link_option
 from mlx_visalign.errors import UserError, sentence
+from mlx_visalign.flags import Parser
 from mlx_visalign.links import following_links
 from mlx_visalign.progress import say
+from mlx_visalign.quiet import quiet_libraries
 from mlx_visalign.stopping import exit_code, working
 
 # Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
@@ -24,6 +26,7 @@ PROGRAM = "visalign convert"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a converter. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    quiet_libraries()
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         with following_links(options.follow_links), working():
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(asked: str) -> argparse.ArgumentParser:
     """The parser of all converters, with the options of the one that is asked for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Convert models and adapters to MLX and back, one tensor at a time. The source is never written to.",
         epilog=f"examples:\n  {PROGRAM} llava --hf-path llava-1.5-7b-hf --mlx-path llava-mlx\n  {PROGRAM} NAME --help",

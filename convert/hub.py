@@ -33,12 +33,22 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     path = Path(name).expanduser()
     if os.path.exists(path):  # Path.exists raises for a name that is too long
         return check_links(path)
-    if not NAME.fullmatch(str(name)):
+    if not is_on_hub(name):
         return path
     folder = _download(str(name), revision, ALWAYS)
     if any(folder.glob("*.safetensors")):
         return folder
     return _download(str(name), revision, (*ALWAYS, *TORCH))
+
+
+def find_config(name: str | Path) -> Path:
+    """As `find_model`, but of a model of the hub only config.json is downloaded: enough for a plan."""
+    return _download(str(name), None, ("config.json",)) if is_on_hub(name) else Path(name).expanduser()
+
+
+def is_on_hub(name: str | Path) -> bool:
+    """Whether a name is one of the hub: it reads owner/name, and nothing here is called so."""
+    return NAME.fullmatch(str(name)) is not None and not Path(name).expanduser().exists()
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:

@@ -15,6 +15,10 @@ from typing import Any
 __all__ = ["Policy", "align", "following_links", "load"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version

@@ -1,6 +1,8 @@
 """How a command is declared, and the arguments that several commands have. Nothing here is slow to import."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ def command(commands: Any, name: str, about: str, *examples: str) -> argparse.Ar
     return parser
 
 
+MODEL = 'a LLaVA folder, one on the Hub (owner/name), or "tiny", the embedded toy'
+
+
 def require_there(options: argparse.Namespace, *names: str) -> None:
     """UserError for all of these options whose file or folder is not there."""
     given = {name: getattr(options, name) for name in names}
@@ -30,9 +35,9 @@ def require_there(options: argparse.Namespace, *names: str) -> None:
     refuse([f"--{name}: there is no file or folder {path}." for name, path in missing.items()])
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
-    parser.add_argument("--adapter-path", metavar="FOLDER", help="an adapter on top of it")
+def model_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    parser.add_argument("--model", required=required, help=MODEL if required else f"{MODEL} (default: tiny)")
+    parser.add_argument("--adapter-path", metavar="FOLDER", help="an adapter on top of it, in a folder or on the Hub")
     link_option(parser)
 
 
@@ -42,9 +47,9 @@ def link_option(parser: argparse.ArgumentParser) -> None:
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="%(default)s")
-    parser.add_argument("--max-tokens", type=int, metavar="N", default=256, help="longest answer; %(default)s")
-    parser.add_argument("--temp", "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy, the default")
-    parser.add_argument("--top-p", type=float, metavar="P", default=1.0, help="%(default)s: all tokens")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", default=256, help="longest answer; %(default)s")
+    parser.add_argument("--temp", "--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy, the default")
+    parser.add_argument("--top-p", type=_share, metavar="P", default=1.0, help="%(default)s: all tokens")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the draws, where there are any; %(default)s")
 
 
@@ -80,6 +85,24 @@ def swallowed(options: argparse.Namespace, images: str, *names: str) -> None:
         for name in reversed(missing):
             setattr(options, name, taken.pop())
         setattr(options, images, taken[0] if len(taken) == 1 else taken)
+
+
+def _temperature(text: str) -> float:
+    return _number(text, "0 or more", lambda number: 0 <= number < math.inf)
+
+
+def _share(text: str) -> float:
+    return _number(text, "above 0 and at most 1", lambda number: 0 < number <= 1)
+
+
+def _number(text: str, words: str, allowed: Callable[[float], bool]) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not allowed(number):
+        raise argparse.ArgumentTypeError(f"expected a number, {words}, got {text!r}")
+    return number
 
 
 def positive(text: str) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 from mlx_visalign.errors import UserError, sentence
-from mlx_visalign.fields import unknown
+from mlx_visalign.fields import nearest
 from mlx_visalign.links import following_links
-from mlx_visalign.options import build_parser
+from mlx_visalign.options import TO_BEGIN_WITH, build_parser
 from mlx_visalign.progress import say
+from mlx_visalign.quiet import quiet_libraries
 from mlx_visalign.recipe import list_recipes
 from mlx_visalign.records import read_text
 from mlx_visalign.scorers import Score, checked
@@ -28,6 +29,10 @@ METHODS = Path(__file__).parent / "methods"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    quiet_libraries()
+    if not arguments:
+        print(build_parser(_version()).format_help() + TO_BEGIN_WITH, end="")
+        return 0
     if arguments[:1] == ["convert"]:
         from mlx_visalign.convert.cli import main as convert
 
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_method(name: str) -> ModuleType:
     """The module of the method called `name`."""
     if name not in list_methods():
-        raise UserError(f"methods: {unknown(name, list_methods())}")
+        raise UserError(f"There is no method '{name}'. {nearest(name, list_methods())}")
     return importlib.import_module(f"mlx_visalign.methods.{name}")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_visalign.before_after import before_after_cells, legend, tally
+from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, changes, features
@@ -14,10 +15,9 @@ from mlx_visalign.images import Picture
 from mlx_visalign.keys import key_for
 from mlx_visalign.links import check_links
 from mlx_visalign.lora import adapter_at
-from mlx_visalign.memory_plan import find_folder
 from mlx_visalign.page import gallery, page, paragraphs, section, tag
 from mlx_visalign.photos import called, find_photos
-from mlx_visalign.policy import load
+from mlx_visalign.policy import find_folder, load
 from mlx_visalign.positions import answer_length
 from mlx_visalign.progress import progress
 from mlx_visalign.recipe import TINY_WORLD
@@ -39,13 +39,15 @@ class Contender:
     rounds: int = 0
 
 
-def contender(name: str, model: str) -> Contender:
-    """What `name` means: the folder of a model, or "tiny"; an adapter for `model`; ADAPTER@2, its first two rounds.
+def contender(name: str, model: str | None) -> Contender:
+    """What `name` means: a model, a folder's or "tiny"; an adapter for `model`; ADAPTER@2, its first two rounds.
 
-    A run's folder stands for its adapter. Raises `UserError` for a round that the adapter does not have, and for no model.
+    Both may be names on the Hub. A run's folder stands for its adapter. Raises `UserError` for a round that the adapter
+    does not have, for no model, and for an adapter where no `model` is named.
     """
     path, _, number = name.rpartition("@") if name.rpartition("@")[2].isdecimal() else (name, "", "")
-    found = [folder for folder in (Path(path), Path(path, "adapter")) if (folder / CONFIG).is_file()]
+    folder = find_model(path)
+    found = [place for place in (folder, folder / "adapter") if (place / CONFIG).is_file()]
     if not found:
         read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
         return Contender(name, name)
@@ -53,6 +55,8 @@ def contender(name: str, model: str) -> Contender:
     rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:
         raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")
+    if model is None:
+        raise UserError(f"{name} is an adapter: name the model that it is for with --model MODEL.")
     return Contender(name, model, found[0], int(number or rounds))
 
 

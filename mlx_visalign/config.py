@@ -12,16 +12,18 @@ the merged values become that dataclass (`mlx_visalign.fields.build`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.errors import UserError, refuse
 from mlx_visalign.fields import shown, unknown
 from mlx_visalign.records import read_text
+
+T = TypeVar("T")
 
 # PyYAML follows YAML 1.1, where a float needs a dot and its exponent a sign: it takes 1e-7 for text.
 FLOAT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*[eE][-+]?[0-9]+|\.[0-9]+([eE][-+]?[0-9]+)?)$")
@@ -52,13 +54,73 @@ def load_recipe(path: Path, preset: str | None = None, overrides: Mapping[str, A
     """The values of a recipe file over those of a preset of it, with the overrides on top.
 
     `preset` names a block of the file's `presets`; without it the file's own `preset` counts, if it has one.
-    `overrides` come from the command line: dotted names ("train.iters") with their values, None for an option that
-    was not given. Raises UserError for a file that is no such recipe or a preset it does not have.
+    `overrides` come from the command line: dotted names ("train.iters") with their values; None is a value like any other,
+    null. Raises UserError for a file that is no such recipe or a preset it does not have.
     """
     recipe = _read_yaml(path)
     presets, default = recipe.pop("presets", {}), recipe.pop("preset", None)
     layers = [_preset(presets, preset or default, str(path)), recipe, *map(_nested, (overrides or {}).items())]
     return reduce(_merge, layers, {})
+
+
+def with_overrides(
+    make: Callable[[dict[str, Any]], T],
+    path: Path,
+    preset: str | None,
+    overrides: Mapping[str, Any],
+    called: Callable[[str], str],
+) -> T:
+    """What `make` makes of a recipe's values. A UserError is told of the overrides that it comes from, if it does.
+
+    `make` begins its errors with the file; `called` gives an override as its user wrote it, by its dotted name.
+    """
+    try:
+        return make(load_recipe(path, preset, overrides))
+    except UserError as error:
+        without = {name: _faults_without(make, path, preset, overrides, name) for name in overrides}
+        refuse(
+            [
+                _told(fault, [n for n in overrides if _is_named(n, fault) and fault not in without[n]], path, called)
+                for fault in error.each
+            ]
+        )
+        raise
+
+
+def _told(fault: str, blamed: list[str], path: Path, called: Callable[[str], str]) -> str:
+    """A fault in the words of whoever made it, where that is an override and not the file."""
+    if not blamed:
+        return fault
+    fault = fault.removeprefix(f"{path}: ")
+    for section in blamed[0].split(".")[:-1]:
+        fault = fault.removeprefix(f"{section}: ")
+    last = blamed[0].rpartition(".")[2]
+    own = len(blamed) == 1 and re.match(rf"{re.escape(last)}(?= is | must |: )", fault)
+    return called(blamed[0]) + fault.removeprefix(last) if own else f"{', '.join(map(called, blamed))}: {fault}"
+
+
+def _is_named(name: str, fault: str) -> bool:
+    """Whether a fault speaks of an override, by the last part of its name."""
+    return re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", fault) is not None
+
+
+def _faults_without(
+    make: Callable[[dict[str, Any]], T], path: Path, preset: str | None, overrides: Mapping[str, Any], name: str
+) -> tuple[str, ...]:
+    """What is wrong where one of the overrides is not given."""
+    try:
+        make(load_recipe(path, preset, {one: value for one, value in overrides.items() if one != name}))
+    except UserError as error:
+        return error.each
+    return ()
+
+
+def dotted_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.iters": 5} for {"train": {"iters": 5}}: sections as overrides."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def dump(values: Mapping[str, Any]) -> str:
@@ -87,10 +149,8 @@ def _preset(presets: object, name: object, where: str) -> dict[str, Any]:
 
 
 def _nested(override: tuple[str, Any]) -> dict[str, Any]:
-    """{"train": {"iters": 5}} for ("train.iters", 5); nothing for an option that was not given."""
+    """{"train": {"iters": 5}} for ("train.iters", 5)."""
     name, value = override
-    if value is None:
-        return {}
     return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
 
 

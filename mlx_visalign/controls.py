@@ -95,7 +95,7 @@ def swapped(pair: Pair) -> Pair:
 
 def _train_on_pairs(control: Control, job: Alignment, made: Path, settings: PreferenceSettings) -> None:
     """A training for each of the run's rounds. The reference of a later one is where the control has got to itself."""
-    for number, file in enumerate(_pair_files(made), 1):
+    for number, file in enumerate(pair_files(made), 1):
         pairs = [_from(job.run.folder, made, pair) for pair in read_jsonl(file, Pair)]
         pairs = controlled(control, pairs, job.seed)
         if number > 1 or control == "blind":
@@ -106,7 +106,7 @@ def _train_on_pairs(control: Control, job: Alignment, made: Path, settings: Pref
     job.policy.save_adapter(job.run.adapter, method=f"control: {control}", round=number)
 
 
-def _pair_files(made: Path) -> list[Path]:
+def pair_files(made: Path) -> list[Path]:
     """pairs.jsonl, pairs-2.jsonl ..., a round each."""
     rounds = [made / f"pairs-{number}.jsonl" for number in range(2, 2 + len(list(made.glob("pairs-*.jsonl"))))]
     return [made / "pairs.jsonl", *rounds]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +13,16 @@ import mlx.core as mx
 from mlx_visalign import vlm
 from mlx_visalign.chat_template import choose
 from mlx_visalign.checks import CHECKS, Check, switches
+from mlx_visalign.config import load_recipe
 from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.model_folder import remarks, what_is_wrong
 from mlx_visalign.patient import Patient
-from mlx_visalign.policy import Policy
+from mlx_visalign.policy import Policy, find_folder
 from mlx_visalign.progress import say
-from mlx_visalign.weights import stated
-from mlx_visalign.words import duration
+from mlx_visalign.weights import fingerprint, stated
+from mlx_visalign.words import counted, duration
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,29 @@ def stated_by(folder: Path) -> Finding:
     said = [f"the template {choice.note}"] if choice.note and "template" in ours else []
     wrong = what_is_wrong(folder, config)
     return Finding("folder", not wrong, "; ".join([found, *said, *remarks(folder, config)]), " ".join(wrong))
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """All of it in one sentence."""
+    failed = [each.check for each in findings if not each.ok]
+    if failed:
+        return f"{len(failed)} of {counted(len(findings), 'check')} failed: {', '.join(failed)}."
+    return f"All {counted(len(findings), 'check')} passed."
+
+
+def require_same_model(config: Path, file: Path, model: str) -> None:
+    """UserError where the run of this config.yaml was made with another model; `file` is what `require_sound` left there.
+
+    A model may have been moved or renamed, so where its name is another the weights decide.
+    """
+    begun = load_recipe(config).get("model") if config.exists() else model
+    if begun == model or not file.exists():
+        return
+    if vlm.read_json(file).get("base_fingerprint") != fingerprint(find_folder(model)):
+        raise UserError(
+            f"{config.parent} was made with the model {begun}, and this is {model}: add --model {begun} to go on there, or "
+            "name another output folder."
+        )
 
 
 def require_sound(policy: Policy, file: Path) -> None:

@@ -114,7 +114,8 @@ def mean_changes(before: Evaluation, after: Sequence[Evaluation]) -> Figures:
     for one in after:
         if before.protocol != one.protocol or _asked(before.benchmark) != _asked(one.benchmark):
             raise UserError(
-                f"These evaluations asked different things: {before.protocol} and {one.protocol}. Evaluate both again."
+                "These evaluations asked different things: other questions, other images, or answers of another length. "
+                "Evaluate both again."
             )
     return {
         group: mean_differences(counts, [one.counts[group][0] for one in after], metrics, SEED)

@@ -11,7 +11,8 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +35,7 @@ def build(cls: type[T], values: object, where: str) -> T:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected named values, got {shown(values)}.")
     known: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    faults = [f"{where}: {unknown(name, known)}" for name in values if name not in known]
+    faults = [f"{where}: {unknown(name, dotted(cls))}" for name in values if name not in known]
     missing = [name for name, field in known.items() if name not in values and _is_required(field)]
     faults += [f"{where}: the field '{name}' is missing." for name in missing]
     kinds, built = typing.get_type_hints(cls), {}
@@ -44,20 +45,79 @@ def build(cls: type[T], values: object, where: str) -> T:
         except UserError as error:
             faults += error.each
     refuse(faults)
-    return cls(**built)
+    with within(where):
+        return cls(**built)
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """What a dataclass says of its own values gets the place where they stand in front."""
+    try:
+        yield
+    except UserError as error:
+        refuse([f"{where}: {fault}" for fault in error.each])
+
+
+def dotted(cls: Any) -> list[str]:
+    """The names of a dataclass's fields, those of its sections behind the section's: "train", "train.beta", ..."""
+    kinds = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    sections = [name for name in names if dataclasses.is_dataclass(kinds[name])]
+    return names + [f"{section}.{name}" for section in sections for name in dotted(kinds[section])]
 
 
 def unknown(name: object, known: Iterable[str]) -> str:
-    """The sentence for a name that does not exist: the nearest one that does, or all of them."""
-    names = sorted(known)
-    nearest = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"Did you mean '{nearest[0]}'?" if nearest else f"Known names: {', '.join(names)}."
-    return f"unknown name '{name}'. {hint}"
+    """The sentence for a name that does not exist, with the `nearest` one that does."""
+    return f"unknown name '{name}'. {nearest(name, known)}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is nearest, as a question; or all of them.
+
+    Known names may be dotted, as `dotted` gives them: "beta" then is near "train.beta". Case does not count.
+    """
+    names = sorted(known, key=lambda known_name: (known_name.count("."), known_name))
+    spellings: dict[str, str] = {}
+    for known_name in names:
+        for spelling in (known_name, known_name.rpartition(".")[2]):
+            spellings.setdefault(spelling.lower(), known_name)
+    found = difflib.get_close_matches(str(name).lower(), spellings, n=1)
+    return f"Did you mean '{spellings[found[0]]}'?" if found else f"Known names: {', '.join(names)}."
+
+
+def require(settings: Any, **allowed: tuple[bool, str]) -> None:
+    """UserError that names every setting outside of its range, with its value and the range in words.
+
+    `allowed` says by the settings' names whether a value is in its range, and what that is: rank=(rank >= 1, "1 or more").
+    """
+    outside = {name: words for name, (holds, words) in allowed.items() if not holds}
+    refuse([f"{name} is {shown(getattr(settings, name))}; it must be {words}." for name, words in outside.items()])
+
+
+class _Shown(reprlib.Repr):
+    """Values as a file has them (null, true), and what no file can hold by its kind alone."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802, reprlib finds it by the type's name
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+    def repr_float(self, value: float, level: int) -> str:
+        return repr(value)
+
+    def repr_tuple(self, value: tuple, level: int) -> str:
+        return self.repr1(list(value), level)
+
+    def repr_instance(self, value: object, level: int) -> str:
+        return "a function" if callable(value) else f"an object of type {type(value).__name__}"
 
 
 def shown(value: object) -> str:
     """A value as it appears in an error: short, and with its kind where the kind is the point."""
-    text = reprlib.repr(value)  # of a few parts of it only: aliases in a YAML file may stand for billions
+    if value is None:
+        return "nothing (null)"
+    text = _Shown().repr(value)  # of a few parts of it only: aliases in a YAML file may stand for billions
     short = text if len(text) <= 60 else text[:57] + "..."
     return f"the text {short}" if isinstance(value, str) else short
 
@@ -103,7 +163,7 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
         return float(value)
     if type(value) is not kind or kind is float:
         raise UserError(f"{where} must be {WORDS[kind]}, got {shown(value)}.")
-    if kind is int and abs(value) >= LARGEST:
+    if isinstance(value, int) and abs(value) >= LARGEST:
         raise UserError(f"{where} must be a whole number of fewer than 19 digits, got {shown(value)}.")
     if isinstance(value, str) and SURROGATE.search(value):
         raise UserError(f"{where} is broken text: it holds half of a two-part character (a lone surrogate).")

@@ -8,12 +8,16 @@ from tempfile import TemporaryDirectory
 from mlx_visalign.asking import ask
 from mlx_visalign.best_of import SAMPLES
 from mlx_visalign.controls import controls_of
+from mlx_visalign.convert.hub import find_config
+from mlx_visalign.enough import foretell
 from mlx_visalign.evaluate import Protocol
 from mlx_visalign.measuring import READ_TOGETHER
 from mlx_visalign.memory_plan import Forecast, forecast, in_full, training_needs
+from mlx_visalign.preference import PreferenceSettings
 from mlx_visalign.recipe import TINY_WORLD, Plan
 from mlx_visalign.records import Prompt
 from mlx_visalign.run import Run
+from mlx_visalign.scorers.clip import require_judge
 from mlx_visalign.stage import Row
 from mlx_visalign.workload import Answering
 
@@ -25,11 +29,20 @@ def protocol_of(plan: Plan) -> Protocol:
     return Protocol(max_tokens=plan.settings.max_tokens)
 
 
+def require_clip(plan: Plan) -> None:
+    """UserError where a CLIP is to judge and none is named: before the images are read, not hours later."""
+    if plan.recipe.scorer is None and plan.recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
+        require_judge(find_config(plan.recipe.model))
+
+
 def foresee(plan: Plan) -> Row:
     """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
+    require_clip(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:
         prompts, kept = ask(plan.recipe, run)
+    too_little = foretold(plan, prompts)
     return {
+        **({"too_little": too_little} if too_little else {}),
         "images": len({prompt.image for prompt in prompts}),
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
@@ -37,6 +50,12 @@ def foresee(plan: Plan) -> Row:
         **(_foresee_controls(plan) if plan.recipe.controls else {}),
         **in_full(forecast_of(plan, prompts, kept)),
     }
+
+
+def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
+    """Why the run will hardly change its model, even if every prompt made a pair; None where that cannot be told yet."""
+    train, count = plan.settings.train, plan.settings.learns_from(prompts)
+    return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
 
 
 def _foresee_controls(plan: Plan) -> Row:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float, Integer
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.fold import Branches, extend
 from mlx_visalign.vlm import Decoder
 
@@ -26,8 +26,12 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise UserError(f"Expected max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, got {self}.")
+        require(
+            self,
+            max_tokens=(self.max_tokens >= 1, "1 or more"),
+            temperature=(0 <= self.temperature < math.inf, "0 or more, and finite"),
+            top_p=(0 < self.top_p <= 1, "above 0 and at most 1"),
+        )
 
 
 def sample(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mlx_visalign import vlm
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
 from mlx_visalign.policy import Policy
@@ -65,8 +66,14 @@ class AnswerSettings:
     reward: RewardSettings = field(default_factory=RewardSettings)
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or min(self.keep_best, self.keep_worst) < 0 or self.keep_best + self.keep_worst < 1:
-            raise UserError(f"Expected samples >= 2, and at least one sentence kept, got {self}.")
+        require(
+            self,
+            samples=(self.samples >= 2, "2 or more"),
+            keep_best=(self.keep_best >= 0, "0 or more"),
+            keep_worst=(self.keep_worst >= 0, "0 or more"),
+        )
+        if self.keep_best + self.keep_worst < 1:
+            raise UserError("keep_best and keep_worst are both 0; one of them must be 1 or more, or no answer grows.")
         if self.form == "response" and (self.reward.kind == "rank" or self.temperature == 0):
             raise UserError("Whole answers (form: response) need a temperature above 0 and reward.kind paper or calibrated.")
         _ = self.growth, self.sampling  # their ranges are checked now
@@ -199,7 +206,7 @@ class _Judge:
         nodes = [node for some in level for node in some]
         texts = self.tokenizer.batch_decode([node.ids for node in nodes], skip_special_tokens=True)
         for node, text in zip(nodes, texts, strict=True):
-            self.verdicts[node] = _Verdict(text.strip(), "final" if node.final else "pruned")
+            self.verdicts[node] = _Verdict(text.strip(), self._fate(node))
             if not self._is_sound(node):
                 self.verdicts[node].fate = "broken"
         spoken = [node for node in nodes if self.verdicts[node].fate != "broken" and node.ids != (self.stops.end,)]
@@ -211,8 +218,12 @@ class _Judge:
         return [self._grow_on([node for node in some if self.verdicts[node].fate == "pruned"]) for some in level]
 
     def best_and_worst(self, nodes: Sequence[Node]) -> list[Node]:
-        """The last nodes of the best and the worst whole answer, the first of equal ones; none if there is only one text."""
-        whole = [node for node in nodes if self.verdicts[node].fate == "final" and node.ids[-1] in self.stops]
+        """The last nodes of the best and the worst whole answer, the first of equal ones; none if there is only one text.
+
+        Whole is what the model itself ended: a pair gets an end token, and after any other answer that would teach to stop
+        where the model did not.
+        """
+        whole = [node for node in nodes if self.verdicts[node].fate == "final"]
         by_reward = sorted(whole, key=lambda node: -self._total_of(node))
         if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
             return []
@@ -221,7 +232,13 @@ class _Judge:
     def worth(self, node: Node) -> float:
         """The reward of the answer that ends with this node."""
         total = self.verdicts[node].total
-        return total if total is not None and node.ids[-1] in self.stops else -math.inf
+        return total if total is not None and node.ids[-1] == self.stops.end else -math.inf
+
+    def _fate(self, node: Node) -> Fate:
+        """Of a sound node, before it may grow on."""
+        if node.ids[-1] == self.stops.end:
+            return "final"
+        return "cut" if node.final else "pruned"
 
     def _is_sound(self, node: Node) -> bool:
         """An end token alone is, where something was said before; nothing is that follows what is not."""

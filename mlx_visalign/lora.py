@@ -19,7 +19,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_visalign.errors import NAMED, UserError, listed
-from mlx_visalign.fields import unknown
+from mlx_visalign.fields import require, unknown
 from mlx_visalign.files import replacing, write_atomically
 from mlx_visalign.weights import CONFIG, LINEARS, WEIGHTS, Slices
 
@@ -34,8 +34,7 @@ class LoRASettings:
     scale: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.scale < math.inf:
-            raise UserError(f"Expected a LoRA rank of at least 1 and a scale above 0, got {self}.")
+        require(self, rank=(self.rank >= 1, "1 or more"), scale=(0 < self.scale < math.inf, "above 0, and finite"))
 
 
 class RoundsLoRALinear(LoRALinear):

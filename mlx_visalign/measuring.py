@@ -1,13 +1,16 @@
 """Evaluations that are kept: a stage of a run each, so that they are made once and can be looked at again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.best_of import SAMPLES, Rank, as_files, best_of, with_descriptions
 from mlx_visalign.evals.benchmark import Benchmark
 from mlx_visalign.evaluate import Evaluation, Protocol, examination
+from mlx_visalign.photos import content_id
 from mlx_visalign.records import Response
+from mlx_visalign.stage import fingerprint
 
 READ_TOGETHER = 8  # images
 
@@ -25,6 +28,13 @@ def measure_best(job: Alignment, rank: Rank, base: Evaluation, moment: str, judg
     describe = best_of(job, rank, images, protocol)
     depends = {**judge, "seed": job.seed, "samples": SAMPLES}
     return with_descriptions(base, _kept(job, benchmark, protocol, moment, list(images), describe, depends))
+
+
+def contents(benchmark: Benchmark) -> dict[str, str]:
+    """What tells a benchmark from another of the same name: its questions, and its images where they are files."""
+    asked = [question for questions in benchmark.questions.values() for question in questions]
+    files = [content_id(picture) for picture in benchmark.pictures.values() if isinstance(picture, Path)]
+    return {"questions": fingerprint([*asked, *benchmark.exercises]), "image_contents": fingerprint(files)}
 
 
 def _kept(

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_visalign import vlm
-from mlx_visalign.convert.hub import find_model
+from mlx_visalign.convert.hub import find_config
 from mlx_visalign.footprint import (
     FLOAT32,
     Setting,
@@ -95,14 +94,9 @@ def training_needs(train: Any) -> dict[str, Any]:
     return {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.checkpoint_layers}
 
 
-def find_folder(model: str) -> Path:
-    """The folder of a model named as on the command line."""
-    return TINY if model == "tiny" else find_model(model)
-
-
 def forecast(model: str, needs: Mapping[str, Any], workload: Workload = DEFAULT) -> Forecast:
     """What a model's folder, `needs` (fields of `Setting`) and a workload make."""
-    shape, bits, number = read_shape(find_folder(model))
+    shape, bits, number = read_shape(TINY if model == "tiny" else find_config(model))
     number = FLOAT32 if model == "tiny" else number  # `policy.load` casts it
     bits = 8 * number if bits >= 16 else bits
     longest = max(stage.tokens for stage in workload.stages)
@@ -117,7 +111,7 @@ def _judge_bytes(model: str, shape: Shape, workload: Workload) -> float:
     if workload.judge is None or (workload.judge[0] is None and model != "tiny"):
         return 0.0
     name, view = workload.judge
-    config = CLIPConfig.from_dict(vlm.read_json((TINY_CLIP if name is None else find_model(name)) / "config.json"))
+    config = CLIPConfig.from_dict(vlm.read_json((TINY_CLIP if name is None else find_config(name)) / "config.json"))
     return clip_bytes(shape, config, shares=view == "pad") + CACHE_GB * 1e9
 
 
@@ -146,6 +140,16 @@ def in_full(plan: Forecast) -> dict[str, Any]:
         "time_at_most": "; ".join(f"{name} {duration(count)}" for name, count in seconds.items())
         + f" (the language model's part, estimated from matrix products timed here just now; {_not_timed(plan)})",
     }
+
+
+def for_people(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """`in_full` without what only programs want: Macs of every size in one line where all take the same settings."""
+    macs = [f"{size} GB Mac" for size in SIZES_OF_MACS]
+    shown = {name: value for name, value in figures.items() if name not in (*macs, "gflops_here")}
+    fitting = {figures[mac] for mac in macs}
+    if len(fitting) > 1:
+        return shown | {mac: figures[mac] for mac in macs}
+    return shown | {"fits": f"every Mac from {SIZES_OF_MACS[0]} GB up: {fitting.pop()}"}
 
 
 def _not_timed(plan: Forecast) -> str:

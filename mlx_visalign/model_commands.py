@@ -1,5 +1,6 @@
 """The commands that use a model, look at it or hand it on."""
 
+import json
 from argparse import Namespace
 from dataclasses import asdict, replace
 from functools import partial
@@ -7,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Group
 
+from mlx_visalign.alignment import Alignment
 from mlx_visalign.arguments import require_there, swallowed
 from mlx_visalign.asking import find_vocabulary
 from mlx_visalign.before_after import tally
 from mlx_visalign.compare import ask, compare_page, contender, images_to_compare
 from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.convert.hub import find_model
-from mlx_visalign.doctor import examine, examine_adapter, stated_by
+from mlx_visalign.doctor import examine, examine_adapter, stated_by, verdict
 from mlx_visalign.errors import UserError, collect
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evals.listed import listed_benchmark
@@ -24,14 +26,18 @@ from mlx_visalign.generate import Sampling
 from mlx_visalign.images import check_image
 from mlx_visalign.links import named
 from mlx_visalign.marks import asked
-from mlx_visalign.memory_plan import find_folder, forecast, in_full
-from mlx_visalign.policy import TINY, load
+from mlx_visalign.measuring import contents, measure
+from mlx_visalign.memory_plan import for_people, forecast, in_full
+from mlx_visalign.policy import find_folder, load
 from mlx_visalign.positions import answer_length
 from mlx_visalign.probe import compare_fused
-from mlx_visalign.report import show_figures
+from mlx_visalign.recipe import TINY_WORLD, named_model
+from mlx_visalign.report import as_rows, show_figures
 from mlx_visalign.results import Answers, Result, lines, plain, told
+from mlx_visalign.run import Run
 from mlx_visalign.stream import stream
 from mlx_visalign.upload import preview, upload
+from mlx_visalign.weights import fingerprint
 
 MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
 
@@ -54,7 +60,8 @@ def compare(options: Namespace) -> Result:
     names = (options.first, options.second)
     if None in names:
         raise UserError("Name two models or adapters to compare: visalign compare A B --images PHOTOS.")
-    contenders = [contender(name, options.model) for name in names]
+    model = "tiny" if options.images == TINY_WORLD and options.model is None else options.model
+    contenders = [contender(name, model) for name in names]
     benchmark = images_to_compare(options.images, options.count)
     sampling = Sampling(options.max_tokens, options.temp, options.top_p)
     protocol = Protocol(asked(options.prompt), options.max_tokens)
@@ -65,16 +72,19 @@ def compare(options: Namespace) -> Result:
 
 def doctor(options: Namespace) -> Result:
     """`visalign doctor`: is the model whole, is every shortcut exact, and does it fit this machine?"""
-    folder = find_folder(options.model)
-    policy = load(options.model)
+    model = named_model(options.model, toy=options.adapter_path is None)
+    folder = find_folder(model)
+    policy = load(model)
     findings = [stated_by(folder), *examine(policy)]
     if options.adapter_path is not None:
         findings.append(examine_adapter(policy, find_model(options.adapter_path)))
-    memory = in_full(forecast(options.model, {}))
+    memory = in_full(forecast(model, {}))
     shown = [plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
     shown += [plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
     data = {"checks": [asdict(each) for each in findings], **memory}
-    return Result(data, Group(*shown, "", lines(memory)), all(each.ok for each in findings))
+    whose = f"{model}: " if options.model else "The embedded toy (name your own with --model): "
+    shown += [plain(""), lines(for_people(memory)), plain(""), plain(whose + verdict(findings))]
+    return Result(data, Group(*shown), all(each.ok for each in findings))
 
 
 def evaluate_model(options: Namespace) -> Result:
@@ -84,6 +94,7 @@ def evaluate_model(options: Namespace) -> Result:
         if name not in MEASURED:
             raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
     require_there(options, "annotations", "images", "vocabulary")
+    model = named_model(options.model, toy=options.annotations is None)
     benchmark = _benchmark(options)
     if "chair" not in wanted:
         benchmark = replace(benchmark, annotations={})
@@ -92,11 +103,19 @@ def evaluate_model(options: Namespace) -> Result:
     if "capability" not in wanted:
         benchmark = replace(benchmark, exercises=[])
     question = asked(options.prompt)
-    policy = load(options.model, options.adapter_path)
+    policy = load(model, options.adapter_path)
     protocol = Protocol(question, answer_length(policy, question, options.max_tokens))
-    figures = evaluate(policy, benchmark, protocol).figures
-    data = {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}
-    return Result(data, Group(show_figures(benchmark.name, figures), "", benchmark.limits))
+    if options.output is None:
+        figures = evaluate(policy, benchmark, protocol).figures
+        kept = "Nothing is kept of this. With --output FOLDER it is, and a stopped evaluation goes on."
+    else:
+        adapter = {} if options.adapter_path is None else {"adapter": fingerprint(find_model(options.adapter_path))}
+        with Run(options.output, command=options.again) as run:
+            job = Alignment(run, policy, [], seed=0)
+            figures = measure(job, benchmark, "answers", {**adapter, **contents(benchmark)}, protocol).figures
+            write_atomically(run.folder / "figures.json", json.dumps(as_rows(figures), indent=1))
+        kept = f"Kept in {options.output}: answers.jsonl, figures.json."
+    return Result(as_rows(figures), Group(show_figures(benchmark.name, figures), "", benchmark.limits, "", plain(kept)))
 
 
 def _benchmark(options: Namespace) -> Benchmark:
@@ -108,7 +127,7 @@ def _benchmark(options: Namespace) -> Benchmark:
 
 def fuse_adapter(options: Namespace) -> Result:
     """`visalign fuse`: an adapter merged into its model."""
-    model = TINY if options.model == "tiny" else find_model(options.model)
+    model = find_folder(options.model)
     adapter, output = find_model(options.adapter_path), Path(options.mlx_path)
     figures = fuse(
         model,

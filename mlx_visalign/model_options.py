@@ -5,6 +5,7 @@ from typing import Any
 
 from mlx_visalign.arguments import (
     DESCRIBE,
+    MODEL,
     SPLITS,
     Images,
     OneFolder,
@@ -24,7 +25,7 @@ def generate(commands: Any) -> None:
         'visalign generate --image photo.jpg --model MODEL --prompt "Is there a dog in the image?"',
         "visalign generate --image a.jpg b.jpg --model MODEL --adapter-path runs/seva/adapter --temp 0.7 --seed 1",
     )
-    model_options(parser)
+    model_options(parser, required=True)
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="each is asked about alone")
     sampling_options(parser)
 
@@ -35,11 +36,12 @@ def compare(commands: Any) -> None:
         "compare",
         "write a web page with two models' answers about the same images",
         "visalign compare tiny runs/demo/adapter --images tiny-world",
+        "visalign compare MODEL runs/seva/adapter --model MODEL --images PHOTOS",
         "visalign compare runs/csr/adapter@1 runs/csr/adapter@2 --model MODEL --images PHOTOS --output rounds.html",
     )
     parser.add_argument("first", metavar="A", nargs="?", help="a model, an adapter, or ADAPTER@2: only its first two rounds")
     parser.add_argument("second", metavar="B", nargs="?", help="the other one")
-    parser.add_argument("--model", default="tiny", help="what adapters are for: a LLaVA folder; %(default)s, the embedded one")
+    parser.add_argument("--model", help="the model that adapters are for; with --images tiny-world it may be left out: tiny")
     parser.add_argument("--images", required=True, action=Images, help='"tiny-world" takes scenes whose content is known')
     parser.add_argument("--count", type=positive, metavar="N", default=24, help="at most so many images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
@@ -54,6 +56,7 @@ def evaluate(commands: Any) -> None:
         "measure hallucination, CHAIR and POPE, and what a training may have cost elsewhere",
         "visalign eval --model tiny --adapter-path runs/demo/adapter",
         "visalign eval --model tiny --benchmark pope --split held-out --count 500 --json",
+        "visalign eval --model MODEL --output evals/base   # keeps answers.jsonl and figures.json",
         'visalign eval --model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
     )
     model_options(parser)
@@ -64,7 +67,10 @@ def evaluate(commands: Any) -> None:
     parser.add_argument("--images", action=OneFolder, help="where those images are; the file's own folder")
     parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
     parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="asks for the description; %(default)s")
-    parser.add_argument("--max-tokens", type=int, metavar="N", default=256, help="longest description; %(default)s")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", default=256, help="longest description; %(default)s")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="keep answers and figures here; the same command again resumes there"
+    )
 
 
 def doctor(commands: Any) -> None:
@@ -86,7 +92,7 @@ def fuse(commands: Any) -> None:
         "visalign fuse --model MODEL --adapter-path runs/seva/adapter --mlx-path llava-seva",
         "visalign fuse --model llava-4bit --adapter-path runs/seva/adapter --mlx-path llava-seva --dequantize",
     )
-    parser.add_argument("--model", required=True, help='a folder that MLX loads, or "tiny"; only read')
+    parser.add_argument("--model", required=True, help=f"{MODEL}; only read")
     parser.add_argument(
         "--adapter-path", metavar="FOLDER", required=True, help="ours, PEFT's, or a LoRA folder of LLaVA's authors"
     )

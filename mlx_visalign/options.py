@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from mlx_visalign.arguments import SPLITS, command, positive
+from mlx_visalign.flags import Parser
 from mlx_visalign.model_options import compare, doctor, evaluate, fuse, generate, upload
 from mlx_visalign.training_options import check, demo, run, train
 
@@ -16,8 +17,16 @@ EXAMPLES = """
 """
 
 
+TO_BEGIN_WITH = """
+To begin with:
+  visalign demo                                       see it work, on a small LLaVA that is built in
+  visalign doctor --model MODEL                       is your model whole, and does it fit this machine?
+  visalign run seva --model MODEL --images PHOTOS     align it on a folder of your photos
+"""
+
+
 def build_parser(version: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="visalign",
         description="Self-alignment for LLaVA models: from unlabelled images to an adapter that hallucinates less.",
         epilog=f"examples:{EXAMPLES}",

@@ -8,12 +8,13 @@ from mlx_visalign.alignment import Alignment
 from mlx_visalign.asking import ask, vocabulary_of
 from mlx_visalign.config import load_recipe
 from mlx_visalign.control_words import NAMES
-from mlx_visalign.controls import controls_of, measure_control
-from mlx_visalign.doctor import require_sound
+from mlx_visalign.controls import controls_of, measure_control, pair_files
+from mlx_visalign.doctor import require_same_model, require_sound
+from mlx_visalign.enough import look_back
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
 from mlx_visalign.evaluate import Evaluation, changes
-from mlx_visalign.foresight import PICTURES, forecast_of, protocol_of
+from mlx_visalign.foresight import PICTURES, forecast_of, foretold, protocol_of, require_clip
 from mlx_visalign.measuring import measure
 from mlx_visalign.memory_plan import tell_of_death, warn_if_too_large
 from mlx_visalign.metrics import read_metrics
@@ -28,7 +29,6 @@ from mlx_visalign.report import as_rows, make_report, write_report
 from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
 from mlx_visalign.scorers import Score
-from mlx_visalign.scorers.clip import require_judge
 from mlx_visalign.stage import Row
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint, read_adapter
@@ -52,6 +52,9 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
             f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
             "Name another folder with --output; --reuse takes over what the two have in common."
         )
+    require_same_model(run.config, run.checked, plan.recipe.model)
+    if score is None:
+        require_clip(plan)
     with run:
         if not run.config.exists():
             run.start(plan.config)
@@ -67,14 +70,14 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
 
 def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
     prompts, kept = ask(plan.recipe, run)
+    too_little = foretold(plan, prompts)
+    if too_little and not run.metrics.exists():  # or else the training has begun, and says it itself
+        say(f"warning: {too_little}")
     expected = forecast_of(plan, prompts, kept)
     warn_if_too_large(plan.recipe.model, expected)
     if run.died_in is not None:
         tell_of_death(run.died_in, expected)
     policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
-    judge = expected.workload.judge
-    if judge is not None and score is None:  # before the first answer, not hours later
-        require_judge(judge[0], policy)
     require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
@@ -99,6 +102,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
         versions=json.loads(read_text(run.versions)),
         settings=plan.config,
     )
+    report["too_little"] = _looked_back(plan, run, training)
     if measured:
         report["rounds"] = _rounds(run, measured)
     if controls:
@@ -123,6 +127,21 @@ def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
     """What each round cost and brought, and what was measured after it."""
     costs = json.loads(read_text(run.rounds))
     return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
+
+
+def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
+    """Why the training, or a round of it, can hardly have changed the model."""
+    train = plan.settings.train
+    if not isinstance(train, PreferenceSettings):
+        return look_back(training, train, None)
+    said = []
+    files = pair_files(run.folder)
+    for number, file in enumerate(files, 1):
+        rows = [row for row in training if row.get("round", 1) == number]
+        sentence = look_back(rows, train, len(read_jsonl(file, Pair)))
+        if sentence:
+            said.append(f"Round {number}: {sentence}" if len(files) > 1 else sentence)
+    return " ".join(said) or None
 
 
 def _measure_controls(plan: Plan, job: Alignment, before: Evaluation, page: ReportPage) -> Row:

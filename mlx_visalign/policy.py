@@ -16,6 +16,7 @@ from mlx_visalign.chat_template import choose
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.hub import find_model
 from mlx_visalign.errors import UserError, plainly
+from mlx_visalign.fields import build, shown
 from mlx_visalign.fold import Branches, Prefix, extend, prefill, right_pad
 from mlx_visalign.generate import Sampling, sample
 from mlx_visalign.images import Aspect, Picture, Preprocessing, image_digest
@@ -219,14 +220,21 @@ class Policy:
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
 
-    def answer(self, image: Picture, question: str, sampling: Sampling | None = None, seed: int = 0) -> str:
-        """One image, one question, one answer (greedy unless `sampling` says otherwise).
+    def answer(self, image: Picture, question: str, sampling: Sampling | None = None, seed: int = 0, **limits: Any) -> str:
+        """One image, one question, one answer, greedy unless told otherwise.
 
         The image is a path, the bytes of a file, a Pillow image or an array (see `open_image`): the answer is the same.
-        A template's marks around the question are taken off, and told: the model has its own.
+        A template's marks around the question are taken off, and told: the model has its own. `limits`: max_tokens,
+        temperature and top_p, as in `Sampling`, which may be given whole instead. Raises `UserError` where one is unknown,
+        of the wrong type or out of its range.
         """
+        if not isinstance(question, str):
+            raise UserError(f"The question must be text, got {shown(question)}.")
+        if not isinstance(sampling, Sampling | None) or (sampling is not None and limits):
+            raise UserError("Say how to sample by max_tokens=, temperature= and top_p=, or by one Sampling and nothing else.")
+        sampling = sampling or build(Sampling, limits, "answer")
         prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(asked(question))])
-        return self.generate(prefix, sampling or Sampling(), [key_for(seed, "answer")])[0].text
+        return self.generate(prefix, sampling, [key_for(seed, "answer")])[0].text
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -238,11 +246,13 @@ class Policy:
         """Write the adapter so that this package and mlx-vlm load it."""
         save_adapter(self.model, folder, {**about, **self.identity, "source_fingerprint": self.source})
 
-    def load_adapter(self, folder: Path) -> int:
+    def load_adapter(self, path: str | Path) -> int:
         """Add a saved adapter, all its rounds frozen, and say what it changes. Returns how many layers it is for.
 
+        `path` may be a name on the hub, owner/name.
         Raises `UserError` unless every tensor finds its layer, and template, aspect and base are those it was trained with.
         """
+        folder = find_model(_named(path, "an adapter"))
         config, layers = read_adapter(folder)
         check_base(folder, config, self.identity, lambda: self.source)
         before = self.first_logits(PROBE)
@@ -258,10 +268,27 @@ class Policy:
         return len(layers)
 
 
+def _named(path: str | Path, what: str) -> str | Path:
+    """What names a folder. UserError for anything else."""
+    if not isinstance(path, str | Path):
+        raise UserError(f"Name {what} by its folder's path or its name on the hub, got {shown(path)}.")
+    return path
+
+
+def find_folder(model: str | Path) -> Path:
+    """A model's folder, by its path, its name on the hub, or "tiny". UserError where there is none."""
+    folder = TINY if str(_named(model, "a model")) == "tiny" else find_model(model)
+    if not folder.is_dir():
+        is_file = "is a file and no folder" if folder.exists() else "is no folder here, and no name on the hub (owner/name)"
+        raise UserError(f"The model {model} {is_file}.")
+    return folder
+
+
 def load(
-    path: str | Path = "tiny",
-    adapter: str | Path | None = None,
+    model: str | Path = "tiny",
+    adapter_path: str | Path | None = None,
     *,
+    adapter: str | Path | None = None,
     template: templates.Template | None = None,
     aspect: Aspect | None = None,
     dtype: mx.Dtype | None = None,
@@ -273,9 +300,14 @@ def load(
     `template` and `aspect` are read from the folder (`"visalign"` in config.json). Where it does not say them, `pad` is the
     default, and the template is the family's own, `vicuna_v1` or `onevision`, unless the folder's chat template is of another
     family, which is refused. OneVision takes no other aspect than `pad`.
-    `dtype` casts the weights (None keeps them; "tiny" runs in float32).
+    `dtype` casts the weights (None keeps them; "tiny" runs in float32). `adapter` is another name of `adapter_path`.
     """
-    folder = TINY if str(path) == "tiny" else find_model(path)
+    folder = find_folder(model)
+    if dtype is not None and not isinstance(dtype, mx.Dtype):
+        raise UserError(f"dtype must be one of MLX's, such as mx.float16, got {shown(dtype)}.")
+    if adapter is not None and adapter_path is not None:
+        raise UserError("Name one adapter: adapter= is another name of adapter_path=.")
+    adapter = adapter_path if adapter is None else adapter
     config = vlm.read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
     onevision = config.get("model_type") == "llava_onevision"
@@ -283,19 +315,19 @@ def load(
     template = _template(folder, config, template, ours.get("template"))
     aspect = aspect or ours.get("aspect", "pad")
     _check_choices(folder, template, aspect, onevision)
-    model = vlm.load_model(folder, config)
+    loaded = vlm.load_model(folder, config)
     dtype = dtype or (mx.float32 if folder == TINY else None)
     if dtype is not None:
-        model.set_dtype(dtype)
-    mx.eval(model.parameters())
+        loaded.set_dtype(dtype)
+    mx.eval(loaded.parameters())
     tokenizer = read_tokenizer(folder)
     preprocessing = Preprocessing.from_config(vlm.read_json(folder / "preprocessor_config.json"), aspect)
     find_source = partial(source_fingerprint, folder)
     stated_positions = config["text_config"].get("max_position_embeddings")
     positions = stated_positions if isinstance(stated_positions, int) and stated_positions > 0 else None
-    policy = Policy(model, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source, positions)
+    policy = Policy(loaded, tokenizer, preprocessing, template, fingerprint(folder), cache_gb, find_source, positions)
     if adapter is not None:
-        policy.load_adapter(find_model(adapter))
+        policy.load_adapter(adapter)
     return policy
 
 
@@ -314,7 +346,7 @@ def _template(folder: Path, config: dict[str, Any], asked: Any, stated: str | No
 def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:
     for name, value, choices in (("template", template, templates.Template), ("aspect", aspect, Aspect)):
         if value not in get_args(choices):
-            raise UserError(f"{folder}: unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}.")
+            raise UserError(f"{folder}: {name} must be one of {', '.join(get_args(choices))}, got {shown(value)}.")
     if onevision and aspect != "pad":
         raise UserError(
             f"{folder}: LLaVA-OneVision takes aspect 'pad' only. It never saw a cropped image, and its own AnyRes (several "

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.train_settings import LearningSettings, Schedule
 
 
@@ -51,25 +52,26 @@ class PPOSettings(LearningSettings):
     schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
-        limits = {
-            "beta": self.beta >= 0,
-            "gamma": 0 <= self.gamma <= 1,
-            "lam": 0 <= self.lam <= 1,
-            "clip": self.clip > 0,
-            "value_clip": self.value_clip > 0,
-            "value_weight": self.value_weight >= 0,
-            "inner_epochs": self.inner_epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "epochs": self.epochs > 0,
-            "value_learning_rate": self.value_learning_rate > 0,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise UserError(f"{name} is {asdict(self)[name]!r}, outside its range. In words:\n{self.__doc__}")
+        require(
+            self,
+            beta=(self.beta >= 0, "0 or more"),
+            gamma=(0 <= self.gamma <= 1, "from 0 to 1"),
+            lam=(0 <= self.lam <= 1, "from 0 to 1"),
+            clip=(self.clip > 0, "above 0"),
+            value_clip=(self.value_clip > 0, "above 0"),
+            value_weight=(self.value_weight >= 0, "0 or more"),
+            inner_epochs=(self.inner_epochs >= 1, "1 or more"),
+            max_step_kl=(self.max_step_kl > 0, "above 0"),
+            max_kl=(self.max_kl > 0, "above 0"),
+            min_share=(0 <= self.min_share <= 1, "from 0 to 1"),
+            batch_size=(self.batch_size >= 1, "1 or more"),
+            epochs=(self.epochs > 0, "above 0"),
+            value_learning_rate=(self.value_learning_rate > 0, "above 0"),
+        )
         self.loop(1)
         if self.rollout < 1 or self.rollout % (self.batch_size * self.grad_accumulation):
             raise UserError(
-                f"rollout is {self.rollout}, expected a multiple of batch_size * grad_accumulation = "
+                f"rollout is {self.rollout}; it must be a multiple of batch_size * grad_accumulation = "
                 f"{self.batch_size * self.grad_accumulation}, the answers of one update."
             )
 

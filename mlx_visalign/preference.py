@@ -6,7 +6,7 @@ image was still hot; pairs from outside are scored once, here, before training. 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_visalign.enough import foretell
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.keys import number_for
 from mlx_visalign.losses import dpo_loss
 from mlx_visalign.metrics import WINDOW, warning_signs
@@ -45,8 +47,13 @@ class PreferenceSettings(LearningSettings):
     rpo_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.rpo_alpha < 0 or self.epochs <= 0 or self.batch_size < 1:
-            raise UserError(f"Expected beta > 0, rpo_alpha >= 0, epochs > 0 and batch_size >= 1, got {self}.")
+        require(
+            self,
+            beta=(self.beta > 0, "above 0"),
+            rpo_alpha=(self.rpo_alpha >= 0, "0 or more"),
+            epochs=(self.epochs > 0, "above 0"),
+            batch_size=(self.batch_size >= 1, "1 or more"),
+        )
         self.loop(1)  # the loop's settings are checked now, not when all answers are there
 
     def updates(self, count: int) -> int:
@@ -191,8 +198,11 @@ def train_on_pairs(
     Raises `UserError` where there are no pairs, and where one has no reference.
     """
     if not pairs:
-        raise UserError("There are no pairs to train on: every answer was the same or was filtered out.")
+        raise UserError("There are no pairs to train on: all answers were the same, cut off or filtered out.")
     require_reference(pairs)  # now, and not when the turn comes to the one that has none
+    too_little = foretell(settings.loop(len(pairs)), len(pairs))
+    if too_little:
+        say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.checkpoint_layers
     source = PairSource(policy, pairs, settings.batch_size, seed)
@@ -202,7 +212,7 @@ def train_on_pairs(
         "seed": seed,
         "base": policy.base,
         "pairs": _digest(pairs),
-        "lora": str(settings.lora),
+        "lora": asdict(settings.lora),
     }
     watch = Watch()
 

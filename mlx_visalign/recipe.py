@@ -4,15 +4,15 @@ It is a YAML file (see `config`) with the fields of `Recipe` and, under `setting
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_visalign.config import load_recipe
+from mlx_visalign.config import with_overrides
 from mlx_visalign.errors import UserError, collect, refuse
-from mlx_visalign.fields import build, unknown
+from mlx_visalign.fields import build, convert, dotted, nearest, require, unknown, within
 from mlx_visalign.provenance import as_json
 from mlx_visalign.records import read_text
 
@@ -26,7 +26,8 @@ class Recipe:
     """What is aligned, on which images.
 
     method      a method's name, such as seva
-    model       the folder of a LLaVA, or "tiny", the embedded one
+    model       the folder of a LLaVA, one on the Hub (owner/name), or "tiny", the embedded one; not named, it is "tiny" for
+                the tiny world's images, and must be named for any others
     images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or "tiny-world",
                 whose scenes are drawn
     prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
@@ -44,7 +45,7 @@ class Recipe:
     """
 
     method: str
-    model: str = "tiny"
+    model: str = ""
     images: str | tuple[str, ...] | None = None
     prompts: str | None = None
     count: int | None = None
@@ -64,8 +65,16 @@ class Recipe:
         if isinstance(self.images, tuple) and (self.prompts is not None or TINY_WORLD in self.images):
             what = "where the images of --prompts are" if self.prompts is not None else f"{TINY_WORLD}, which stands alone"
             raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {what}.")
-        if (self.count is not None and self.count < 1) or self.scenes < 1 or min(self.questions, self.seed, self.cache_gb) < 0:
-            raise UserError(f"Expected count >= 1, scenes >= 1, questions >= 0, seed >= 0 and cache_gb >= 0, got {self}.")
+        if not self.model:
+            object.__setattr__(self, "model", named_model(None, toy=self.images == TINY_WORLD))
+        require(
+            self,
+            count=(self.count is None or self.count >= 1, "1 or more"),
+            questions=(self.questions >= 0, "0 or more"),
+            cache_gb=(self.cache_gb >= 0, "0 or more"),
+            scenes=(self.scenes >= 1, "1 or more"),
+            seed=(self.seed >= 0, "0 or more"),
+        )
         if self.images == TINY_WORLD and self.count is None:
             raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
         if self.controls and self.images != TINY_WORLD:
@@ -89,12 +98,24 @@ class Plan:
         return as_json({**asdict(self.recipe), "settings": asdict(self.settings)})
 
 
+def named_model(model: str | None, toy: bool) -> str:
+    """The model that was named; none: the embedded toy where `toy` allows it, for people mean their own model."""
+    if model is not None:
+        return model
+    if toy:
+        return "tiny"
+    raise UserError(
+        "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python, `model:` in a recipe). "
+        "The embedded toy is called tiny."
+    )
+
+
 def find_recipe(name: str) -> Path:
     """A recipe's file, by its path or, for those that come with the package, by its name."""
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if os.path.isfile(path):  # Path.is_file raises for a name that is too long
             return path
-    raise UserError(f"{name} is no file, and among the recipes that come along: {unknown(name, list_recipes())}")
+    raise UserError(f"There is no recipe '{name}', neither a file nor a built-in one. {nearest(name, list_recipes())}")
 
 
 def list_recipes() -> dict[str, str]:
@@ -103,36 +124,90 @@ def list_recipes() -> dict[str, str]:
 
 
 def make_plan(
-    path: Path, find_method: Callable[[str], Any], preset: str | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path,
+    find_method: Callable[[str], Any],
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    called: Callable[[str], str] = str,
 ) -> Plan:
-    """Read a recipe. `find_method` gives the module of a method by its name; `overrides` are as in `load_recipe`."""
-    where = f"{path} (or the command line)"
-    values = load_recipe(path, preset, overrides)
+    """Read a recipe. `find_method` gives the module of a method by its name.
+
+    `overrides` are as in `load_recipe`, and `called` gives one as its user wrote it.
+    """
+
+    def make(values: dict[str, Any]) -> Plan:
+        return _make(values, str(path), find_method)
+
+    try:
+        return with_overrides(make, path, preset, overrides or {}, called)
+    except UserError as error:  # nobody wrote a recipe that comes with the package, so nothing is wrong with it
+        refuse([fault.removeprefix(f"{path}: " if path.parent == RECIPES else "") for fault in error.each])
+        raise
+
+
+def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any]) -> Plan:
     settings = values.pop("settings", {})
-    name = values.get("method")
+    if "method" not in values:
+        raise UserError(
+            f"{where}: no method is named. Add a line such as `method: seva`, or say `visalign run METHOD -c FILE`."
+        )
+    name = convert(values["method"], str, f"{where}: method")
 
-    def settings_of(name: str) -> tuple[Any, Any]:
-        method = find_method(name)
-        return method, build(method.Settings, settings, f"{where}: settings")
+    def named_method() -> Any:
+        with within(where):
+            return find_method(name)
 
-    jobs: list[Callable[[], Any]] = [partial(build, Recipe, values, where)]
-    recipe, (method, own) = collect(jobs + ([partial(settings_of, name)] if isinstance(name, str) else []))
-    _require_there(recipe)
+    try:
+        method = named_method()
+    except UserError:
+        both: list[Callable[[], Any]] = [named_method, partial(build, Recipe, values, where)]
+        collect(both)  # which raises the faults of both
+        raise
+    own = [field.name for field in fields(Recipe)]
+    jobs: list[Callable[[], Any]] = [
+        partial(_require_known, values, settings, method.Settings, where),
+        partial(build, Recipe, {name: value for name, value in values.items() if name in own}, where),
+        partial(build, method.Settings, _without(settings, own), f"{where}: settings"),
+    ]
+    _, recipe, checked = collect(jobs)
+    with within(where):
+        _require_there(recipe, checked)
     if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
         raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
-    return Plan(recipe, method, own)
+    return Plan(recipe, method, checked)
 
 
-def _require_there(recipe: Recipe) -> None:
+def _without(settings: Any, names: Sequence[str]) -> Any:
+    """The settings but those of these names; what is no mapping is left for `build` to refuse."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: str) -> None:
+    """UserError for a setting of the method that stands beside `settings`, and for what belongs there and stands in it."""
+    own = [field.name for field in fields(Recipe)]
+    known = [*own, *(f"settings.{setting}" for setting in dotted(kind))]
+    inside = [name for name in settings if name in own] if isinstance(settings, Mapping) else []
+    refuse(
+        [f"{where}: {unknown(name, known)}" for name in values if name not in own]
+        + [f"{where}: settings: {n} is no setting of the method; it stands beside `settings`, not in it." for n in inside]
+    )
+
+
+def _require_there(recipe: Recipe, settings: Any) -> None:
     """What is missing is told now, and not when everything before it is done."""
-    from mlx_visalign.photos import places  # only now, for it brings MLX along
+    from mlx_visalign.convert.hub import find_config  # only now, for they bring MLX along
+    from mlx_visalign.photos import places
 
-    named = {name: asdict(recipe)[name] for name in ("model", "prompts", "vocabulary")}
-    given = {name: path for name, path in named.items() if path not in (None, "tiny")}
-    problems = [f"{name}: there is no file or folder {path}." for name, path in given.items() if not os.path.exists(path)]
+    models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}
+    files = {name: asdict(recipe)[name] for name in ("prompts", "vocabulary")}
+    lost = [name for name, model in models.items() if model not in (None, "tiny") and not os.path.exists(find_config(model))]
+    problems = [f"{n}: there is no file or folder {models[n]}, and it is no name on the Hub (owner/name)." for n in lost]
+    problems += [f"{n}: there is no file or folder {path}." for n, path in files.items() if path and not os.path.exists(path)]
     if recipe.images not in (None, TINY_WORLD):
         try:
             places(recipe.images)
         except UserError as error:
-            problems.append(str(error))
+            problems += error.each
     refuse(problems)

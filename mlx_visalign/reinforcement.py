@@ -10,12 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_visalign import ppo, vlm
+from mlx_visalign.enough import foretell
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import image_digest
 from mlx_visalign.keys import number_for
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.policy import Policy
 from mlx_visalign.ppo_settings import PPOSettings
+from mlx_visalign.progress import say
 from mlx_visalign.records import Prompt
 from mlx_visalign.rollout import Judge, RolloutBatch, RolloutSource
 from mlx_visalign.train import fit
@@ -60,6 +62,10 @@ def train_on_rollouts(
     `judge` rewards an answer's words, `locate` finds a prompt's image, `depends_on` is what the judge depends on. With
     `blank`, an image, the same experience is learned from as if every prompt had been about that one.
     """
+    loop = settings.loop(len(prompts))
+    too_little = foretell(loop, None)
+    if too_little:
+        say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.checkpoint_layers
     critic = None if settings.critic == "none" else ValueHead(vlm.decoder(policy.model).norm.weight.shape[0])
@@ -69,7 +75,7 @@ def train_on_rollouts(
         {"adapter": policy.model} if critic is None else {"adapter": policy.model, "value": critic},
         ppo_loss(policy, critic, settings),
         source,
-        settings.loop(len(prompts)),
+        loop,
         folder,
         on_metrics=on_metrics,
         learning_rates={} if critic is None else {"value": settings.value_learning_rate},

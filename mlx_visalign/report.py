@@ -144,7 +144,8 @@ def show(report: Mapping[str, Any]) -> Group:
             for name, shown in figures.items():
                 table.add_row(*_cells(shown, *(report[side][group][name] for side in ("before", "after", "change"))))
     controls = [Padding(_controls_table(report), (1, 0, 0, 0))] if "controls" in report else []
-    return Group(table, *controls, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+    too_little = [Padding(Text(report["too_little"], style="bold"), (0, 0, 1, 0))] if report.get("too_little") else []
+    return Group(*too_little, table, *controls, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
 
 
 def _controls_table(report: Mapping[str, Any]) -> Table:

@@ -60,12 +60,18 @@ class ReportPage:
         title = f"{self._method_name} on {Path(self.config['model']).name}"
         sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
         shown = [part for make in sections for part in make()]
-        head = (tag("h1", title), tag("p", self.about, cls="lead"), self._lead(), *self._outcome())
+        about = tag("p", self.about, cls="lead")
+        head = (tag("h1", title), *self._verdict(), about, self._lead(), *self._outcome())
         return page(title, *head, *shown, reload_after=None if self.report or self.stopped else SECONDS)
 
     @property
     def _method_name(self) -> str:
         return self.about.partition(":")[0]
+
+    def _verdict(self) -> Iterator[Html]:
+        """Where the training cannot have changed anything, that stands above all else."""
+        if self.report is not None and self.report.get("too_little"):
+            yield tag("p", self.report["too_little"], cls="warning")
 
     def _lead(self) -> Html:
         now = time.strftime("%Y-%m-%d %H:%M:%S")

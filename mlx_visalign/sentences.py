@@ -18,9 +18,11 @@ from statistics import fmean
 from typing import Literal
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.records import Record
 
-Fate = Literal["grown", "pruned", "final", "broken"]
+Fate = Literal["grown", "pruned", "final", "cut", "broken"]
+"""final: the model ended the answer here. cut: the answer is full, and the model did not end it."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class RewardSettings:
     repeat_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.image_weight <= 1 or self.width <= 0:
-            raise UserError(f"Expected an image_weight from 0 to 1 and a width above 0, got {self}.")
+        require(
+            self,
+            image_weight=(0 <= self.image_weight <= 1, "from 0 to 1"),
+            width=(self.width > 0, "above 0"),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.fields import shown
 from mlx_visalign.files import appending, remove, sync, write_atomically
 from mlx_visalign.progress import progress, say
-from mlx_visalign.provenance import first_difference, require_same
+from mlx_visalign.provenance import first_difference, require_same, why
 from mlx_visalign.records import parse_json, read_rows, read_text
 
 Row = dict[str, Any]
@@ -70,8 +70,7 @@ class Stage:
             return
         difference = first_difference(other.settings(), settings)
         if difference is not None:
-            name, was, now = difference
-            say(f"{self.name}: made anew, because {name} is {now} here and {was} for {other.whole}")
+            say(f"{self.name}: made anew, because {why(difference)} for {other.whole}")
             return
         write_atomically(self.settings_file, read_text(other.settings_file))
         write_atomically(self.whole, read_text(other.whole))
@@ -123,7 +122,8 @@ class Stage:
         try:
             line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
         except ValueError as error:
-            raise UserError(f"{self.name}: a number is not finite ({error}) in {entry['rows']}") from error
+            names = ", ".join(str(row.get("id", "one without an id")) for row in entry["rows"])
+            raise UserError(f"{self.name}: a number is not finite in one of the rows {names}.") from error
         with appending(self.partial) as file:
             file.write(f"{line}\n".encode())
             file.flush()

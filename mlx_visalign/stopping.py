@@ -104,9 +104,9 @@ def stop_waits() -> Iterator[Stop]:
                     signal.signal(signum, note)
         yield stop
     finally:
-        for signum, handler in usual.items():
+        for number, handler in usual.items():
             with suppress(ValueError):
-                signal.signal(signum, handler)
+                signal.signal(number, handler)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -25,7 +25,6 @@ from mlx_visalign.progress import progress, say
 from mlx_visalign.provenance import as_json
 from mlx_visalign.stopping import stop_waits
 from mlx_visalign.train_settings import TrainSettings, schedule_factor
-from mlx_visalign.words import counted
 
 Loss = Callable[[Any], tuple[mx.array, dict[str, mx.array]]]
 """A batch -> (scalar loss, scalar metrics). It closes over the models. A metric named `tokens` is a count."""
@@ -77,11 +76,6 @@ def fit(
     identity = _identity(settings, learning_rates, depends_on)
     groups = _Groups(trained, settings, learning_rates)
     step = _resume(folder, identity, groups, source)
-    if not any(schedule_factor(settings, number) for number in range(settings.iters)):
-        say(
-            f"warning: {counted(settings.iters, 'update')} in all, and all warm-up, at a rate of 0: nothing will be learned. "
-            "Take more data or epochs, or less grad_accumulation."
-        )
     update = _Update(groups, loss, source, settings)
     with progress("training", settings.iters, done=step) as bar, stop_waits() as stop:
         while step < settings.iters:

@@ -2,10 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.lora import LoRASettings
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -35,19 +35,17 @@ class TrainSettings:
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        limits = {
-            "iters": self.iters >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "schedule": self.schedule in ("cosine", "linear", "constant"),
-            "warmup": 0 <= self.warmup <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "grad_accumulation": self.grad_accumulation >= 1,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "save_every": self.save_every >= 1,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise UserError(f"{name} is {asdict(self)[name]!r}, outside its range. In words:\n{self.__doc__}")
+        require(
+            self,
+            iters=(self.iters >= 1, "1 or more"),
+            learning_rate=(self.learning_rate > 0, "above 0"),
+            schedule=(self.schedule in get_args(Schedule), "cosine, linear or constant"),
+            warmup=(0 <= self.warmup <= 1, "from 0 to 1, a share of the updates"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+            grad_accumulation=(self.grad_accumulation >= 1, "1 or more"),
+            max_grad_norm=(self.max_grad_norm > 0, "above 0"),
+            save_every=(self.save_every >= 1, "1 or more"),
+        )
 
 
 @dataclass(frozen=True)

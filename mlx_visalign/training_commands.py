@@ -10,12 +10,13 @@ from rich.console import Group
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.arguments import require_there, swallowed
 from mlx_visalign.asking import images_of_run
-from mlx_visalign.config import dump, load_recipe
-from mlx_visalign.doctor import require_sound
+from mlx_visalign.config import dump, with_overrides
+from mlx_visalign.doctor import require_same_model, require_sound
+from mlx_visalign.enough import foretell
 from mlx_visalign.errors import UserError, listed
 from mlx_visalign.fields import build
 from mlx_visalign.foresight import foresee
-from mlx_visalign.memory_plan import forecast, in_full, tell_of_death, training_needs, warn_if_too_large
+from mlx_visalign.memory_plan import for_people, forecast, in_full, tell_of_death, training_needs, warn_if_too_large
 from mlx_visalign.pair_formats import PlacedPair, read_placed_pairs
 from mlx_visalign.photos import content_id
 from mlx_visalign.pipeline import run_recipe
@@ -24,13 +25,13 @@ from mlx_visalign.positions import pairs_that_fit, too_long
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
 from mlx_visalign.preview import longest_answer, measure, show_pair
 from mlx_visalign.progress import say
-from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.recipe import find_recipe, list_recipes, make_plan
 from mlx_visalign.records import Pair
 from mlx_visalign.report import show
-from mlx_visalign.results import Result, lines, told
+from mlx_visalign.results import Result, lines, plain, told
 from mlx_visalign.run import Run
-from mlx_visalign.stage import fingerprint
-from mlx_visalign.training_options import recipe_values
+from mlx_visalign.stage import Row, fingerprint
+from mlx_visalign.training_options import as_given, recipe_values
 from mlx_visalign.weights import WEIGHTS
 from mlx_visalign.words import counted
 from mlx_visalign.workload import Answering, Workload
@@ -45,10 +46,13 @@ def align(options: Namespace) -> Result:
     name = options.config or options.method
     if name is None:
         raise UserError("Name a method (visalign run seva ...) or a recipe (visalign run -c recipe.yaml ...).")
-    values = recipe_values(options) | {"method": options.method}
-    plan = make_plan(find_recipe(name), options.find_method, options.preset, values)
+    values = recipe_values(options)
+    if options.method is not None:
+        _require_method(options)
+        values["method"] = options.method
+    plan = make_plan(find_recipe(name), options.find_method, options.preset, values, as_given(options))
     if options.dry_run:
-        return told(foresee(plan), dump(plan.config))
+        return _planned(foresee(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
     score = options.find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
     report = run_recipe(plan, run, score=score)
@@ -57,11 +61,32 @@ def align(options: Namespace) -> Result:
     return Result(report | places, Group(show(report), lines(places)))
 
 
+def _require_method(options: Namespace) -> None:
+    """A recipe's name where a method's is expected gets the command that takes it."""
+    try:
+        options.find_method(options.method)
+    except UserError:
+        if options.method == "dpo":
+            raise UserError(
+                "DPO on pairs of your own is `visalign train --data PAIRS --model MODEL --adapter-path OUT`."
+            ) from None
+        if options.method in list_recipes():
+            raise UserError(f"{options.method} is a recipe and no method: visalign run -c {options.method}") from None
+        raise
+
+
 def train(options: Namespace) -> Result:
     """`visalign train`: DPO on anyone's pairs, the reference scored once before."""
-    values = load_recipe(find_recipe(options.config), options.preset, recipe_values(options))
-    settings = build(PreferenceSettings, values, options.config)
+    path = find_recipe(options.config)
+    settings = with_overrides(
+        lambda values: build(PreferenceSettings, values, str(path)),
+        path,
+        options.preset,
+        recipe_values(options),
+        as_given(options),
+    )
     run = Run(options.adapter_path, command=options.again)
+    require_same_model(run.config, run.checked, options.model)
     placed, found = _pairs(options)
     needs = training_needs(settings)
     warn_if_too_large(options.model, forecast(options.model, needs))
@@ -71,9 +96,11 @@ def train(options: Namespace) -> Result:
     longest = longest_answer(measured)
     needs |= {"prompt": measured["prompt_tokens"]["max"], "answer": longest, "images": measured["images"]}
     expected = forecast(options.model, needs, _scoring(pairs, settings, longest))
-    plan = {"format": found, **measured, "updates": settings.loop(len(pairs)).iters}
+    loop = settings.loop(len(pairs))
+    too_little = foretell(loop, len(pairs))
+    plan = {"format": found, **measured, "updates": loop.iters, **({"too_little": too_little} if too_little else {})}
     if options.dry_run:
-        return told(plan | in_full(expected), dump(asdict(settings)))
+        return _planned(plan | in_full(expected), dump(asdict(settings)))
     config = {"model": options.model, "data": options.data, "seed": options.seed, "settings": asdict(settings)}
     _not_somebody_elses(run.folder)
     with run:
@@ -96,6 +123,10 @@ def train(options: Namespace) -> Result:
         policy.save_adapter(run.folder, method="dpo", round=1)
         run.start(config)
     return told(plan | {"adapter": str(run.folder)})
+
+
+def _planned(figures: Row, config: str) -> Result:
+    return Result(figures, Group(lines(for_people(figures)), plain(config)))
 
 
 def _pairs(options: Namespace) -> tuple[list[PlacedPair], str]:

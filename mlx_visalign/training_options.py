@@ -6,27 +6,40 @@ what is not given on the command line is the recipe's to say.
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from mlx_visalign.arguments import Images, OneFolder, command, link_option
+from mlx_visalign.arguments import MODEL, Images, OneFolder, command, link_option
 from mlx_visalign.errors import UserError
 from mlx_visalign.recipe import Recipe
 
 
 def recipe_values(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says in place of a recipe: dotted names and values, None where it says nothing.
+    """What the command line says in place of a recipe: dotted names and values, None for --set NAME=null.
 
     Raises `UserError` where --set names what is the recipe's own, and no setting of a method.
     """
-    values = {name.removeprefix("recipe."): value for name, value in vars(options).items() if name.startswith("recipe.")}
+    flags = {name.removeprefix("recipe."): value for name, value in vars(options).items() if name.startswith("recipe.")}
     said = dict(options.set or ())
     for field in fields(Recipe):
         if f"settings.{field.name}" in said:
             option, line = f"say --{field.name.replace('_', '-')}", f"write `{field.name}: ...` beside its `settings`"
-            where = option if field.name in values else f"{line}, in a file of your own (-c FILE)"
+            where = option if field.name in flags else f"{line}, in a file of your own (-c FILE)"
             raise UserError(f"--set {field.name}: this belongs to the recipe and is no setting of the method; {where}.")
-    return values | said
+    return {name: value for name, value in flags.items() if value is not None} | said
+
+
+def as_given(options: argparse.Namespace) -> Callable[[str], str]:
+    """What gives the words of the command line for one of `recipe_values`: --set train.epochs, or --count."""
+    said = dict(options.set or ())
+
+    def called(name: str) -> str:
+        if name in said:
+            return f"--set {name.removeprefix('settings.')}"
+        return f"--{name.rpartition('.')[2].replace('_', '-')}"
+
+    return called
 
 
 def demo(commands: Any) -> None:
@@ -57,7 +70,7 @@ def run(commands: Any) -> None:
         metavar="NAME",
         help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
     )
-    parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help='a LLaVA folder, or "tiny", the embedded one')
+    parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--images", dest="recipe.images", action=Images, help="unlabelled images; of folders those in subfolders too"
     )
@@ -91,7 +104,13 @@ def _run_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, metavar="GB", help="memory for image features")
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, metavar="N", help="longest answer")
     _training_options(parser, "recipe.settings.train.")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_method_setting, help="any setting of the method")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        type=_method_setting,
+        help="any setting of the method; --set help names them",
+    )
     link_option(parser)
     parser.add_argument("--seed", dest="recipe.seed", type=int, metavar="N", help="everything random depends on it")
 
@@ -109,7 +128,9 @@ def train(commands: Any) -> None:
     parser.add_argument("-c", "--config", metavar="RECIPE", default="dpo", help="a recipe of training settings")
     parser.add_argument("--preset", metavar="NAME", help="which of the recipe's presets, if it has any")
     _training_options(parser, "recipe.")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", type=_setting, help="any training setting")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", type=_setting, help="any training setting; --set help names them"
+    )
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
 
 
@@ -147,13 +168,15 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", action=OneFolder, help="what image paths in it are relative to; its own folder")
     parser.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used, and count them")
     link_option(parser)
-    parser.add_argument("--model", default="tiny", help='a LLaVA folder, or "tiny", the embedded one')
+    parser.add_argument("--model", required=True, help=MODEL)
 
 
 def _setting(text: str) -> tuple[str, Any]:
     """("train.iters", 5) for "train.iters=5"; a value that is not JSON (numbers, true, null, lists) is text."""
     name, equals, value = text.partition("=")
-    if not equals:
+    if text == "help":  # which is no setting, so that its error names them all
+        return text, None
+    if not equals or not name:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     try:
         return name, json.loads(value)

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.fold import Branches, KeysValues, Prefix, extend
 from mlx_visalign.vlm import Decoder
 
@@ -38,8 +38,13 @@ class Growth:
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.sentence_tokens, self.max_tokens) < 1 or self.penalty < 0:
-            raise UserError(f"Expected groups, sentence_tokens and max_tokens >= 1 and a penalty >= 0, got {self}.")
+        require(
+            self,
+            groups=(self.groups >= 1, "1 or more"),
+            penalty=(self.penalty >= 0, "0 or more"),
+            sentence_tokens=(self.sentence_tokens >= 1, "1 or more"),
+            max_tokens=(self.max_tokens >= 1, "1 or more"),
+        )
 
 
 @dataclass(frozen=True)

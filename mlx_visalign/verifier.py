@@ -14,6 +14,7 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.evals.annotations import Annotations
 from mlx_visalign.evaluate import split_prompt
 from mlx_visalign.experience import Rewarded
+from mlx_visalign.fields import require
 from mlx_visalign.generate import Sampling
 from mlx_visalign.mentions import Reader, TokenMention
 from mlx_visalign.policy import Policy
@@ -38,8 +39,7 @@ class RewardSettings:
     repeat: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.praise <= 0 or self.repeat > 0:
-            raise UserError(f"Expected praise above 0 and repeat of at most 0, got {self}.")
+        require(self, praise=(self.praise > 0, "above 0"), repeat=(self.repeat <= 0, "0 or less"))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def stated(folder: Path) -> dict[str, str]:
     """What config.json says of a model under "visalign": template, aspect and the fingerprint of its source, or less."""
     ours = read_json(folder / "config.json").get("visalign", {})
     if not isinstance(ours, dict) or not all(isinstance(ours.get(name, ""), str) for name in STATED):
-        raise UserError(f"{folder}/config.json: visalign should hold the texts {', '.join(STATED)}, got {ours!r}.")
+        raise UserError(f"{folder}/config.json: visalign should hold the texts {', '.join(STATED)}, got {shown(ours)}.")
     return {name: ours[name] for name in STATED if name in ours}
 
 
@@ -73,8 +73,8 @@ def check_base(folder: Path, config: Mapping[str, Any], here: Mapping[str, str],
     trained_on = config.get("source_fingerprint", config["base_fingerprint"])
     if trained_on != source():
         raise UserError(
-            f"{folder}: this adapter was trained on another model: the fingerprint of its source weights is "
-            f"{str(trained_on)[:12]}, this model's {source()[:12]}. Use it with the model it was trained on."
+            f"{folder}: this adapter was trained on another model, of other source weights. Use it with the model that it was "
+            "trained on."
         )
     say(f"{folder}: this adapter was trained on another precision of the same source weights.")
 

@@ -25,18 +25,18 @@ from spoiling import (
     twice,
 )
 
-PHOTOS = "run seva --images photos --output out --iters 2"
-PROMPTS = "run seva --prompts prompts.jsonl --output out --iters 2"
-TRAIN = "train --data pairs.jsonl --adapter-path out --iters 2"
-CHECK = "check --data pairs.jsonl"
+PHOTOS = "run seva --model tiny --images photos --output out --iters 2"
+PROMPTS = "run seva --model tiny --prompts prompts.jsonl --output out --iters 2"
+TRAIN = "train --model tiny --data pairs.jsonl --adapter-path out --iters 2"
+CHECK = "check --model tiny --data pairs.jsonl"
 RECIPE = "run -c bad.yaml --output out"
-EVAL = "eval --annotations truth.json --max-tokens 4"
-ADAPTER = "generate --image photos/0.png --adapter-path adapter"
+EVAL = "eval --model tiny --annotations truth.json --max-tokens 4"
+ADAPTER = "generate --model tiny --image photos/0.png --adapter-path adapter"
 MODEL = "generate --image photos/0.png --model model"
-DRY = "run seva --images photos --dry-run"
+DRY = "run seva --model tiny --images photos --dry-run"
 LLAVA = "convert llava --hf-path model --mlx-path out"
 SEVA, CSR, FISAO = (f"run -c {method}.yaml --output runs/{method}" for method in SETTINGS)
-CLIP = "run csr --images photos --output out --set clip=clip"
+CLIP = "run csr --model tiny --images photos --output out --set clip=clip"
 
 
 def index(shard):
@@ -46,8 +46,8 @@ def index(shard):
 
 
 IMAGES = [
-    Case("a missing image", "generate --image photos/9.png", "photos/9.png: no such image"),
-    Case("a folder as an image", "generate --image photos", ("photos", "cannot be decoded")),
+    Case("a missing image", "generate --model tiny --image photos/9.png", "photos/9.png: no such image"),
+    Case("a folder as an image", "generate --model tiny --image photos", ("photos", "cannot be decoded")),
     Case("a truncated image", PHOTOS, ("1 of the images", "photos/1.png", "--skip-bad"), cut("photos/1.png")),
     Case("an empty image", PHOTOS, ("photos/1.png", "expected a JPEG, PNG"), put("photos/1.png", b"")),
     Case("a text as an image", PHOTOS, ("photos/1.png", "expected a JPEG, PNG"), put("photos/1.png", "no image")),
@@ -64,9 +64,18 @@ IMAGES = [
         "There is no JPEG, PNG",
         lambda f: [gone(f"photos/{i}.png")(f) for i in range(4)],
     ),
-    Case("no image as the images", "run seva --images pairs.jsonl --output out", ("pairs.jsonl", "expected a JPEG, PNG")),
-    Case("no folder", "run seva --images nowhere --output out", "no file or folder nowhere"),
-    Case("a bad image to ask about", "generate --image photos/0.png photos/1.png", "photos/1.png", cut("photos/1.png", 0.3)),
+    Case(
+        "no image as the images",
+        "run seva --model tiny --images pairs.jsonl --output out",
+        ("pairs.jsonl", "expected a JPEG, PNG"),
+    ),
+    Case("no folder", "run seva --model tiny --images nowhere --output out", "no file or folder nowhere"),
+    Case(
+        "a bad image to ask about",
+        "generate --model tiny --image photos/0.png photos/1.png",
+        "photos/1.png",
+        cut("photos/1.png", 0.3),
+    ),
     Case("a bad image among pairs", TRAIN, ("pairs.jsonl:2", "photos/1.png"), cut("photos/1.png")),
     Case("a bad image among pairs to check", CHECK, ("pairs.jsonl:2", "photos/1.png"), cut("photos/1.png")),
     Case("a bad image among prompts", PROMPTS, ("prompts.jsonl:2", "photos/1.png"), put("photos/1.png", png(60000, 60000))),
@@ -76,10 +85,12 @@ IMAGES = [
 ]
 
 ROWS = [
-    Case("no pairs file", "check --data nowhere.jsonl", "--data: there is no file or folder nowhere.jsonl"),
-    Case("nothing that is named", "check --data no.jsonl --images none", ("--data", "no.jsonl", "--images", "none")),
-    Case("no two images", "generate --image no.png photos/0.png none.png", ("no.png", "none.png")),
-    Case("a folder as pairs", "check --data photos", "photos cannot be read"),
+    Case("no pairs file", "check --model tiny --data nowhere.jsonl", "--data: there is no file or folder nowhere.jsonl"),
+    Case(
+        "nothing that is named", "check --model tiny --data no.jsonl --images none", ("--data", "no.jsonl", "--images", "none")
+    ),
+    Case("no two images", "generate --model tiny --image no.png photos/0.png none.png", ("no.png", "none.png")),
+    Case("a folder as pairs", "check --model tiny --data photos", "photos cannot be read"),
     Case("no pairs", TRAIN, "pairs.jsonl holds no pairs", put("pairs.jsonl", "")),
     Case("only empty lines", TRAIN, "pairs.jsonl holds no pairs", put("pairs.jsonl", "\n \n\n")),
     Case("a broken row", TRAIN, ("pairs.jsonl:2", "not valid JSON"), line("pairs.jsonl", 2, '{"id": "p1", "ima')),
@@ -137,7 +148,7 @@ ROWS = [
         ("prompts.jsonl:3", "lies outside"),
         row("prompts.jsonl", 3, image="../a.png"),
     ),
-    Case("prompts that are not there", "run seva --prompts nowhere.jsonl", "no file or folder nowhere.jsonl"),
+    Case("prompts that are not there", "run seva --model tiny --prompts nowhere.jsonl", "no file or folder nowhere.jsonl"),
     Case("a list that is none", EVAL, "truth.json must be named values", put("truth.json", "[1]")),
     Case("a list that is broken", EVAL, "truth.json: not valid JSON", cut("truth.json")),
     Case("an empty list", EVAL, "truth.json lists no image", put("truth.json", "{}")),
@@ -151,7 +162,9 @@ ROWS = [
         put("truth.json", '{"photos/0.png": ["gizmo"]}'),
     ),
     Case("a listed image outside", EVAL, ("truth.json", "lies outside"), put("truth.json", '{"/etc/hostname": ["dog"]}')),
-    Case("no such list", "eval --annotations nowhere.json", "--annotations: there is no file or folder nowhere.json"),
+    Case(
+        "no such list", "eval --model tiny --annotations nowhere.json", "--annotations: there is no file or folder nowhere.json"
+    ),
     Case(
         "a vocabulary that is none", f"{PHOTOS} --vocabulary words.json", "words.json must be a list", put("words.json", "{}")
     ),
@@ -173,25 +186,25 @@ RECIPES = [
         "an unknown setting of the method",
         RECIPE,
         ("bad.yaml", "settings", "Did you mean 'max_tokens'?"),
-        recipe("method: seva\nimages: photos\nsettings: {max_token: 5}"),
+        recipe("model: tiny\nmethod: seva\nimages: photos\nsettings: {max_token: 5}"),
     ),
     Case(
         "an unknown setting far inside",
         RECIPE,
         ("bad.yaml", "settings: train: lora", "Did you mean 'rank'?"),
-        recipe("method: seva\nimages: photos\nsettings: {train: {lora: {ranks: 5}}}"),
+        recipe("model: tiny\nmethod: seva\nimages: photos\nsettings: {train: {lora: {ranks: 5}}}"),
     ),
     Case(
         "a text as a number",
         RECIPE,
         ("bad.yaml", "count must be a whole number"),
-        recipe("method: seva\nimages: photos\ncount: many"),
+        recipe("model: tiny\nmethod: seva\nimages: photos\ncount: many"),
     ),
     Case(
         "a number as a section",
         RECIPE,
         "settings: train: expected named values",
-        recipe("method: seva\nimages: photos\nsettings: {train: 5}"),
+        recipe("model: tiny\nmethod: seva\nimages: photos\nsettings: {train: 5}"),
     ),
     Case("a list as the method", RECIPE, "method must be text", recipe("method: [seva]\nimages: photos")),
     Case("a list as a recipe", RECIPE, "bad.yaml: a recipe consists of named values", recipe("- seva\n")),
@@ -199,7 +212,7 @@ RECIPES = [
     Case("no YAML", RECIPE, ("bad.yaml is not a valid YAML file", "line 1"), recipe("method: [seva")),
     Case("tabs", RECIPE, ("bad.yaml is not a valid YAML file", "line 2"), recipe("method: seva\n\timages: photos")),
     Case("a name given twice", RECIPE, ("'count' is given twice", "line 3"), recipe("method: seva\ncount: 1\ncount: 2")),
-    Case("a number as a name", RECIPE, "unknown name '1'", recipe("method: seva\nimages: photos\n1: 2")),
+    Case("a number as a name", RECIPE, "unknown name '1'", recipe("model: tiny\nmethod: seva\nimages: photos\n1: 2")),
     Case("a list as a name", RECIPE, "bad.yaml is not a valid YAML file", recipe("? [a, b]\n: 2")),
     Case(
         "a Python object",
@@ -208,7 +221,7 @@ RECIPES = [
         recipe("method: !!python/object/apply:os.system [id]"),
     ),
     Case("a billion laughs", RECIPE, "model must be text", recipe(f"method: seva\nimages: photos\nmodel:{LAUGHS}")),
-    Case("a list within itself", RECIPE, "bad.yaml", recipe("method: seva\nimages: &a [*a]")),
+    Case("a list within itself", RECIPE, "bad.yaml", recipe("model: tiny\nmethod: seva\nimages: &a [*a]")),
     Case("a recipe too deep", RECIPE, "bad.yaml", recipe(f"method: {nested(5000)}")),
     Case("a recipe in Latin-1", RECIPE, "bad.yaml is not UTF-8", put("bad.yaml", "method: Käse".encode("latin-1"))),
     Case(
@@ -224,38 +237,57 @@ RECIPES = [
         recipe("preset: big\npresets: {big: [1]}"),
     ),
     Case("no images and no prompts", RECIPE, "--images", recipe("method: seva")),
-    Case("a rank of nothing", f"{PHOTOS} --set train.lora.rank=0", "rank of at least 1"),
-    Case("a value inside a value", f"{PHOTOS} --set view.x=1", "settings: view must be text"),
+    Case("a rank of nothing", f"{PHOTOS} --set train.lora.rank=0", "--set train.lora.rank is 0; it must be 1 or more"),
+    Case("a value inside a value", f"{PHOTOS} --set view.x=1", "--set view.x: view must be text"),
     Case("an unknown view", f"{PHOTOS} --set view=nope", "nope"),
     Case("no update", f"{PHOTOS} --iters 0", "iters"),
-    Case("a rate that is no number", f"{PHOTOS} --learning-rate nan", "learning_rate must be a number"),
-    Case("no image to take", f"{PHOTOS} --count 0", "count >= 1"),
-    Case("a seed below nothing", f"{PHOTOS} --seed -1", "seed >= 0"),
-    Case("less than no memory", f"{PHOTOS} --cache-gb -1", "cache_gb"),
-    Case("no token to answer with", f"{PHOTOS} --max-tokens 0", "max_tokens"),
-    Case("another task's setting", "train --data pairs.jsonl --adapter-path out --set rounds=2", "unknown name 'rounds'"),
+    Case("a rate that is no number", f"{PHOTOS} --learning-rate nan", "--learning-rate must be a number"),
+    Case("no image to take", f"{PHOTOS} --count 0", "--count is 0; it must be 1 or more"),
+    Case("a seed below nothing", f"{PHOTOS} --seed -1", "--seed is -1; it must be 0 or more"),
+    Case("less than no memory", f"{PHOTOS} --cache-gb -1", "--cache-gb is -1.0"),
+    Case("no token to answer with", f"{PHOTOS} --max-tokens 0", "--max-tokens is 0"),
+    Case(
+        "another task's setting",
+        "train --model tiny --data pairs.jsonl --adapter-path out --set rounds=2",
+        "unknown name 'rounds'",
+    ),
     Case(
         "a scorer for a method that scores nothing",
         f"{RECIPE}",
         "scores nothing",
-        recipe("method: seva\nimages: photos\nscorer: a:b"),
+        recipe("model: tiny\nmethod: seva\nimages: photos\nscorer: a:b"),
     ),
-    Case("a scorer of no module", RECIPE, "nowhere:score", recipe("method: csr\nimages: photos\nscorer: nowhere:score")),
+    Case(
+        "a scorer of no module",
+        RECIPE,
+        "nowhere:score",
+        recipe("model: tiny\nmethod: csr\nimages: photos\nscorer: nowhere:score"),
+    ),
     Case(
         "a scorer of no function",
         RECIPE,
         "json has no function 'score'",
-        recipe("method: csr\nimages: photos\nscorer: json:score"),
+        recipe("model: tiny\nmethod: csr\nimages: photos\nscorer: json:score"),
     ),
-    Case("a scorer without a module", RECIPE, "MODULE:FUNCTION", recipe("method: csr\nimages: photos\nscorer: ':score'")),
-    Case("a phrase without a place", "run fisao --images photos --output out --set phrase=a", "phrase is 'a'"),
-    Case("images of a name too long", RECIPE, "there is no file or folder", recipe("method: seva\nimages: " + "a/" * 3000)),
-    Case("a recipe of a name too long", f"run -c {'a' * 3000}", "is no file"),
+    Case(
+        "a scorer without a module",
+        RECIPE,
+        "MODULE:FUNCTION",
+        recipe("model: tiny\nmethod: csr\nimages: photos\nscorer: ':score'"),
+    ),
+    Case("a phrase without a place", "run fisao --model tiny --images photos --output out --set phrase=a", "phrase is 'a'"),
+    Case(
+        "images of a name too long",
+        RECIPE,
+        "there is no file or folder",
+        recipe("model: tiny\nmethod: seva\nimages: " + "a/" * 3000),
+    ),
+    Case("a recipe of a name too long", f"run -c {'a' * 3000}", "neither a file"),
     Case(
         "a number of 400 digits",
         RECIPE,
         ("settings: groups", "fewer than 19 digits"),
-        recipe(f"method: csr\nimages: photos\nsettings: {{groups: {'9' * 400}}}"),
+        recipe(f"model: tiny\nmethod: csr\nimages: photos\nsettings: {{groups: {'9' * 400}}}"),
     ),
     Case("an unknown benchmark", "eval --benchmark chari", "Did you mean 'chair'?"),
 ]
@@ -275,11 +307,11 @@ RUNS = [
         row("runs/seva/prompts.jsonl", 2, "held_out"),
     ),
     Case("a broken response", SEVA, "responses.jsonl:3", line("runs/seva/responses.jsonl", 3, '{"id"')),
-    Case("a response twice", SEVA, ("items is 45", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
+    Case("a response twice", SEVA, ("44 then and 45 now", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
     Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
     Case("a broken held-out pair", SEVA, "held_out_pairs.jsonl:1", line("runs/seva/held_out_pairs.jsonl", 1, "{]")),
-    Case("checkpoints of another rank", f"{SEVA} --set train.lora.rank=8", ("lora is", "state.json")),
+    Case("checkpoints of another rank", f"{SEVA} --set train.lora.rank=8", ("lora.rank is 8 now", "state.json")),
     Case("a broken tree", CSR, "trees.jsonl:2", line("runs/csr/trees.jsonl", 2, '{"')),
     Case("a tree whose answer is not there", CSR, "trees.jsonl:2", row("runs/csr/trees.jsonl", 2, chosen=999)),
     Case("a broken pair of the second round", CSR, "pairs-2.jsonl:1", row("runs/csr/pairs-2.jsonl", 1, "chosen")),
@@ -302,8 +334,8 @@ RUNS = [
 ]
 
 MODELS = [
-    Case("no model", "generate --image photos/0.png --model nowhere", "nowhere/config.json is missing"),
-    Case("a file as a model", "generate --image photos/0.png --model pairs.jsonl", "pairs.jsonl/config.json is missing"),
+    Case("no model", "generate --image photos/0.png --model nowhere", "nowhere is no folder here, and no name on the hub"),
+    Case("a file as a model", "generate --image photos/0.png --model pairs.jsonl", "pairs.jsonl is a file and no folder"),
     Case("no config", MODEL, "model/config.json is missing", gone("model/config.json")),
     Case("a broken config", MODEL, "model/config.json is not valid JSON", cut("model/config.json")),
     Case("a list as a config", MODEL, "model/config.json should hold a JSON object", put("model/config.json", "[]")),
@@ -388,7 +420,11 @@ MODELS = [
     Case("a broken model for the doctor", "doctor --model model", "model/model.safetensors", cut("model/model.safetensors")),
     Case("a broken model in a plan", f"{DRY} --model model", "model/config.json", cut("model/config.json")),
     Case("a broken model for pairs", f"{CHECK} --model model", "model/config.json", cut("model/config.json")),
-    Case("a CLIP that is none", "run csr --images photos --output out --set clip=photos", "photos/config.json is missing"),
+    Case(
+        "a CLIP that is none",
+        "run csr --model tiny --images photos --output out --set clip=photos",
+        "photos/config.json is missing",
+    ),
     Case("a CLIP with a broken config", CLIP, "clip/config.json", cut("clip/config.json")),
     Case("a CLIP with truncated weights", CLIP, "The CLIP in clip cannot be read", cut("clip/model.safetensors")),
     Case("a CLIP of something else", CLIP, "clip", tensors("clip/model.safetensors", nothing_left)),
@@ -416,8 +452,16 @@ MODELS = [
 
 WEIGHTS, CONFIG = "adapter/adapters.safetensors", "adapter/adapter_config.json"
 ADAPTERS = [
-    Case("no adapter", "generate --image photos/0.png --adapter-path nowhere", "nowhere/adapter_config.json is missing"),
-    Case("a file as an adapter", "generate --image photos/0.png --adapter-path pairs.jsonl", "pairs.jsonl/adapter_config.json"),
+    Case(
+        "no adapter",
+        "generate --model tiny --image photos/0.png --adapter-path nowhere",
+        "nowhere/adapter_config.json is missing",
+    ),
+    Case(
+        "a file as an adapter",
+        "generate --model tiny --image photos/0.png --adapter-path pairs.jsonl",
+        "pairs.jsonl/adapter_config.json",
+    ),
     Case("an adapter without its config", ADAPTER, f"{CONFIG} is missing", gone(CONFIG)),
     Case("an adapter with a broken config", ADAPTER, f"{CONFIG} is not valid JSON", cut(CONFIG)),
     Case("an adapter without parameters", ADAPTER, f"{CONFIG} has no lora_parameters", field(CONFIG, "lora_parameters", None)),
@@ -464,14 +508,22 @@ ADAPTERS = [
         tensors(WEIGHTS, lambda x: {n: a for n, a in x.items() if n != min(x)}),
     ),
     Case("an adapter of something else", ADAPTER, "adapter", tensors(WEIGHTS, nothing_left)),
-    Case("a broken adapter for the doctor", "doctor --adapter-path adapter", WEIGHTS, cut(WEIGHTS)),
-    Case("a broken adapter to measure", "eval --adapter-path adapter --count 2", WEIGHTS, cut(WEIGHTS)),
-    Case("a broken adapter to compare", "compare tiny adapter --images photos", WEIGHTS, cut(WEIGHTS)),
-    Case("a round that is not there", "compare tiny adapter@9 --images photos", "adapter@9: this adapter has 1 round"),
+    Case("a broken adapter for the doctor", "doctor --model tiny --adapter-path adapter", WEIGHTS, cut(WEIGHTS)),
+    Case("a broken adapter to measure", "eval --model tiny --adapter-path adapter --count 2", WEIGHTS, cut(WEIGHTS)),
+    Case("a broken adapter to compare", "compare tiny adapter --model tiny --images photos", WEIGHTS, cut(WEIGHTS)),
+    Case(
+        "a round that is not there",
+        "compare tiny adapter@9 --model tiny --images photos",
+        "adapter@9: this adapter has 1 round",
+    ),
     Case("a broken adapter to fuse", "fuse --model tiny --adapter-path adapter --mlx-path out", WEIGHTS, cut(WEIGHTS)),
     Case("a broken adapter to upload", "upload --path adapter --upload-repo me/it", WEIGHTS, cut(WEIGHTS)),
     Case("a broken adapter to convert", "convert peft --adapter-path adapter --output out", "adapter", cut(WEIGHTS)),
-    Case("somebody else's adapter in the way", "train --data pairs.jsonl --adapter-path adapter", "adapter holds an adapter"),
+    Case(
+        "somebody else's adapter in the way",
+        "train --model tiny --data pairs.jsonl --adapter-path adapter",
+        "adapter holds an adapter",
+    ),
     Case(
         "a page that cannot be written", "compare tiny tiny --images photos --output pairs.jsonl/x.html", "pairs.jsonl/x.html"
     ),

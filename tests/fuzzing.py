@@ -83,18 +83,22 @@ class Outcome:
     data: bytes = field(default=b"", repr=False)
 
 
-CHECK = ("check --data {file}", "check --data {file} --skip-bad", "train --data {file} --adapter-path out --dry-run")
+CHECK = (
+    "check --model tiny --data {file}",
+    "check --model tiny --data {file} --skip-bad",
+    "train --model tiny --data {file} --adapter-path out --dry-run",
+)
 ANSWER = "generate --image photos/0.png --max-tokens 1"
 LLAVA = ("convert llava --hf-path {folder} --mlx-path out", "convert llava --hf-path {folder} --mlx-path out -q --dry-run")
 ADAPTER = (
-    ANSWER + " --adapter-path {folder}",
+    ANSWER + " --model tiny --adapter-path {folder}",
     "convert peft --adapter-path {folder} --output out",
     "fuse --model tiny --adapter-path {folder} --mlx-path out --no-probe",
 )
 PEFT = ("convert peft --adapter-path {folder} --output out",)
 AUTHORS = ("convert llava_original --hf-path {folder} --mlx-path out",)
 CLIP = ("convert clip --hf-path {folder} --mlx-path out",)
-DRY = "run seva --output out --dry-run"
+DRY = "run seva --model tiny --output out --dry-run"
 
 KINDS = {
     "pairs": Kind(
@@ -118,15 +122,17 @@ KINDS = {
         0.10, as_yaml, ("seva.yaml", "csr.yaml", "fisao.yaml", "presets.yaml"), ("run -c {file} --output out --dry-run",)
     ),
     "training settings": Kind(
-        0.02, as_yaml, ("training.json",), ("train -c {file} --data pairs.jsonl --adapter-path out --dry-run",)
+        0.02, as_yaml, ("training.json",), ("train --model tiny -c {file} --data pairs.jsonl --adapter-path out --dry-run",)
     ),
-    "annotations": Kind(0.03, as_json, ("truth.json",), ("eval --annotations {file} --benchmark chair --max-tokens 1",)),
+    "annotations": Kind(
+        0.03, as_json, ("truth.json",), ("eval --model tiny --annotations {file} --benchmark chair --max-tokens 1",)
+    ),
     "vocabulary": Kind(
         0.06,
         as_json,
         ("words.json",),
         (DRY + " --images photos --vocabulary {file}",) * 4
-        + ("eval --annotations truth.json --vocabulary {file} --benchmark chair --max-tokens 1",),
+        + ("eval --model tiny --annotations truth.json --vocabulary {file} --benchmark chair --max-tokens 1",),
     ),
     "model weights": Kind(0.06, as_safetensors, ("model/model.safetensors",), (ANSWER + " --model {folder}", *LLAVA)),
     "CLIP weights": Kind(0.03, as_safetensors, ("clip/model.safetensors",), CLIP),
@@ -173,7 +179,11 @@ KINDS = {
                 *("lossy.webp", "lossless.webp", "moving.webp"),
             )
         ),
-        (DRY + " --images {folder}", DRY + " --images {folder} --skip-bad", "generate --max-tokens 1 --image {file}"),
+        (
+            DRY + " --images {folder}",
+            DRY + " --images {folder} --skip-bad",
+            "generate --model tiny --max-tokens 1 --image {file}",
+        ),
     ),
 }
 

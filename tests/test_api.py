@@ -1,5 +1,6 @@
 """The public names: there, lazy, and nothing else."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,75 @@ def test_the_public_names():
     assert callable(mlx_visalign.align)
     with pytest.raises(AttributeError, match="no attribute 'alignn'"):
         _ = mlx_visalign.alignn
+
+
+def test_the_names_are_listed():
+    assert {"Policy", "align", "load", "__version__", "__doc__"} <= set(dir(mlx_visalign))
+    assert not {name for name in dir(mlx_visalign) if not name.startswith("_")} - set(mlx_visalign.__all__)
+
+
+# Where an argument is wrong, what the one sentence says. `p` is a loaded policy, `im` an image, `out` a folder.
+WRONG = {
+    "load(5)": "Name a model by its folder's path or its name on the hub, got 5.",
+    "load(None)": "Name a model by its folder's path or its name on the hub, got nothing (null).",
+    "load('nowhere')": "The model nowhere is no folder here, and no name on the hub (owner/name).",
+    "load('tiny', adapter_path=['a'])": "Name an adapter by its folder's path or its name on the hub, got ['a'].",
+    "load('tiny', 'a', adapter='b')": "Name one adapter: adapter= is another name of adapter_path=.",
+    "load('tiny', template='vicuna')": "template must be one of vicuna_v1, hf, onevision, got the text 'vicuna'.",
+    "load('tiny', dtype='float16')": "dtype must be one of MLX's, such as mx.float16, got the text 'float16'.",
+    "p.load_adapter(3)": "Name an adapter by its folder's path or its name on the hub, got 3.",
+    "p.load_adapter('nowhere')": "nowhere/adapter_config.json is missing: is nowhere the right folder?",
+    "p.answer(im, 3)": "The question must be text, got 3.",
+    "p.answer(im, 'Q?', max_tokens='x')": "answer: max_tokens must be a whole number, got the text 'x'.",
+    "p.answer(im, 'Q?', max_tokens=0)": "answer: max_tokens is 0; it must be 1 or more.",
+    "p.answer(im, 'Q?', temprature=1)": "answer: unknown name 'temprature'. Did you mean 'temperature'?",
+    "p.answer(im, 'Q?', {'max_tokens': 5})": "Say how to sample by max_tokens=, temperature= and top_p=, or by one Sampling",
+    "align('sevva', output=out)": "There is no recipe 'sevva', neither a file nor a built-in one. Did you mean 'seva'?",
+    "align(3, output=out)": "The argument recipe= must be a method's name or a recipe file, got 3.",
+    "align(output=3, images=out)": "The argument output= must be a folder's path, got 3.",
+    "align(output=out, images=out)": "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python",
+    "align(output=out, images=out, model=None)": "The argument model= must be text, got nothing (null).",
+    "align(output=out, images=out, model='tiny', count='ten')": "The argument count= must be a whole number, got the text",
+    "align(output=out, images=out, model='tiny', count=0)": "The argument count= is 0; it must be 1 or more.",
+    "align(output=out, imags=out, model='tiny')": "The argument imags=: unknown name 'imags'. Did you mean 'images'?",
+    "align(output=out, images=out, model='tiny', view='crop')": "unknown name 'view'. Did you mean 'settings.view'?",
+    "align(output=out, images=out, model='tiny', settings=[1])": "The argument settings= must be named values, such as",
+    "align(output=out, images=out, model='tiny', settings={'beta': 1})": "The setting beta: unknown name 'beta'. Did you mean "
+    "'train.beta'?",
+    "align(output=out, images=out, model='tiny', settings={'view': None})": "The setting view must be text, got nothing",
+    "align(output=out, images=out, model='tiny', settings={'train': {'lora': {'rank': 0}}})": "train.lora.rank is 0; it must",
+    "align(output=out, images=out, model='tiny', settings={'count': 1})": "count is no setting of the method; it stands beside",
+    "align(output=out, images=out, model='tiny', scorer=len)": "The argument scorer=: the method seva scores nothing.",
+    "align(output=out, images=out, model='tiny', on_metrics=5)": "on_metrics must be a function that takes a dict, got 5.",
+    "align(output=out, images=out, model='tiny', preset='lapdog')": "Did you mean 'laptop'?",
+}
+
+
+def test_what_is_wrong_is_one_sentence(tmp_path):
+    """In a process of its own, where nothing checks types but the package itself."""
+    script = f"""
+import json, pathlib
+import mlx_visalign
+from PIL import Image
+from mlx_visalign.errors import UserError
+load, align, out, im = mlx_visalign.load, mlx_visalign.align, pathlib.Path({str(tmp_path)!r}), Image.new("RGB", (48, 48))
+p, said = load("tiny"), {{}}
+for call in {list(WRONG)}:
+    try:
+        eval(call)
+        said[call] = "nothing was wrong"
+    except UserError as error:
+        said[call] = str(error)
+    except Exception as error:
+        said[call] = repr(error)
+said["right"] = p.answer(im, "What is there?", max_tokens=3, temperature=0.5)
+print(json.dumps(said))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said.pop("right")
+    assert {call: told for call, told in said.items() if WRONG[call] not in told} == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_version_is_the_projects():

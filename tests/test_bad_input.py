@@ -79,14 +79,20 @@ def test_a_spoilt_row_of_a_finished_stage_has_its_place(tmp_path, spoil, message
 @pytest.mark.parametrize(
     ("command", "left_out"),
     [
-        ("check --data pairs.jsonl --skip-bad --json", "Left out 3 of the 4 pairs, which cannot be used: pairs.jsonl:2: not"),
-        ("check --data pairs.jsonl --skip-bad --json", "pairs.jsonl:3: the image ../a.png lies outside"),
         (
-            "train --data pairs.jsonl --skip-bad --dry-run --adapter-path out --json",
+            "check --model tiny --data pairs.jsonl --skip-bad --json",
+            "Left out 3 of the 4 pairs, which cannot be used: pairs.jsonl:2: not",
+        ),
+        ("check --model tiny --data pairs.jsonl --skip-bad --json", "pairs.jsonl:3: the image ../a.png lies outside"),
+        (
+            "train --model tiny --data pairs.jsonl --skip-bad --dry-run --adapter-path out --json",
             "Left out 3 of the 4 pairs, which cannot be used",
         ),
-        ("run seva --prompts prompts.jsonl --skip-bad --dry-run --json", "Left out 1 of the 4 prompts, which cannot be used"),
-        ("run seva --images photos --skip-bad --dry-run --json", "1 that cannot be used"),
+        (
+            "run seva --model tiny --prompts prompts.jsonl --skip-bad --dry-run --json",
+            "Left out 1 of the 4 prompts, which cannot be used",
+        ),
+        ("run seva --model tiny --images photos --skip-bad --dry-run --json", "1 that cannot be used"),
     ],
 )
 def test_skip_bad_goes_on_and_counts(command, left_out, kit, tmp_path, monkeypatch, capsys):

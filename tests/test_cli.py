@@ -1,7 +1,9 @@
 """The command line: instant help, one sentence for a user's mistake, and every command on the tiny model."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +12,13 @@ import yaml
 from PIL import Image
 from sample_photos import write_photos
 
-from mlx_visalign import commands
+from mlx_visalign import commands, evaluate
 from mlx_visalign.asking import ask
-from mlx_visalign.cli import main
-from mlx_visalign.recipe import Recipe, find_recipe, list_recipes
-from mlx_visalign.records import Pair, write_jsonl
+from mlx_visalign.cli import find_method, main
+from mlx_visalign.lora import LoRASettings
+from mlx_visalign.policy import TINY, load
+from mlx_visalign.recipe import Recipe, find_recipe, list_recipes, make_plan
+from mlx_visalign.records import Pair, read_rows, write_jsonl
 from mlx_visalign.run import Run
 
 SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
@@ -93,14 +97,41 @@ def test_help_names_every_preset(capsys):
         ("run", "Name a method"),
         ("run sevva", "Did you mean 'seva'"),
         ("run seva", "Name either a folder of images"),
-        ("run seva --images nowhere", "images: there is no file or folder nowhere"),
+        ("run seva --images .", "Which model? Name a LLaVA folder or one on the Hub: --model"),
+        ("run seva --model tiny --images nowhere", "--images: there is no file or folder nowhere"),
         ("run seva --images nowhere --preset lapdog", "Did you mean 'laptop'"),
-        ("run seva --images . --set train.epoch=2", "Did you mean 'epochs'"),
+        (
+            "run seva --model tiny --images . --set train.epoch=2",
+            "--set train.epoch: unknown name 'epoch'. Did you mean 'epochs'",
+        ),
+        ("run SEVA --images .", "There is no method 'SEVA'. Did you mean 'seva'?"),
+        ("run dpo --images .", "visalign train --data PAIRS"),
+        ("run tiny", "tiny is a recipe and no method: visalign run -c tiny"),
+        ("run -c sevaa", "There is no recipe 'sevaa', neither a file nor a built-in one. Did you mean 'seva'?"),
+        ("run seva --model tiny --images . --set beta=0.2", "--set beta: unknown name 'beta'. Did you mean 'train.beta'?"),
+        ("run fisao --model tiny --images . --set rank=2", "Did you mean 'train.lora.rank'?"),
+        ("run seva --model tiny --images . --set help", "Known names: batch, exists_max_tokens"),
+        (
+            "run seva --model tiny --images . --set max_tokens=null",
+            "--set max_tokens must be a whole number, got nothing (null)",
+        ),
+        ("run seva --model tiny --images . --set train=null", "--set train: expected named values, got nothing (null)"),
+        ("run seva --model tiny --images . --set batch=true", "--set batch must be a whole number, got true"),
+        ("run seva --model tiny --images . --count 0", "--count is 0; it must be 1 or more"),
+        ("run csr --model tiny --images . --set reward.width=0", "--set reward.width is 0.0; it must be above 0"),
+        ("run seva --model tiny --images . --learning-rate 0", "--learning-rate is 0.0; it must be above 0"),
+        ("train --model tiny --data x --adapter-path out --beta 0", "--beta is 0.0; it must be above 0"),
+        (
+            "train --model tiny --data x --adapter-path out --set rank=2",
+            "--set rank: unknown name 'rank'. Did you mean 'lora.rank'?",
+        ),
+        ("eval --annotations truth.json", "Which model?"),
+        ("doctor --adapter-path out", "Which model?"),
         ("run seva --images . --set scenes=5", "beside its `settings`, in a file of your own (-c FILE)"),
         ("run seva --images . --set cache_gb=5", "say --cache-gb"),
-        ("run seva --images . --model nowhere", "model: there is no file or folder nowhere"),
-        ("train --data nowhere.jsonl --adapter-path out", "--data: there is no file or folder nowhere.jsonl"),
-        ("check --data nowhere.jsonl --images none", "nowhere.jsonl; --images: there is no file or folder none"),
+        ("run seva --images . --model nowhere", "--model: there is no file or folder nowhere"),
+        ("train --model tiny --data nowhere.jsonl --adapter-path out", "--data: there is no file or folder nowhere.jsonl"),
+        ("check --model tiny --data nowhere.jsonl --images none", "nowhere.jsonl; --images: there is no file or folder none"),
         ("generate --image a.jpg b.jpg --model nowhere", "a.jpg: no such image; b.jpg: no such image"),
         ("eval --benchmark clair", "Did you mean 'chair'"),
         ("compare tiny tiny --images nowhere", "no file or folder nowhere"),
@@ -117,9 +148,39 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(visalign, tmp_path, monk
 
 
 def test_what_argparse_refuses_is_exit_code_2(capsys):
-    for arguments in (["run", "seva", "--set", "view"], ["run", "--iters", "many"], ["fly"], []):
+    for arguments in (["run", "seva", "--set", "view"], ["run", "--iters", "many"], ["fly"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "hint"),
+    [
+        ("eval --spilt held-out", "visalign eval", "Did you mean --split?"),
+        ("generate --image a.png --temprature 1", "visalign generate", "Did you mean --temperature?"),
+        ("run seva --epochs 3", "visalign run", "--set NAME=VALUE"),
+        ("run seva --batch_size 3", "visalign run", "Did you mean --batch-size?"),
+        ("recipes seva", "visalign recipes", "unrecognized arguments: seva"),
+        ("world drw", "visalign world", "Did you mean 'draw'?"),
+        ("trian", "visalign", "Did you mean 'train'?"),
+        ("convert llava --hf-paht x", "visalign convert llava", "Did you mean --hf-path?"),
+        ("generate --image a.png", "visalign generate", "the following arguments are required: --model"),
+        ("check --data a.jsonl", "visalign check", "the following arguments are required: --model"),
+        ("train --data a.jsonl --adapter-path out", "visalign train", "the following arguments are required: --model"),
+        ("generate --model tiny --image a.png --top-p 2", "visalign generate", "expected a number, above 0 and at most 1"),
+    ],
+)
+def test_what_a_command_does_not_know_gets_its_usage_and_a_hint(arguments, usage, hint, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: {usage} [") and hint in told
+
+
+def test_a_bare_command_helps_and_says_how_to_begin(visalign):
+    code, out, err = visalign()
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: visalign") and out.partition("To begin with:")[2].count("\n  visalign ") == 3
 
 
 def test_ctrl_c_is_exit_code_130(visalign, monkeypatch):
@@ -181,7 +242,7 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
     before = image.read_bytes()
     image.write_bytes((data.parent / "photos/1.png").read_bytes())
     code, _, err = visalign(*train)
-    assert code == 2 and "image_contents is 3 of digest" in err
+    assert code == 2 and "the images have changed since" in err
     image.write_bytes(before)
     first_row = (tmp_path / "out/metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first_row)["train_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference was this very model
@@ -213,9 +274,9 @@ def test_a_runs_own_pairs_say_where_their_images_are(visalign, tmp_path):
     """A run is somebody's word too, so its images' folder is only read where the user names it."""
     photos = write_photos(tmp_path / "my photos", 2)
     with Run(tmp_path / "run") as run:
-        ask(Recipe("seva", images=str(photos)), run)
+        ask(Recipe("seva", "tiny", str(photos)), run)
     write_jsonl(run.folder / "pairs.jsonl", [Pair("p", (str(photos / "0.png"),), "What?", "A dog.", "A cat.")])
-    check = ["check", "--data", run.folder / "pairs.jsonl"]
+    check = ["check", "--model", "tiny", "--data", run.folder / "pairs.jsonl"]
     code, _, err = visalign(*check)
     assert code == 2 and f"Add --images '{photos}', where this run's images are." in " ".join(err.split())
     assert visalign(*check, "--images", photos)[0] == 0
@@ -229,6 +290,32 @@ def test_eval_measures_what_is_asked_for(visalign, model):
     assert code == 0 and "2 validation scenes of the tiny world" in out and "CHAIR_i" in out and "POPE," not in out
 
 
+def test_eval_keeps_what_it_did_and_goes_on(visalign, model, tmp_path, monkeypatch):
+    command = ["eval", "--model", model, "--count", 10, "--max-tokens", 5, "--output", tmp_path / "kept", "--json"]
+    asked = []
+
+    def stop(policy, protocol, pictures, *about):
+        asked.append(len(pictures))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(policy, protocol, pictures, *about)
+
+    answer = evaluate._ask
+    monkeypatch.setattr(evaluate, "_ask", stop)
+    code, _, err = visalign(*command)
+    assert code == 130 and f"to go on, run:\n  visalign eval --model {model} --count 10" in err
+    code, out, _ = visalign(*command)
+    assert code == 0 and asked == [8, 2, 2]  # the first eight were not asked again
+    assert json.loads((tmp_path / "kept/figures.json").read_text()) == json.loads(out)
+    assert len({row["image"] for _, row in read_rows(tmp_path / "kept/answers.jsonl")}) == 10
+    code, again, _ = visalign(*command)
+    assert code == 0 and again == out and len(asked) == 3
+    code, _, err = visalign(*command, "--max-tokens", 6)
+    assert code == 2 and "protocol.max_tokens is 6 now" in err
+    code, plain, _ = visalign("eval", "--model", model, "--count", 10, "--max-tokens", 5, "--json")
+    assert code == 0 and plain == out  # kept or not, the figures are the same
+
+
 def test_eval_on_images_of_ones_own(visalign, model, data, tmp_path):
     listed = tmp_path / "truth.json"
     listed.write_text(json.dumps({"0.png": ["dog"], "1.png": ["cat", "sofa"]}))
@@ -237,6 +324,86 @@ def test_eval_on_images_of_ones_own(visalign, model, data, tmp_path):
     assert code == 0 and json.loads(out).keys() == {"length", "chair", "pope_random", "pope_popular", "pope_adversarial"}
     code, _, err = visalign(*command)
     assert code == 2 and f"there is no image {tmp_path / '0.png'}" in err
+
+
+HUB = "models--me--{}/snapshots/0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_name_of_the_hub_stands_wherever_a_folder_may(visalign, data, tmp_path, monkeypatch):
+    """From the cache, nobody reachable: the model, the CLIP and the adapter, in every command that takes one."""
+    for name, source in (("llava", TINY), ("clip", TINY.parent / "clip"), ("adapter", None)):
+        snapshot = tmp_path / "hub" / HUB.format(name)
+        (snapshot.parents[1] / "refs").mkdir(parents=True)
+        (snapshot.parents[1] / "refs/main").write_text(snapshot.name)
+        if source is not None:
+            shutil.copytree(source, snapshot)
+        else:
+            policy = load(TINY)
+            policy.attach(LoRASettings(rank=2), seed=0)
+            policy.save_adapter(snapshot, method="seva", round=1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    image, photos = data.parent / "photos/0.png", data.parent / "photos"
+    adapter, few = ["--adapter-path", "me/adapter"], ["--max-tokens", 3]
+    for command in (
+        ["run", "seva", "--images", photos, "--dry-run"],
+        ["run", "csr", "--images", photos, "--set", "clip=me/clip", "--dry-run"],
+        ["train", "--data", data, "--adapter-path", "out", "--dry-run"],
+        ["check", "--data", data],
+        ["generate", "--image", image, *adapter, *few],
+        ["compare", "me/llava", "me/adapter", "--images", photos, "--count", 1, *few],
+        ["eval", "--count", 1, *adapter, *few, "--output", "kept"],
+        ["doctor", *adapter],
+        ["fuse", *adapter, "--mlx-path", "fused", "--dtype", "float32", "--no-probe"],
+    ):
+        code, out, err = visalign(*command, "--model", "me/llava", "--json")
+        failed = command[0] == "doctor"  # as this adapter changes nothing, but it was found
+        assert code == 2 * failed and (not failed or "adapter" in out), (command, err)
+    config = make_plan(find_recipe("csr"), find_method, None, {"images": str(photos), "model": "me/llava"}).config
+    assert config["model"] == "me/llava"
+    shutil.copytree(TINY, "me/llava")  # a folder that is there goes first
+    (tmp_path / "me/llava/config.json").unlink()
+    code, _, err = visalign("generate", "--model", "me/llava", "--image", image)
+    assert code == 2 and "me/llava/config.json is missing" in err
+    code, _, err = visalign("run", "seva", "--model", "me/nothing", "--images", photos)
+    assert code == 2 and "me/nothing is no folder here, the hub cannot be reached" in err
+
+
+def test_the_terminal_holds_no_library_code(data, tmp_path):
+    """What transformers, Pillow or matplotlib have to say to programmers is no help to others."""
+    script = """
+import os, sys, warnings
+from mlx_visalign import cli, commands
+def noisy(options):
+    import transformers.utils.logging as logs
+    from huggingface_hub.utils import logging as hub_logs
+    logs.get_logger("transformers.models").warning("a piece of advice")
+    hub_logs.get_logger("huggingface_hub.file_download").warning("another one")
+    warnings.warn("a FutureWarning", FutureWarning)
+    sys.exit(print("advisory", os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")))
+commands.COMMANDS["check"] = noisy
+cli.main(["check", "--model", "tiny", "--data", "x"])
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRANSFORMERS_", "HF_HUB_"))}
+    for debug, said in (("", 0), ("1", 3)):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment | {"VISALIGN_DEBUG": debug}
+        )
+        assert sum(word in done.stderr for word in ("advice", "another one", "FutureWarning")) == said, done.stderr
+        assert done.returncode == 0 and "Traceback" not in done.stderr
+    command = [
+        "-m",
+        "mlx_visalign",
+        "generate",
+        "--model",
+        "tiny",
+        "--image",
+        data.parent / "photos/0.png",
+        "--max-tokens",
+        "2",
+    ]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_scenes_are_drawn(visalign, tmp_path):

@@ -23,6 +23,7 @@ from mlx_visalign.preference import PreferenceSettings
 from mlx_visalign.prompts import make_prompts, world_mix, world_photos
 from mlx_visalign.records import Pair, read_jsonl
 from mlx_visalign.run import Run
+from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.sentences import RewardSettings, Sentence, Tree
 from mlx_visalign.vocabulary import Vocabulary
 from mlx_visalign.weights import read_adapter
@@ -59,6 +60,24 @@ def test_equal_rewards_and_small_margins_make_none():
     assert not csr.make_pairs([replace(trees[0], chosen=None, rejected=None)], SETTINGS, 0, 1)
 
 
+def test_an_answer_that_the_model_did_not_end_is_no_candidate(tmp_path):
+    """Full trees and drawn answers alike: a pair gets an end token, which would teach to stop where the model did not."""
+    short = job(tmp_path / "short")
+    judge = clip_scorer(None, "pad", short.policy)
+    settings = replace(SETTINGS, sentence_tokens=5, max_tokens=5)
+    pairs = csr.collect(short, settings, judge, short.prompts, 1, "")
+    trees = read_jsonl(short.run.folder / "trees.jsonl", Tree)
+    assert not pairs and all(csr.is_cut(tree) and tree.chosen is None for tree in trees)
+    assert f"{len(trees)} trees gave 0 pairs (every answer cut off: {len(trees)}, " in csr.what_became(trees, pairs)
+    short.run.close()
+    whole = job(tmp_path / "whole")
+    csr.collect(whole, SETTINGS, judge, whole.prompts, 1, "")
+    end = whole.policy.end
+    for found in read_jsonl(whole.run.folder / "trees.jsonl", Tree):
+        assert all((s.fate == "final") == (s.ids[-1] == end) for s in found.sentences if s.fate != "broken")
+        assert all(found.sentences[place].ids[-1] == end for place in (found.chosen, found.rejected) if place is not None)
+
+
 def test_lengths_are_balanced_where_asked_for():
     trees = [tree(name, ("A cat.", 1.0), ("A dog.", 0.0), lengths) for name, lengths in (("a", (9, 9)), ("b", (9, 40)))]
     assert [pair.id for pair in csr.make_pairs(trees, replace(SETTINGS, length_gap=1.0), 0, 1)] == ["a"]
@@ -68,7 +87,8 @@ def test_what_became_of_the_trees_is_told():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
     told = csr.what_became(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
     assert told.startswith(
-        "2 trees gave 1 pair (no two different whole answers: 1, left out for their margin or for balance: 0)"
+        "2 trees gave 1 pair (every answer cut off: 0, no two different whole answers: 1, left out for their margin or for "
+        "balance: 0)"
     )
     assert told.endswith("100% (-0.50), 100% (-0.50).")
 

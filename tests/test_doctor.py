@@ -13,7 +13,7 @@ from mlx_visalign import fold, lora, patient, precision, template, vlm
 from mlx_visalign.checks import CHECKS
 from mlx_visalign.cli import main
 from mlx_visalign.commands import COMMANDS
-from mlx_visalign.doctor import examine, examine_adapter, require_sound
+from mlx_visalign.doctor import Finding, examine, examine_adapter, require_sound, verdict
 from mlx_visalign.errors import UserError
 from mlx_visalign.images import Preprocessing
 from mlx_visalign.lora import LoRASettings, RoundsLoRALinear, adapters
@@ -236,8 +236,11 @@ def test_the_command_tells_and_passes(tmp_path):
     for layer in adapters(policy.model).values():
         layer.lora_b = 0.1 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(0))
     policy.save_adapter(tmp_path)
-    result = doctor("--adapter-path", str(tmp_path))
+    result = doctor("--model", "tiny", "--adapter-path", str(tmp_path))
     assert result.well and [row["ok"] for row in result.data["checks"]] == [True] * (len(CHECKS) + 2)
+    shown = result.shown.renderables
+    assert shown[-1].plain == f"tiny: All {len(CHECKS) + 2} checks passed."
+    assert "fits               every Mac from 8 GB up: " in shown[-3].plain and "gflops" not in shown[-3].plain
     assert result.data["memory_gb"]["training"] > result.data["memory_gb"]["weights"]
 
 
@@ -245,6 +248,12 @@ def test_the_command_fails_where_something_is_broken(monkeypatch, capsys):
     let_all_see_all(monkeypatch)
     assert main(["doctor", "--json"]) == 2
     assert any("sees what comes after" in row["wrong"] for row in json.loads(capsys.readouterr().out)["checks"])
+
+
+def test_the_verdict_is_one_line():
+    found = [Finding("template", True, ""), Finding("fold = plain", False, ""), Finding("aspect", False, "")]
+    assert verdict(found) == "2 of 3 checks failed: fold = plain, aspect."
+    assert verdict(2 * found[:1]) == "All 2 checks passed."
 
 
 def test_an_adapter_that_changes_nothing_is_named(tmp_path):

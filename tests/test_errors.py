@@ -60,7 +60,7 @@ def test_every_fault_of_named_values_is_told():
         "file: inner: unknown name 'rats'. Did you mean 'rate'?",
         "file: inner: the field 'rate' is missing.",
         "file: words[0] must be text, got 1.",
-        "file: words[2] must be text, got None.",
+        "file: words[2] must be text, got nothing (null).",
         "file: table: k must be a whole number, got the text 'v'.",
         "file: table: m must be a whole number, got [].",
     )
@@ -87,7 +87,7 @@ def test_every_path_of_a_recipe_that_is_not_there_is_told(named):
     from mlx_visalign.cli import find_method
 
     with pytest.raises(UserError) as told:
-        make_plan(find_recipe("seva"), find_method, overrides=named)
+        make_plan(find_recipe("seva"), find_method, overrides={"model": "tiny"} | named)
     assert len(told.value.each) == 2 and all(path in str(told.value) for path in named.values())
 
 

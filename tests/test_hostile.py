@@ -23,9 +23,9 @@ PYTHON = "open('{marker}', 'w').write('ran')\nclass Evil: pass\n"
 ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch {marker}') }}"
 ENDLESS = "{% for i in range(999999999) %}{% for j in range(999999999) %}x{% endfor %}{% endfor %}"
 GENERATE = "generate --image photos/0.png --max-tokens 2 --model model"
-ADAPTER = "generate --image photos/0.png --max-tokens 2 --adapter-path adapter"
-CHECK, PROMPTS = "check --data pairs.jsonl", "run seva --prompts prompts.jsonl --output out --dry-run"
-PHOTOS, RECIPE = "run seva --images photos --output out --dry-run", "run -c bad.yaml --output out"
+ADAPTER = "generate --model tiny --image photos/0.png --max-tokens 2 --adapter-path adapter"
+CHECK, PROMPTS = "check --model tiny --data pairs.jsonl", "run seva --model tiny --prompts prompts.jsonl --output out --dry-run"
+PHOTOS, RECIPE = "run seva --model tiny --images photos --output out --dry-run", "run -c bad.yaml --output out"
 LLAVA, CLIP = "convert llava --hf-path model --mlx-path out", "convert clip --hf-path clip --mlx-path out"
 
 
@@ -155,7 +155,7 @@ ARTEFACTS = {
     **{f"a prompt about {name}": (row("prompts.jsonl", 2, image=name), PROMPTS, 2) for name in ELSEWHERE + REMOTE[:1]},
     "a list of images outside": (
         put("truth.json", '{"../secrets/secret.png": ["dog"]}'),
-        "eval --annotations truth.json --max-tokens 2",
+        "eval --model tiny --annotations truth.json --max-tokens 2",
         2,
     ),
 }
@@ -264,7 +264,7 @@ def test_terminal_codes_are_shown_and_not_sent(kit, tmp_path, monkeypatch, capsy
     (tmp_path / names[1]).write_text("no image")
     monkeypatch.chdir(tmp_path)
     for images, code in (([names[0], "photos/1.png"], 0), (names, 2)):
-        assert main(["generate", "--max-tokens", "2", "--image", *images]) == code
+        assert main(["generate", "--model", "tiny", "--max-tokens", "2", "--image", *images]) == code
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err and "\x07" not in said.out
     assert "\\x1b]0;owned" in said.out and "\\x1b[2J" in said.err

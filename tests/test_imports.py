@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_TO_BOTTOM = """
-    errors pointers stopping words arguments fonts fields links files keys progress metrics provenance precision
+    errors pointers stopping quiet words arguments fonts fields flags links files keys progress metrics provenance precision
     marks records rows config losses ppo images pair_formats photos augment vocabulary mentions template
     models attention vlm rendering chat_template model_folder
     fold logps weights lora convert generate tree sentences policy positions stream probe
-    checkpoint train_settings train pairing preference ppo_settings experience rollout reinforcement footprint workload
+    checkpoint train_settings enough train pairing preference ppo_settings experience rollout reinforcement footprint workload
     scorers judging world prompts evals evaluate calibration verifier
     plots sheet page curves tree_sheet reward_pictures before_after control_words report figures_page
     model_card upload stage

@@ -157,7 +157,8 @@ def test_a_bfloat16_adapter_is_read(tmp_path):
 
 @pytest.mark.parametrize("bad", [{"rank": 0}, {"rank": -1}, {"scale": 0.0}, {"scale": float("nan")}])
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(UserError, match="LoRA rank"):
+    [(name, value)] = bad.items()
+    with pytest.raises(UserError, match=f"^{name} is {value}; it must be [^.]*\\.$"):
         LoRASettings(**bad)
 
 

@@ -32,7 +32,7 @@ ASKED = [Prompt(str(i), f"{i}.png", "Describe this image.", "describe") for i in
 
 
 def settings_of(method, preset="laptop", **settings):
-    return make_plan(find_recipe(method), find_method, preset, {"images": ".", "settings": settings}).settings
+    return make_plan(find_recipe(method), find_method, preset, {"model": "tiny", "images": ".", "settings": settings}).settings
 
 
 def usable(monkeypatch, gigabytes):

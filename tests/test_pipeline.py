@@ -1,6 +1,8 @@
 """A whole run on the tiny model: what it leaves, that it is done once, and that a stopped one goes on."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from mlx_visalign.control_words import BEST, BLIND, NAMES
 from mlx_visalign.errors import UserError
 from mlx_visalign.foresight import foresee
 from mlx_visalign.memory_plan import SIZES_OF_MACS
+from mlx_visalign.policy import TINY
 from mlx_visalign.recipe import TINY_WORLD, find_recipe, make_plan
 from mlx_visalign.records import Prompt, read_jsonl, read_rows
+from mlx_visalign.report import show
 from mlx_visalign.run import Run
 
 TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
@@ -65,6 +69,34 @@ def test_the_page_of_a_finished_run_holds_the_methods_picture_in_words(finished)
     page, fragment = ((folder / name).read_text() for name in ("report.html", "plots/seva.html"))
     assert fragment in page and fragment.count("<figure>") == 6
     assert "not finished" not in page and "SeVa on tiny" in page and "<script" not in page
+
+
+def test_a_training_that_is_too_short_says_so_above_all_else(finished):
+    folder, report, _ = finished
+    said = report["too_little"]
+    assert said.startswith("This training can hardly have changed the model: 3 updates, 2 of them at a tenth or more")
+    page = (folder / "report.html").read_text()
+    assert page.index("</h1>") < page.index(said) < page.index("SeVa: ") and said in str(show(report).renderables[0].renderable)
+
+
+def test_before_it_starts_it_is_foretold(photos, model, tmp_path, capsys):
+    """In a dry run and before the first answer: even if every prompt made a pair."""
+    said = "at most 3 updates, 2 of them at a tenth or more of the learning rate, from at most 54 pairs"
+    values = {"images": str(photos), "model": model, **{f"settings.{name}": value for name, value in SETTINGS.items()}}
+    assert said in foresee(plan(**values))["too_little"]
+    assert "too_little" not in foresee(plan(**values | {"settings.train": TRAIN | {"iters": 100}}))
+
+
+def test_another_model_is_refused_in_words_before_the_images_are_read(finished, align, photos, tmp_path, capsys):
+    shutil.copytree(TINY, tmp_path / "other")
+    with (tmp_path / "other/model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run/report.json").unlink()
+    with pytest.raises(UserError, match=r"was made with the model tiny, and this is .*other: add --model tiny to go on there"):
+        mlx_visalign.align("seva", model=tmp_path / "other", images=photos, output=tmp_path / "run", settings=SETTINGS)
+    assert "photos" not in capsys.readouterr().err
 
 
 def test_a_tenth_of_the_images_is_in_no_pair(finished):
@@ -123,14 +155,19 @@ def test_another_learning_rate_reuses_the_answers(finished, align, tmp_path, cap
 
 
 def test_a_judge_that_is_not_named_is_missed_before_the_first_answer(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_visalign.scorers.clip.fingerprint", lambda folder: "another model's")
-    with pytest.raises(UserError, match="Which CLIP is to judge"):
-        mlx_visalign.align("csr", model="tiny", images=photos, output=tmp_path)
-    assert not (tmp_path / "before.jsonl").exists()
+    shutil.copytree(TINY, tmp_path / "other")
+    monkeypatch.setattr("mlx_visalign.scorers.clip.fingerprint", str)
+    for settings, said in (
+        ({}, "Which CLIP is to judge"),
+        ({"clip": "nowhere"}, "The setting clip: there is no file or folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            mlx_visalign.align("csr", model=tmp_path / "other", images=photos, output=tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()  # nor were the images read
 
 
 def plan(**values):
-    return make_plan(find_recipe("seva"), find_method, None, values)
+    return make_plan(find_recipe("seva"), find_method, None, {"model": "tiny"} | values)
 
 
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
@@ -141,7 +178,7 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     assert memory["weights"] < memory["answering"] <= memory[told.pop("peak")] < memory["usable here"]
     assert "training" in told.pop("time_at_most") and told.pop("gflops_here")
     assert [told.pop(f"{size} GB Mac") for size in SIZES_OF_MACS]
-    assert told.pop("checkpoints_gb") > 0
+    assert told.pop("checkpoints_gb") > 0 and "at most 54 pairs" in told.pop("too_little")
     assert told == {
         "images": 18,
         "images_held_out": 2,

@@ -108,7 +108,9 @@ def score(policy, paths):
     return policy.score(prefix, [[[40, 41, 42, 2]]]).item()
 
 
-@pytest.mark.parametrize(("change", "message"), [("template", "vicuna_v1"), ("base", "random-0"), ("aspect", "pad")])
+@pytest.mark.parametrize(
+    ("change", "message"), [("template", "vicuna_v1"), ("base", "trained on another model"), ("aspect", "pad")]
+)
 def test_an_adapter_of_another_model_is_refused(tmp_path, change, message):
     from dataclasses import replace
 
@@ -190,7 +192,9 @@ def test_an_adapter_for_some_layers_is_loaded_and_trained_on(tmp_path, paths):
 def test_an_adapter_whose_names_fit_no_layer_is_refused(tmp_path):
     filled_policy().save_adapter(tmp_path)
     rewrite(tmp_path, lambda name: name.replace("layers.1", "layers.7"))
-    message = r"7 of 14 layers fit no layer: unknown name '\S+layers.7.mlp.down_proj'. Did you mean '\S+layers.1.mlp.down_proj'"
+    message = (
+        r"7 of 14 layers fit no layer:\n +unknown name '\S+layers.7.mlp.down_proj'. Did you mean '\S+layers.1.mlp.down_proj'"
+    )
     with pytest.raises(UserError, match=message):
         random_policy().load_adapter(tmp_path)
 

@@ -14,7 +14,7 @@ from mlx_visalign.records import Prompt
 
 
 def plan(name="seva", preset=None, **values):
-    return make_plan(find_recipe(name), find_method, preset, {"images": "."} | values)
+    return make_plan(find_recipe(name), find_method, preset, {"model": "tiny", "images": "."} | values)
 
 
 def test_the_recipes_that_come_along_say_what_they_are():
@@ -69,12 +69,12 @@ def test_a_config_is_a_recipe_again(tmp_path):
         ({"images": "tiny-world", "prompts": "prompts.jsonl", "count": 3}, "Name either a folder of images"),
         ({"images": "tiny-world"}, "How many scenes of the tiny world"),
         ({"images": "nowhere"}, "images: there is no file or folder nowhere"),
-        ({"count": 0}, "Expected count >= 1"),
-        ({"seed": -1}, "seed >= 0"),
+        ({"count": 0}, "count is 0; it must be 1 or more"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"modell": "m"}, "unknown name 'modell'. Did you mean 'model'"),
-        ({"settings.viev": "crop"}, "settings: unknown name 'viev'. Did you mean 'view'"),
+        ({"settings.viev": "crop"}, "settings.viev: unknown name 'viev'. Did you mean 'view'"),
         ({"settings.train.beta": "x"}, "beta must be a number"),
-        ({"method": "sevva"}, "unknown name 'sevva'. Did you mean 'seva'"),
+        ({"method": "sevva"}, "There is no method 'sevva'. Did you mean 'seva'"),
         ({"controls": True}, "Controls need images whose content is known"),
         ({"split": "test"}, "split must be one of validation, held-out"),
     ],
@@ -91,7 +91,7 @@ def test_an_unknown_recipe_is_met_with_the_nearest():
 
 @pytest.mark.parametrize(("preset", "updates"), [("laptop", 2 * 125), ("paper", 4 * 500), ("tiny", 240)])
 def test_fisaos_presets_make_so_many_updates(preset, updates):
-    overrides = {} if preset == "tiny" else {"images": "."}
+    overrides = {} if preset == "tiny" else {"model": "tiny", "images": "."}
     made = make_plan(find_recipe("fisao"), find_method, preset, overrides)
     asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.count)]
     assert made.settings.foresee(asked)["updates"] == updates

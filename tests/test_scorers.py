@@ -39,7 +39,7 @@ def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
 
 TRAIN = {"batch_size": 2, "iters": 1, "lora": {"rank": 2}}
 SMALL = {
-    "csr": {"groups": 2, "sentence_tokens": 14, "max_tokens": 14, "batch": 2, "train": TRAIN},
+    "csr": {"groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "train": TRAIN},
     "fisao": {
         "max_tokens": 32,
         "labels": "tiny-world",
@@ -84,7 +84,7 @@ def test_what_is_no_function_says_so(name):
 
 
 def test_a_method_that_scores_nothing_refuses_a_scorer():
-    values = {"images": ".", "scorer": "json:dumps"}
+    values = {"model": "tiny", "images": ".", "scorer": "json:dumps"}
     with pytest.raises(UserError, match="seva scores nothing"):
         make_plan(find_recipe("seva"), find_method, None, values)
     assert make_plan(find_recipe("csr"), find_method, None, values).recipe.scorer == "json:dumps"
@@ -92,6 +92,6 @@ def test_a_method_that_scores_nothing_refuses_a_scorer():
 
 @pytest.mark.parametrize("preset", ["laptop", "paper", "tiny"])
 def test_csrs_presets_are_settings(preset):
-    settings = make_plan(find_recipe("csr"), find_method, preset, {"images": ".", "count": 1}).settings
+    settings = make_plan(find_recipe("csr"), find_method, preset, {"model": "tiny", "images": ".", "count": 1}).settings
     assert settings.reward.kind == ("calibrated" if preset == "tiny" else "rank")
     assert (settings.prune, settings.rounds) == (("language", 3) if preset == "paper" else ("reward", 1))

@@ -60,12 +60,6 @@ def test_other_schedules(schedule, factors):
     assert [schedule_factor(settings, step) for step in range(6)] == factors
 
 
-@pytest.mark.parametrize("iters", [1, 2])
-def test_one_update_that_is_all_warm_up_is_warned_of(tmp_path, iters, capsys):
-    train(tmp_path, replace(SETTINGS, iters=iters))
-    assert ("nothing will be learned" in capsys.readouterr().err) == (iters == 1)
-
-
 def test_a_schedule_without_warm_up_starts_at_its_peak():
     assert schedule_factor(TrainSettings(10, 1.0, warmup=0.0), 0) == 1
 

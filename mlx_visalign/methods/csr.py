@@ -14,7 +14,7 @@ YiyangZhou/CSR, read, never copied):
 - a sentence ends at the end token too, and an end token alone is a sentence that says nothing of the image: the code
   samples on behind it, to the next full stop.
 - an answer is full at `max_tokens` tokens, counted; the code counts 1024 characters, the prompt's included. Answers that
-  stop in the middle of a sentence are no candidates.
+  are full without the model's own end token are no candidates: trained, they would get one, and teach to stop there.
 - sentences are tokens of their own; the code cuts them out of texts by length. Broken ones are dropped before a level is
   pruned, so that none takes another's place.
 - equal answers make no pair, nor do equal rewards; `length_gap` balances lengths, without which rounds may shrink answers.
@@ -32,7 +32,7 @@ import mlx.core as mx
 
 from mlx_visalign.alignment import Alignment
 from mlx_visalign.best_of import Rank
-from mlx_visalign.errors import UserError
+from mlx_visalign.fields import require
 from mlx_visalign.files import write_atomically
 from mlx_visalign.fold import Prefix
 from mlx_visalign.images import Aspect, open_image
@@ -85,12 +85,21 @@ class Settings(AnswerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rounds, self.batch) < 1 or self.margin < 0:
-            raise UserError(f"Expected rounds and batch >= 1 and a margin >= 0, got {self}.")
+        require(
+            self,
+            margin=(self.margin >= 0, "0 or more"),
+            length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
+            rounds=(self.rounds >= 1, "1 or more"),
+            batch=(self.batch >= 1, "1 or more"),
+        )
+
+    def learns_from(self, prompts: Sequence[Prompt]) -> int:
+        """Pairs of a round, at most."""
+        return len(described(prompts))
 
     def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """The most there can be to do: every description's tree as wide and as deep as may be, and every one a pair."""
-        count = len(described(prompts))
+        count = self.learns_from(prompts)
         return {
             "rounds": self.rounds,
             "trees": self.rounds * count,
@@ -100,7 +109,7 @@ class Settings(AnswerSettings):
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
-        count = len(described(prompts))
+        count = self.learns_from(prompts)
         stage = self.answering("answering and judging", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         return Workload((stage,), trained, rounds=self.rounds, judge=(self.clip, self.view))
@@ -242,11 +251,18 @@ def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
     sure = [fmean(s.logp / len(s.ids) for s in sentences if s.stream == stream) for stream in streams]
     each = ", ".join(f"{share:.0%} ({logp:.2f})" for share, logp in zip(sound, sure, strict=True))
     differing = sum(tree.chosen is not None for tree in trees)
+    cut = sum(is_cut(tree) for tree in trees)
     return (
-        f"{counted(len(trees), 'tree')} gave {counted(len(pairs), 'pair')} (no two different whole answers: "
-        f"{len(trees) - differing}, left out for their margin or for balance: {differing - len(pairs)}). Well-formed sentences "
-        f"by stream, and their mean log-probability a token: {each}."
+        f"{counted(len(trees), 'tree')} gave {counted(len(pairs), 'pair')} (every answer cut off: {cut}, no two different "
+        f"whole answers: {len(trees) - differing - cut}, left out for their margin or for balance: {differing - len(pairs)}). "
+        f"Well-formed sentences by stream, and their mean log-probability a token: {each}."
     )
+
+
+def is_cut(tree: Tree) -> bool:
+    """Whether the model ended none of a tree's answers, and some of them were full."""
+    fates = {sentence.fate for sentence in tree.sentences}
+    return "cut" in fates and "final" not in fates
 
 
 def sum_up(job: Alignment, number: int) -> dict[str, Any]:

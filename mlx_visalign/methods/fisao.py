@@ -30,6 +30,7 @@ from mlx_visalign.best_of import Rank
 from mlx_visalign.calibration import Calibration, Scored, calibrate
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.labels import read_labels
+from mlx_visalign.fields import require
 from mlx_visalign.files import write_atomically
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
@@ -88,19 +89,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         if "{}" not in self.phrase:
-            raise UserError(f"phrase is {self.phrase!r}, expected a text with {{}} where the object's name goes.")
+            raise UserError(f"phrase is '{self.phrase}'; it must hold {{}} where the object's name goes.")
         if self.reward.shape == "oracle" and self.labels is None:
             raise UserError("The reward 'oracle' is what labels say: name them with labels, or take band or affine.")
-        if min(self.calibration_images, self.least_mentions, self.batch) < 1 or self.debias_images < 0:
-            raise UserError(
-                "Expected calibration_images, least_mentions and batch of at least 1 and debias_images of at least 0, got "
-                f"{self}."
-            )
-        Sampling(self.max_tokens)
+        require(
+            self,
+            calibration_images=(self.calibration_images >= 1, "1 or more"),
+            least_mentions=(self.least_mentions >= 1, "1 or more"),
+            debias_images=(self.debias_images >= 0, "0 or more"),
+            max_tokens=(self.max_tokens >= 1, "1 or more"),
+            batch=(self.batch >= 1, "1 or more"),
+        )
+
+    def learns_from(self, prompts: Sequence[Prompt]) -> int:
+        """Prompts that are answered in rollouts."""
+        return len(descriptions(prompts))
 
     def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """The most there can be to do, unless rollouts end early."""
-        asked = len(descriptions(prompts))
+        asked = self.learns_from(prompts)
         loop = self.train.loop(asked)
         sampled = loop.iters * self.train.batch_size * loop.grad_accumulation // self.train.inner_epochs
         answers = min(asked, self.calibration_images) + sampled
@@ -108,7 +115,7 @@ class Settings:
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
-        asked = len(descriptions(prompts))
+        asked = self.learns_from(prompts)
         trained = self.train.prompts_trained(asked)
         described, rolled = min(asked, self.calibration_images), trained // self.train.inner_epochs
         stages = (

@@ -35,6 +35,7 @@ from mlx_visalign.before_after import changed_words
 from mlx_visalign.best_of import Rank
 from mlx_visalign.errors import UserError
 from mlx_visalign.evals.pope import parse_answer
+from mlx_visalign.fields import require
 from mlx_visalign.files import write_atomically
 from mlx_visalign.fold import Prefix
 from mlx_visalign.generate import Sampling
@@ -86,9 +87,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for kind in ("describe", "exists"):
-            self.view_of(kind), self.sampling_of(kind)
-        if self.batch < 1:
-            raise UserError(f"Expected a batch of at least 1, got {self.batch}.")
+            self.view_of(kind)
+        require(
+            self,
+            max_tokens=(self.max_tokens >= 1, "1 or more"),
+            exists_max_tokens=(self.exists_max_tokens >= 1, "1 or more"),
+            length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
+            sure_yes=(self.sure_yes is None or self.sure_yes >= 0, "0 or more, or null"),
+            batch=(self.batch >= 1, "1 or more"),
+        )
 
     def view_of(self, kind: str) -> View:
         return parse_view(self.exists_view or self.view if kind == "exists" else self.view)
@@ -96,12 +103,16 @@ class Settings:
     def sampling_of(self, kind: str) -> Sampling:
         return Sampling(self.exists_max_tokens if kind == "exists" else self.max_tokens)
 
+    def learns_from(self, prompts: Sequence[Prompt]) -> int:
+        """Pairs, at most."""
+        return len(prompts)
+
     def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """The most there can be to do: two answers a prompt, and every prompt a pair."""
         return {
             "answers": 2 * len(prompts),
             "answer_tokens_at_most": 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts),
-            "updates_at_most": self.train.loop(len(prompts)).iters,
+            "updates_at_most": self.train.loop(self.learns_from(prompts)).iters,
         }
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:

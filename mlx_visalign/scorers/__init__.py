@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import shown
 
 Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
 """Images and texts, as many of each -> how well each text fits its image; higher is better."""
@@ -23,7 +24,7 @@ def checked(score: Score, name: str) -> Score:
             scores = []
         if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
             wanted = f"{len(texts)} finite numbers, one for each text"
-            raise UserError(f"The scorer {name!r} should return {wanted}; it returned {repr(given)[:200]}.")
+            raise UserError(f"The scorer {name!r} should return {wanted}; it returned {shown(given)}.")
         return scores
 
     return scored

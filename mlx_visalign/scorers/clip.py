@@ -25,6 +25,10 @@ from mlx_visalign.weights import fingerprint
 
 CACHE_GB = 0.25
 TINY_CLIP = TINY.parent / "clip"
+WHICH = (
+    "Which CLIP is to judge? Name it with --set clip=CLIP, a folder or a name on the Hub; the one that LLaVA-1.5 sees through "
+    "is openai/clip-vit-large-patch14-336."
+)
 
 
 class CLIPScorer:
@@ -85,7 +89,8 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     `view`: whether images are padded to a square or cropped, as CLIP's own preprocessing does. Where the policy sees
     images in the same way and through the same tower, that is run once for both.
     """
-    require_judge(folder, policy)
+    if folder is None and policy.base != fingerprint(TINY):
+        raise UserError(WHICH)
     path = TINY_CLIP if folder is None else find_model(folder)
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
@@ -93,13 +98,11 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
 
 
-def require_judge(folder: str | None, policy: Policy) -> None:
-    """UserError where no CLIP is named and the policy is not the tiny model, which has its own."""
-    if folder is None and policy.base != fingerprint(TINY):
-        raise UserError(
-            "Which CLIP is to judge? Name its folder with --set clip=FOLDER; the one that LLaVA-1.5 sees through is "
-            "openai/clip-vit-large-patch14-336."
-        )
+def require_judge(model: Path) -> None:
+    """UserError where no CLIP is named and the model in this folder is not the tiny one, which has its own."""
+    sizes = [sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (model, TINY)]
+    if sizes[0] != sizes[1] or fingerprint(model) != fingerprint(TINY):
+        raise UserError(WHICH)
 
 
 def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:

@@ -86,7 +86,7 @@ def made(folder: Path) -> list[Command]:
     return [
         Command("run", ["run", "-c", recipe, "--output", "{}/run"], "run"),
         Command("convert", ["convert", "llava", "--hf-path", "model", "--mlx-path", "{}/mlx", "--verify"], "mlx"),
-        Command("generate", ["generate", "--image", "photos/0.png", "photos/1.png"]),
+        Command("generate", ["generate", "--model", "tiny", "--image", "photos/0.png", "photos/1.png"]),
         Command("help", ["--help"]),
         Command("doctor", ["doctor"]),
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import test_vlm
 from mlx.utils import tree_flatten
+from PIL import Image
 from random_llava import random_llava
 from safetensors.numpy import load_file, save_file
 
@@ -180,6 +181,7 @@ PEFT = Path(__file__).parent / "golden/peft"
     ],
 )
 def test_pefts_adapter_names_the_command_that_converts_it(tmp_path, capsys, monkeypatch, command):
+    Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     assert main(command.format(PEFT).split()) == 2
     said = capsys.readouterr().err

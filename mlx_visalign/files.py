@@ -113,7 +113,12 @@ def building(path: Path) -> Iterator[Path]:
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it. UserError if the system refuses, or a link is in the way."""
     with writing(path):
-        unlinked(path).mkdir(parents=True, exist_ok=True)
+        try:
+            unlinked(path).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{path} could not be written: a file is where a folder has to be. Name another place, or move the file away."
+            ) from None
 
 
 def remove(path: Path) -> None:
@@ -167,8 +172,7 @@ def writing(path: Path, refused: type[Exception] | tuple[type[Exception], ...] =
 @contextmanager
 def _folder_of(path: Path) -> Iterator[int]:
     """The folder that `path` is to be in, made if need be, opened."""
-    with writing(path):
-        unlinked(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(unlinked(path).parent)
     with _opened(path.parent) as folder:
         about = os.fstat(folder)
         if (about.st_dev, about.st_ino) not in _cleared:

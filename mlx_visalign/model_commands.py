@@ -93,8 +93,8 @@ def evaluate_model(options: Namespace) -> Result:
     for name in wanted:
         if name not in MEASURED:
             raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
-    require_there(options, "annotations", "images", "vocabulary")
     model = named_model(options.model, toy=options.annotations is None)
+    require_there(options, "annotations", "images", "vocabulary")
     benchmark = _benchmark(options)
     if "chair" not in wanted:
         benchmark = replace(benchmark, annotations={})

@@ -294,7 +294,7 @@ RECIPES = [
 
 RUNS = [
     Case("another method's run", "run -c csr.yaml --output runs/seva", ("runs/seva", "seva")),
-    Case("a run that is a file", "run -c seva.yaml --output pairs.jsonl", "pairs.jsonl could not be written"),
+    Case("a run that is a file", "run -c seva.yaml --output pairs.jsonl", "pairs.jsonl could not be written: a file is where a folder has to be"),
     Case("a config that is broken", SEVA, ("runs/seva/config.yaml", "YAML"), put("runs/seva/config.yaml", "method: [")),
     Case("settings that are broken", SEVA, "prompts.settings.json", cut("runs/seva/prompts.settings.json")),
     Case("settings that are none", SEVA, "prompts.settings.json", put("runs/seva/prompts.settings.json", "5")),

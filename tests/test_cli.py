@@ -133,6 +133,7 @@ def test_help_names_every_preset(capsys):
         ("train --model tiny --data nowhere.jsonl --adapter-path out", "--data: there is no file or folder nowhere.jsonl"),
         ("check --model tiny --data nowhere.jsonl --images none", "nowhere.jsonl; --images: there is no file or folder none"),
         ("generate --image a.jpg b.jpg --model nowhere", "a.jpg: no such image; b.jpg: no such image"),
+        ("doctor --model nowhere", "The model nowhere is no folder here, and no name on the hub (owner/name)"),
         ("eval --benchmark clair", "Did you mean 'chair'"),
         ("compare tiny tiny --images nowhere", "no file or folder nowhere"),
         ("compare tiny tiny --images . --output page.txt", "ending in .html"),

@@ -43,7 +43,7 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
 
 def find_config(name: str | Path) -> Path:
     """As `find_model`, but of a model of the hub only config.json is downloaded: enough for a plan."""
-    return _download(str(name), None, ("config.json",)) if is_on_hub(name) else Path(name).expanduser()
+    return _download(str(name), None, ("config.json",)) if is_on_hub(name) else find_model(name)
 
 
 def is_on_hub(name: str | Path) -> bool:

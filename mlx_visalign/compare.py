@@ -13,7 +13,6 @@ from mlx_visalign.figures_page import figures_table, meanings
 from mlx_visalign.generate import Sampling
 from mlx_visalign.images import Picture
 from mlx_visalign.keys import key_for
-from mlx_visalign.links import check_links
 from mlx_visalign.lora import adapter_at
 from mlx_visalign.page import gallery, page, paragraphs, section, tag
 from mlx_visalign.photos import called, find_photos
@@ -51,7 +50,6 @@ def contender(name: str, model: str | None) -> Contender:
     if not found:
         read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
         return Contender(name, name)
-    check_links(Path(path))
     rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:
         raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from mlx_visalign.errors import UserError, refuse
+from mlx_visalign.errors import UserError, plainly, refuse
 from mlx_visalign.fields import shown, unknown
 from mlx_visalign.records import read_text
 
@@ -129,10 +129,12 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        values = yaml.load(read_text(path), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid YAML file: {error}") from error
+        values = yaml.load(text, _Loader)
+    except Exception as error:  # of a tag on a value that is not of its kind PyYAML raises what it comes upon
+        why = str(error) if isinstance(error, yaml.YAMLError) else plainly(error)
+        raise UserError(f"{path} is not a valid YAML file: {why}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe consists of named values, got {shown(values)}.")
     return values

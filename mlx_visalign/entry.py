@@ -1,5 +1,6 @@
 """Where a command begins and ends, so that no signal and no closed pipe gives a traceback. Imports nothing slow."""
 
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def _convert() -> int:
 def _ended(command: Callable[[], int]) -> Any:
     """The command's exit code; 128 + signal after a signal, and 141 if nobody reads on (`visalign methods | head -1`)."""
     code: Any = 1
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             code = command()

@@ -27,9 +27,9 @@ _cleared: set[tuple[int, int]] = set()  # the folders that this process has clea
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, all or nothing."""
+    """Write `text` (UTF-8) to `path`, all or nothing. Half a character, of a file's name say, is written as JSON escapes it."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager

@@ -319,6 +319,9 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
+MAX_LEVEL = 100  # of a mean or standard deviation, which are about 0.5
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How one model wants its pixels: side length, mean and standard deviation per channel (of values in 0..1), aspect."""
@@ -338,7 +341,13 @@ class Preprocessing:
         if missing:
             raise UserError(f"preprocessor_config.json does not say {', '.join(missing)}; copy it from the original model.")
         values = {"size": side, "mean": given["image_mean"], "std": given["image_std"], "aspect": aspect}
-        return build(cls, values, "preprocessor_config.json")
+        found = build(cls, values, "preprocessor_config.json")
+        if not (min(found.std) > 0 and max(*found.std, *map(abs, found.mean)) <= MAX_LEVEL and 0 < found.size <= MAX_SIDE):
+            raise UserError(
+                f"preprocessor_config.json has a size of {found.size}, a mean of {found.mean} and a std of {found.std}, "
+                "which no model has; copy it from the original model."
+            )
+        return found
 
     @property
     def background(self) -> tuple[int, int, int]:

@@ -22,9 +22,10 @@ def read_metrics(path: Path) -> list[Row]:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if not (isinstance(row, dict) and "iteration" in row):
+            numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+            if not numbers or type(row.get("iteration")) is not int or not (rows or [row])[0].keys() <= row.keys():
                 break
             rows.append(row)
     return rows

@@ -1,6 +1,5 @@
 """A recipe carried out, from images to report: prompts, the method's own stages, and what is measured before and after."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,13 +23,12 @@ from mlx_visalign.ppo_settings import PPOSettings
 from mlx_visalign.preference import PreferenceSettings, reward_accuracy
 from mlx_visalign.progress import say
 from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
-from mlx_visalign.records import Pair, read_jsonl, read_text
-from mlx_visalign.report import as_rows, make_report, write_report
+from mlx_visalign.records import Pair, parse_json, read_jsonl, read_text
+from mlx_visalign.report import as_rows, make_report, read_report, write_report
 from mlx_visalign.report_page import ReportPage
 from mlx_visalign.run import Run
 from mlx_visalign.scorers import Score
 from mlx_visalign.stage import Row
-from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import fingerprint, read_adapter
 from mlx_visalign.words import counted
 
@@ -46,7 +44,7 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     # Controls that a finished run has, and that nobody asks for now, stay.
     if report_file.exists() and begun in (plan.config, plan.config | {"controls": True}):
         say(f"{run.folder}: this run is finished and nothing is left to do.")
-        return read_json(report_file)
+        return read_report(report_file)
     if begun.get("method") != plan.recipe.method:
         raise UserError(
             f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
@@ -99,7 +97,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
         after,
         training=training,
         held_out_pairs=held_out_pairs,
-        versions=json.loads(read_text(run.versions)),
+        versions=parse_json(read_text(run.versions), str(run.versions)),
         settings=plan.config,
     )
     report["too_little"] = _looked_back(plan, run, training)
@@ -125,7 +123,7 @@ def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callab
 
 def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
     """What each round cost and brought, and what was measured after it."""
-    costs = json.loads(read_text(run.rounds))
+    costs = parse_json(read_text(run.rounds), str(run.rounds))
     return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
 
 

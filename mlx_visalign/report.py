@@ -16,11 +16,13 @@ from rich.text import Text
 
 from mlx_visalign.before_after import before_after_sheet
 from mlx_visalign.control_words import in_words
+from mlx_visalign.errors import UserError, plainly
 from mlx_visalign.evaluate import Evaluation, Figures, changes
 from mlx_visalign.files import write_atomically
 from mlx_visalign.metrics import Row, warning_signs
 from mlx_visalign.plots import plot_training
 from mlx_visalign.sheet import save_sheet
+from mlx_visalign.vlm import read_json
 from mlx_visalign.words import counted
 
 ONE_TRAINING = (
@@ -146,6 +148,19 @@ def show(report: Mapping[str, Any]) -> Group:
     controls = [Padding(_controls_table(report), (1, 0, 0, 0))] if "controls" in report else []
     too_little = [Padding(Text(report["too_little"], style="bold"), (0, 0, 1, 0))] if report.get("too_little") else []
     return Group(*too_little, table, *controls, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """A report that a run has written. UserError where it cannot be shown."""
+    report = read_json(file)
+    try:
+        show(report)
+    except Exception as error:  # it may be anybody's, and anything may be missing
+        raise UserError(
+            f"{file} is damaged (showing it fails at {plainly(error)}). Remove it and give the same command again: what is "
+            "finished is kept, and the report is written anew."
+        ) from error
+    return report
 
 
 def _controls_table(report: Mapping[str, Any]) -> Table:

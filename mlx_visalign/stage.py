@@ -109,9 +109,10 @@ class Stage:
             for line in file:
                 try:
                     entry = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     break
-                if not line.endswith(b"\n"):
+                whole = isinstance(entry, dict) and isinstance(entry.get("rows"), list)
+                if not (whole and line.endswith(b"\n")):
                     break
                 entries.append(entry)
                 whole_bytes += len(line)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import SURROGATE, shown
 
 Template = Literal["vicuna_v1", "hf", "onevision"]
 IMAGE = "<image>"
@@ -58,6 +59,8 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
     Words without control tokens get the ids that they always have.
     """
+    if SURROGATE.search(text):
+        raise UserError(f"This text is broken, for it holds half of a two-part character: {shown(text)}.")
     # Not verbose: that a text is long is said by whoever knows where it comes from.
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
     unknown = {tokenizer.unk_token_id}  # also what a character that is in no token becomes

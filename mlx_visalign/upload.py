@@ -17,8 +17,12 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.links import check_links, named
 from mlx_visalign.model_card import Kind, Subject, make_card
+<<<<<<< HEAD
 from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.records import read_text
+=======
+from mlx_visalign.report import read_report
+>>>>>>> a37e195 (Close what the fuzzer found in runs and texts)
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, WEIGHTS, read_adapter
 
@@ -108,7 +112,7 @@ def _report(run: Path) -> dict[str, Any]:
     missing = {"benchmark", "before", "after", "change", "limits", "versions", "settings"} - report.keys()
     if missing:
         raise UserError(f"{run / 'report.json'} has no {', '.join(sorted(missing))}: expected the report of `visalign run`.")
-    return report
+    return read_report(run / "report.json")
 
 
 @contextmanager

@@ -269,6 +269,7 @@ RECIPES = [
         "json has no function 'score'",
         recipe("model: tiny\nmethod: csr\nimages: photos\nscorer: json:score"),
     ),
+<<<<<<< HEAD
     Case(
         "a scorer without a module",
         RECIPE,
@@ -283,6 +284,29 @@ RECIPES = [
         recipe("model: tiny\nmethod: seva\nimages: " + "a/" * 3000),
     ),
     Case("a recipe of a name too long", f"run -c {'a' * 3000}", "neither a file"),
+=======
+    Case("a scorer without a module", RECIPE, "MODULE:FUNCTION", recipe("method: csr\nimages: photos\nscorer: ':score'")),
+    Case("a phrase without a place", "run fisao --images photos --output out --set phrase=a", "phrase is 'a'"),
+    *(
+        Case(
+            f"a {tag} that is none",
+            RECIPE,
+            "bad.yaml is not a valid YAML file",
+            recipe(f"method: seva\ncount: !!{tag} {value}"),
+        )
+        for tag, value in {
+            "float": "",
+            "int": "",
+            "bool": "maybe",
+            "timestamp": "soon",
+            "binary": "ä",
+            "set": "a",
+            "omap": "a",
+        }.items()
+    ),
+    Case("images of a name too long", RECIPE, "there is no file or folder", recipe("method: seva\nimages: " + "a/" * 3000)),
+    Case("a recipe of a name too long", f"run -c {'a' * 3000}", "is no file"),
+>>>>>>> a37e195 (Close what the fuzzer found in runs and texts)
     Case(
         "a number of 400 digits",
         RECIPE,
@@ -415,6 +439,10 @@ MODELS = [
         MODEL,
         "preprocessor_config.json: mean",
         field("model/preprocessor_config.json", "image_mean", "grey"),
+    ),
+    *(
+        Case(f"a std of {std[2]}", MODEL, "which no model has", field("model/preprocessor_config.json", "image_std", std))
+        for std in ([0.5, 0.5, 0], [0.5, 0.5, -0.5], [0.5, 0.5, 1e30])
     ),
     Case("images of another size", MODEL, "preprocessor_config.json", field("model/preprocessor_config.json", "crop_size", 12)),
     Case("a broken model for the doctor", "doctor --model model", "model/model.safetensors", cut("model/model.safetensors")),

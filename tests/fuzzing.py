@@ -42,7 +42,7 @@ from mutations import (
 )
 from PIL import Image, PngImagePlugin
 from small_runs import SETTINGS, write_recipe
-from spoiling import make_inputs
+from spoiling import make_inputs, make_kit
 
 from mlx_visalign.cli import main
 from mlx_visalign.lora import LoRASettings, adapters
@@ -57,13 +57,14 @@ PACKAGE = Path(sys.modules["mlx_visalign"].__path__[0]).parent
 class Kind:
     """Files of one kind, of which one is spoilt by `mutate`; commands that read it, of which one is given; its `share`.
 
-    {file} in a command becomes the file's name and {folder} its folder's.
+    {file} in a command becomes the file's name, {folder} its folder's, and {method} that of a run it belongs to.
     """
 
     share: float
     mutate: Mutate
     files: tuple[str, ...]
     commands: tuple[str, ...]
+    runs: bool = False  # the commands go on with a whole run's folder, which takes a while to make
 
 
 @dataclass
@@ -168,6 +169,36 @@ KINDS = {
         (*ADAPTER, *ADAPTER, *ADAPTER, "doctor --adapter-path {folder} --model tiny"),
     ),
     "PEFT config": Kind(0.02, as_json, ("peft/adapter_config.json",), PEFT),
+    "a run's records": Kind(
+        0.006,
+        as_jsonl,
+        tuple(
+            f"runs/{name}.jsonl"
+            for name in (
+                *("seva/prompts", "seva/responses", "seva/pairs", "seva/before", "seva/metrics", "csr/trees", "csr/pairs-2"),
+                *("fisao/calibration", "fisao/rollouts/0000002"),
+            )
+        ),
+        ("run -c {method}.yaml --output runs/{method}",),
+        runs=True,
+    ),
+    "a run's settings": Kind(
+        0.006,
+        any_of(as_json, as_text),
+        tuple(
+            f"runs/{name}"
+            for name in (
+                *("seva/prompts.settings.json", "seva/pairs.settings.json", "seva/versions.json", "csr/rounds.json"),
+                *("seva/checkpoints/step-0000012/state.json", "seva/adapter/adapter_config.json", "seva/doctor.json"),
+            )
+        ),
+        ("run -c {method}.yaml --output runs/{method}",),
+        runs=True,
+    ),
+    "a run's config": Kind(
+        0.003, as_text, ("runs/seva/config.yaml",), ("run -c {method}.yaml --output runs/{method}",), runs=True
+    ),
+    "a report": Kind(0.005, as_json, ("whole/seva/report.json",), ("run -c {method}.yaml --output whole/{method}",), runs=True),
     "images": Kind(
         0.09,
         any_of(as_png, as_bytes),
@@ -191,12 +222,16 @@ KINDS = {
 # -- sound files ------------------------------------------------------------------------------------------------------
 
 
-def make_files(folder: Path) -> None:
-    """Files that every command of KINDS accepts, in `folder`, and secrets beside it."""
+def make_files(folder: Path, runs: bool = False) -> None:
+    """Files that every command of KINDS accepts, in `folder`, and secrets beside it. `runs`: those of whole runs too."""
     (folder.parent / "secrets").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (48, 48)).save(folder.parent / "secrets/secret.png")
     folder.mkdir()
-    make_inputs(folder)
+    if runs:
+        make_kit(folder)
+        shutil.rmtree(folder / "adapter")
+    else:
+        make_inputs(folder)
     _pairs(folder)
     for method in SETTINGS:
         write_recipe(method, folder)
@@ -302,24 +337,35 @@ class HangError(BaseException):
 def attempt(name: str, number: int, seed: int, folder: Path) -> Outcome:
     """Spoil a file in `folder`, give a command there, and put all back."""
     file, command, spoilt = attempted(name, number, seed, folder)
-    sound = (folder / file).read_bytes()
+    sound, top = (folder / file).read_bytes(), Path(file).parts[0]
+    if KINDS[name].runs:
+        shutil.copytree(folder / top, folder.parent / top)
     (folder / file).write_bytes(spoilt)
     try:
         return judged(Outcome(name, number, file, command, data=spoilt), folder)
     finally:
-        (folder / file).write_bytes(sound)
         shutil.rmtree(folder / "out", ignore_errors=True)
+        if KINDS[name].runs:
+            shutil.rmtree(folder / top)
+            (folder.parent / top).rename(folder / top)
+        else:
+            (folder / file).write_bytes(sound)
 
 
 def attempted(name: str, number: int, seed: int, folder: Path) -> tuple[str, str, bytes]:
     """An input: which file, the command, and what the file is to hold."""
     kind, draw = KINDS[name], Random(f"{seed} {name} {number}")
     file = draw.choice(kind.files)
-    command = draw.choice(kind.commands).format(file=file, folder=Path(file).parent)
+    command = filled(draw.choice(kind.commands), file)
     spoilt = kind.mutate(draw, (folder / file).read_bytes())
     if draw.random() < 0.03:
         spoilt = splice(draw, spoilt, [(folder / other).read_bytes() for other in kind.files])
     return file, command, spoilt
+
+
+def filled(command: str, file: str) -> str:
+    parts = Path(file).parts
+    return command.format(file=file, folder=Path(file).parent, method=parts[1] if len(parts) > 2 else "")
 
 
 def judged(outcome: Outcome, folder: Path) -> Outcome:
@@ -361,7 +407,7 @@ def _state_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file with its size and when it was changed, but for what a command writes where it was told to."""
     found = {}
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != "out"]
+        folders[:] = [name for name in folders if name not in ("out", "runs", "whole")]
         for name in names:
             about = os.stat(os.path.join(parent, name))
             found[os.path.join(parent, name)] = (about.st_size, about.st_mtime_ns)

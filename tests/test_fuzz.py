@@ -11,8 +11,9 @@ from random import Random
 import fuzzing
 import mutations
 import pytest
-from fuzzing import KINDS, Outcome, attempt, attempted, judged, make_files
+from fuzzing import Outcome, attempt, attempted, filled, judged, make_files
 
+KINDS = {name: kind for name, kind in fuzzing.KINDS.items() if not kind.runs}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's own, from its beginning")
 SLICE = 5  # inputs of each kind; `make fuzz` has 50,000
 
@@ -30,7 +31,7 @@ def test_sound_files_are_accepted(name, files):
     kind = KINDS[name]
     first = [(kind.files[0], command) for command in dict.fromkeys(kind.commands)]
     for file, command in [*first, *((file, kind.commands[0]) for file in kind.files[1:])]:
-        outcome = judged(Outcome(name, 0, file, command.format(file=file, folder=Path(file).parent)), files)
+        outcome = judged(Outcome(name, 0, file, filled(command, file)), files)
         shutil.rmtree(files / "out", ignore_errors=True)
         assert outcome.code == 0 and not outcome.wrong, outcome
 

@@ -29,6 +29,18 @@ def test_rows_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path):
     assert read_metrics(file) == rows(4)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"accuracy": "0.8"}, {"accuracy": None}, {"iteration": 2.0}, {"iteration": [2]}, {"dpo_loss": {}}]
+)
+def test_what_is_no_row_of_numbers_ends_the_file(tmp_path, odd):
+    file = tmp_path / "metrics.jsonl"
+    for row in (rows(1)[0], rows(2)[1] | odd, rows(3)[2]):
+        append_row(file, row)
+    assert read_metrics(file) == rows(1)
+    file.write_text('{"iteration": 1, "a": 1}\n{"iteration": 2}\n')
+    assert read_metrics(file) == [{"iteration": 1, "a": 1}]
+
+
 def test_no_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 

@@ -8,6 +8,7 @@ from made_evaluations import PROTOCOL, benchmark, said
 from PIL import Image
 from rich.console import Console
 
+from mlx_visalign.errors import UserError
 from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluate import Evaluation
 from mlx_visalign.records import Response
@@ -16,6 +17,7 @@ from mlx_visalign.report import (
     Shown,
     in_short,
     make_report,
+    read_report,
     sentences,
     show,
     show_figures,
@@ -35,6 +37,16 @@ PAIRS = {"pairs": 20, "accuracy": 0.75, "margin": 0.4}
 def report(before=BEFORE, after=AFTER, pairs=PAIRS):
     about = {"training": TRAINING, "held_out_pairs": pairs, "versions": {"mlx": "1"}, "settings": {"method": "seva"}}
     return make_report(before, after, **about)
+
+
+@pytest.mark.parametrize("spoil", [{"change": {}, "limits": 5}, {"before": {"chair": {"chair_i": 0.1}}}, {"warnings": None}])
+def test_a_report_that_cannot_be_shown_is_damaged(tmp_path, spoil):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report()))
+    assert read_report(file).keys() == report().keys()
+    file.write_text(json.dumps(report() | spoil))
+    with pytest.raises(UserError, match=r"report.json is damaged .* Remove it and give the same command again"):
+        read_report(file)
 
 
 def printed(shown, color=False):

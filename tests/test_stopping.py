@@ -257,6 +257,12 @@ def test_output_that_has_no_room():
     assert (done.returncode, done.stderr) == (2, "visalign: the output could not be written: No space left on device.\n")
 
 
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    """A file's name that is not UTF-8, and letters on a terminal that has none of them."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    assert ended("print('\\udcff é')") == (0, "\\udcff \\xe9\n")
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed):
     done = subprocess.run(f"{sys.executable} -m mlx_visalign methods {closed}", shell=True, capture_output=True, cwd=ROOT)

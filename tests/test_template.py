@@ -75,6 +75,14 @@ def test_an_answer_continues_the_prompt_as_if_tokenised_together(tokenizer):
     assert tokenizer.decode(response_ids(tokenizer, answer), skip_special_tokens=True) == answer
 
 
+def test_half_a_character_is_no_text(tokenizer):
+    for text in ("\ud800", "what \udcff?"):
+        with pytest.raises(UserError, match="half of a two-part character"):
+            prompt_ids(tokenizer, "vicuna_v1", text, 4)
+        with pytest.raises(UserError, match="half of a two-part character"):
+            response_ids(tokenizer, text)
+
+
 def test_a_smuggled_image_is_refused_in_a_question_and_read_as_words_in_an_answer(tokenizer):
     with pytest.raises(UserError, match="may not contain <image>"):
         prompt_ids(tokenizer, "hf", f"What {IMAGE}?", 4)

@@ -44,7 +44,7 @@ from mlx_visalign.pairing import even_lengths, warn_if_few
 from mlx_visalign.policy import Answer
 from mlx_visalign.preference import PreferenceSettings, train_on_pairs
 from mlx_visalign.progress import say
-from mlx_visalign.records import Pair, Prompt, read_jsonl
+from mlx_visalign.records import Pair, Prompt, parse_json, read_jsonl, read_text
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.sentences import Tree
@@ -304,7 +304,7 @@ def picture(job: Alignment, settings: Settings) -> None:
         draw_tree(tree, image, TITLE, plots / "csr.png")
         parts = [fragment(tree, image, TITLE)]
     if settings.rounds > 1:
-        rounds = json.loads(job.run.rounds.read_text(encoding="utf-8"))
+        rounds = parse_json(read_text(job.run.rounds), str(job.run.rounds))
         plot_rounds(rounds, plots / "csr_rounds.png")
         parts.append(rounds_in_html(rounds))
     write_atomically(plots / "csr.html", join(*parts))

@@ -67,8 +67,9 @@ def main() -> None:
     shares = sum(kind.share for kind in fuzzing.KINDS.values())
     wanted = wanted or {name: round(options.count * kind.share / shares) for name, kind in fuzzing.KINDS.items()}
     tallies = {name: Tally() for name in wanted}
+    runs = any(fuzzing.KINDS[name].runs for name in wanted)
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-        process = CONTEXT.Process(target=fuzzing.make_files, args=(Path(folder) / "sound",))
+        process = CONTEXT.Process(target=fuzzing.make_files, args=(Path(folder) / "sound", runs))
         process.start()
         process.join()
         for name, count in wanted.items():

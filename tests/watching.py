@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlx_visalign.chat_template import RENDERING
+
 STARTED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
 CALLED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 IN_OPEN = 0x20
@@ -30,10 +32,15 @@ class Seen:
     def note(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             self.opened.append(Path(os.path.realpath(os.fsdecode(args[0]))))
-        elif event in STARTED:
+        elif event in STARTED and not _is_the_renderer(event, args):
             self.executed.append(f"{event} {args}")
         elif event in CALLED:
             self.called.append(f"{event} {args}")
+
+
+def _is_the_renderer(event: str, args: tuple[Any, ...]) -> bool:
+    """Our own program that renders chat templates, which the kernel watches as well."""
+    return event == "subprocess.Popen" and args[1] == [sys.executable, "-P", str(RENDERING)]
 
 
 _watchers: list[Seen] = []

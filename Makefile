@@ -1,4 +1,4 @@
-# make demo | test | reference | bench | check: each sets up .venv by itself; needed beforehand: Python 3.11+, make, network.
+# make demo | test | slow | reference | kills | signals | fuzz | bench | check: each sets up .venv by itself; needed beforehand: Python 3.11+, make, network.
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 # On Linux the MLX wheel brings a slow BLAS. opencv-python, which mlx-vlm installs, brings a fast one: loaded first,
@@ -6,7 +6,7 @@ BIN := .venv/bin
 BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
 ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
 
-.PHONY: demo test slow reference kills bench check clean
+.PHONY: demo test slow reference kills signals fuzz bench check clean
 
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
@@ -22,10 +22,18 @@ slow: .venv/ready
 reference: .venv/reference
 	@$(ENV) $(BIN)/python -m pytest -q -m reference
 
-# Runs killed with SIGKILL at N random moments, for each method, and gone on with: the same adapters, bit for bit?
+# Methods, converters, fuse and upload killed with SIGKILL at N random moments each, and gone on with: the same, bit for bit?
 N ?= 20
 kills: .venv/ready
 	@$(ENV) $(BIN)/python tests/benchmarks/kills.py --kills $(N)
+
+# SIGINT, SIGTERM and SIGHUP at N random moments each, a quarter of them in the first second: no traceback, nothing torn?
+signals: .venv/ready
+	@$(ENV) $(BIN)/python tests/benchmarks/signals.py --count $(N)
+
+# Damaged inputs of every kind, 50,000 of them in an hour: each a result or one sentence? Finds go to runs/fuzz.
+fuzz: .venv/ready
+	@$(ENV) $(BIN)/python tests/benchmarks/fuzz.py
 
 # A DPO step and sampling against mlx-vlm and TRL; the table goes to tests/benchmarks/results/bench.json too.
 bench: .venv/reference

@@ -17,12 +17,9 @@ from mlx_visalign.errors import UserError
 from mlx_visalign.files import write_atomically
 from mlx_visalign.links import check_links, named
 from mlx_visalign.model_card import Kind, Subject, make_card
-<<<<<<< HEAD
 from mlx_visalign.pointers import refuse_pointer
 from mlx_visalign.records import read_text
-=======
 from mlx_visalign.report import read_report
->>>>>>> a37e195 (Close what the fuzzer found in runs and texts)
 from mlx_visalign.vlm import read_json
 from mlx_visalign.weights import CONFIG, WEIGHTS, read_adapter
 

@@ -91,10 +91,12 @@ CHECK = (
 )
 ANSWER = "generate --image photos/0.png --max-tokens 1"
 LLAVA = ("convert llava --hf-path {folder} --mlx-path out", "convert llava --hf-path {folder} --mlx-path out -q --dry-run")
+UPLOAD = "upload --path {folder} --upload-repo me/it --dry-run"
 ADAPTER = (
     ANSWER + " --model tiny --adapter-path {folder}",
     "convert peft --adapter-path {folder} --output out",
     "fuse --model tiny --adapter-path {folder} --mlx-path out --no-probe",
+    UPLOAD,
 )
 PEFT = ("convert peft --adapter-path {folder} --output out",)
 AUTHORS = ("convert llava_original --hf-path {folder} --mlx-path out",)
@@ -198,7 +200,16 @@ KINDS = {
     "a run's config": Kind(
         0.003, as_text, ("runs/seva/config.yaml",), ("run -c {method}.yaml --output runs/{method}",), runs=True
     ),
-    "a report": Kind(0.005, as_json, ("whole/seva/report.json",), ("run -c {method}.yaml --output whole/{method}",), runs=True),
+    "a report": Kind(
+        0.005,
+        as_json,
+        ("whole/seva/report.json",),
+        (
+            "run -c {method}.yaml --output whole/{method}",
+            "upload --path whole/{method}/adapter --run whole/{method} --upload-repo me/it --dry-run",
+        ),
+        runs=True,
+    ),
     "images": Kind(
         0.09,
         any_of(as_png, as_bytes),

@@ -174,9 +174,9 @@ PEFT = Path(__file__).parent / "golden/peft"
 @pytest.mark.parametrize(
     "command",
     [
-        "generate --image a.png --adapter-path {}",
+        "generate --model tiny --image a.png --adapter-path {}",
         "eval --adapter-path {} --count 1",
-        "doctor --adapter-path {}",
+        "doctor --model tiny --adapter-path {}",
         "compare tiny {} --images tiny-world --count 1",
     ],
 )

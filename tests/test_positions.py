@@ -39,7 +39,7 @@ def run(command, capsys):
 
 
 def test_check_says_which_rows_and_how_long_they_are(folder, capsys):
-    code, out, err = run("check --data pairs.jsonl --json", capsys)
+    code, out, err = run("check --model tiny --data pairs.jsonl --json", capsys)
     told = json.loads(out)
     assert code == 0 and told["pairs"] == 4 and told["positions"] == 512 and told["longest_row"] > 1200
     assert told["image_tokens"] == 36
@@ -48,13 +48,13 @@ def test_check_says_which_rows_and_how_long_they_are(folder, capsys):
 
 
 def test_check_leaves_them_out_if_that_is_wanted(folder, capsys):
-    code, out, err = run("check --data pairs.jsonl --json --skip-bad", capsys)
+    code, out, err = run("check --model tiny --data pairs.jsonl --json --skip-bad", capsys)
     told = json.loads(out)
     assert code == 0 and told["pairs"] == 2 and told["longest_row"] < 512 and "Left out 2 of the 4 pairs" in err
 
 
 def test_training_refuses_them_with_their_rows_or_leaves_them_out(folder, capsys):
-    command = "train --data pairs.jsonl --adapter-path out --dry-run --json"
+    command = "train --model tiny --data pairs.jsonl --adapter-path out --dry-run --json"
     code, _, err = run(command, capsys)
     assert code == 2 and "2 of the 4 pairs cannot be used: pairs.jsonl:2: " in err and "--skip-bad" in err
     code, out, _ = run(f"{command} --skip-bad", capsys)
@@ -62,11 +62,11 @@ def test_training_refuses_them_with_their_rows_or_leaves_them_out(folder, capsys
 
 
 def test_an_answer_gets_what_is_left(folder, capsys, policy):
-    command = f"generate --image a.png --json --max-tokens 600 --prompt {'Describe.' * 30}"
+    command = f"generate --model tiny --image a.png --json --max-tokens 600 --prompt {'Describe.' * 30}"
     left = 512 - len(policy.prompt_ids("Describe." * 30))
     code, _, err = run(command, capsys)
     assert code == 0 and f"Answers may have {left} tokens and not 600" in err
-    code, _, err = run(f"generate --image a.png --prompt {'Describe.' * 400}", capsys)
+    code, _, err = run(f"generate --model tiny --image a.png --prompt {'Describe.' * 400}", capsys)
     assert code == 2 and "No answer fits: the prompt takes" in err
 
 

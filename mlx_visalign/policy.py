@@ -312,9 +312,9 @@ def load(
     ours: dict[str, Any] = stated(folder)
     onevision = config.get("model_type") == "llava_onevision"
     require_whole(folder, config)
-    template = _template(folder, config, template, ours.get("template"))
     aspect = aspect or ours.get("aspect", "pad")
-    _check_choices(folder, template, aspect, onevision)
+    _check_choices(folder, template or ours.get("template"), aspect, onevision)
+    template = _template(folder, config, template, ours.get("template"))
     loaded = vlm.load_model(folder, config)
     dtype = dtype or (mx.float32 if folder == TINY else None)
     if dtype is not None:
@@ -345,7 +345,7 @@ def _template(folder: Path, config: dict[str, Any], asked: Any, stated: str | No
 
 def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:
     for name, value, choices in (("template", template, templates.Template), ("aspect", aspect, Aspect)):
-        if value not in get_args(choices):
+        if value is not None and value not in get_args(choices):
             raise UserError(f"{folder}: {name} must be one of {', '.join(get_args(choices))}, got {shown(value)}.")
     if onevision and aspect != "pad":
         raise UserError(

@@ -24,7 +24,7 @@ def quiet_libraries() -> None:
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():  # a download's bar is worth something to people alone
+    if sys.stderr is None or not sys.stderr.isatty():  # a download's bar is worth something to people alone
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -144,7 +144,7 @@ def folder(tmp_path_factory):
 
 
 def plan(**values):
-    return make_plan(find_recipe("seva"), find_method, "laptop", values).recipe
+    return make_plan(find_recipe("seva"), find_method, "laptop", {"model": "tiny", **values}).recipe
 
 
 def sides(recipe: Recipe, run: Path) -> tuple[set[str], set[str]]:

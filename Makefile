@@ -4,7 +4,8 @@ BIN := .venv/bin
 # On Linux the MLX wheel brings a slow BLAS. opencv-python, which mlx-vlm installs, brings a fast one: loaded first,
 # it is used instead and everything runs several times faster. Nothing depends on it; NO_PRELOAD=1 goes without.
 BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
-ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
+# One thread: at this size more of them mostly wait for each other, spinning.
+ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
 
 .PHONY: demo test slow reference kills signals fuzz bench check clean
 

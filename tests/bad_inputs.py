@@ -552,7 +552,9 @@ ADAPTERS = [
         "adapter holds an adapter",
     ),
     Case(
-        "a page that cannot be written", "compare tiny tiny --images photos --output pairs.jsonl/x.html", "pairs.jsonl/x.html"
+        "a page that cannot be written",
+        "compare tiny tiny --images photos --output pairs.jsonl/x.html",
+        "pairs.jsonl could not be written",
     ),
     Case("scenes that cannot be drawn", "world draw --output pairs.jsonl/x.png", "pairs.jsonl"),
     Case("a world that cannot be written", "world train --output pairs.jsonl", "pairs.jsonl"),
@@ -585,7 +587,7 @@ LINKS += [
         f"an image behind a link in {file}",
         command,
         (file, "behind a link that leads out of", "--follow-links"),
-        link("photos/1.png"),
+        link("photos/1.png", __file__),
     )
     for file, command in (("pairs.jsonl:2", TRAIN), ("prompts.jsonl:2", PROMPTS), ("truth.json", EVAL))
 ]

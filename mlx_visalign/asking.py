@@ -10,7 +10,7 @@ from mlx_visalign.images import check_image
 from mlx_visalign.links import leads_out
 from mlx_visalign.photos import Photo, content_id, find_photos, held_out, near_identical, require_unchanged
 from mlx_visalign.progress import say
-from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
+from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos, world_scenes
 from mlx_visalign.recipe import TINY_WORLD, Recipe
 from mlx_visalign.records import Prompt, read_text
 from mlx_visalign.run import Run
@@ -31,16 +31,21 @@ class Asked(Prompt):
         return Prompt(self.id, self.image, self.prompt, self.kind)
 
 
-def ask(recipe: Recipe, run: Run) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on, and those about the tenth of the images that is held out. Both stand in prompts.jsonl."""
-    if recipe.images == TINY_WORLD:
-        _draw_world(recipe, run)  # whatever the stage does: another run's prompts are reused without their images
+def ask(recipe: Recipe, run: Run, draw: bool = True) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those about the tenth of the images that is held out. Both stand in prompts.jsonl.
+
+    `draw`: put the tiny world's scenes, if it is about them, into the run's folder.
+    """
+    if draw and recipe.images == TINY_WORLD:
+        world_photos(
+            run.folder, *_scenes(recipe)
+        )  # whatever the stage does: another run's prompts are reused without their images
     made_before = run.reuse is not None or (run.folder / "prompts.jsonl").exists()
     asked = run.records(
         Asked,
         "prompts",
         ["all prompts"],
-        lambda _: _prompt_rows(recipe, run),
+        lambda _: _prompt_rows(recipe),
         settings=_what_prompts_depend_on(recipe),
         batch=1,
         title="prompts",
@@ -88,14 +93,14 @@ def _content(file: str | None) -> str | None:
     return None if file is None else fingerprint([read_text(Path(file))])
 
 
-def _prompt_rows(recipe: Recipe, run: Run) -> list[Row]:
+def _prompt_rows(recipe: Recipe) -> list[Row]:
     if recipe.prompts is not None:
         images = None if recipe.images is None else Path(str(recipe.images))
         prompts = read_prompts(Path(recipe.prompts), images, recipe.skip_bad)
         names = dict.fromkeys(prompt.image for prompt in prompts)
         photos = [Photo(content_id(Path(name)), name, check_image(name)) for name in names]
     else:
-        photos, mix = _photos_and_mix(recipe, run)
+        photos, mix = _photos_and_mix(recipe)
         prompts = make_prompts(photos, mix, recipe.seed)
     contents = {photo.image: photo.id for photo in photos}
     kept = _held_out(photos)
@@ -117,9 +122,9 @@ def _held_out(photos: Sequence[Photo]) -> set[str]:
     return kept
 
 
-def _photos_and_mix(recipe: Recipe, run: Run) -> tuple[list[Photo], Mix]:
+def _photos_and_mix(recipe: Recipe) -> tuple[list[Photo], Mix]:
     if recipe.images == TINY_WORLD:
-        return _draw_world(recipe, run), world_mix(recipe.questions)
+        return world_scenes(*_scenes(recipe)), world_mix(recipe.questions)
     mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
     return find_photos(recipe.images or (), recipe.count, recipe.skip_bad), mix
 
@@ -134,7 +139,7 @@ def find_vocabulary(file: str | None) -> Vocabulary:
     return coco80() if file is None else coco80().extended(read_vocabulary(Path(file)))
 
 
-def _draw_world(recipe: Recipe, run: Run) -> list[Photo]:
-    """Scenes of the tiny world, others for every seed."""
+def _scenes(recipe: Recipe) -> tuple[str, int, int]:
+    """Which scenes of the tiny world, others for every seed: the split, how many and from which on."""
     count = recipe.count or 0  # a recipe for the tiny world says how many
-    return world_photos(run.folder, "unlabelled", count, recipe.seed * count)
+    return "unlabelled", count, recipe.seed * count

@@ -10,6 +10,7 @@ from mlx_visalign.train_settings import LearningSettings, TrainSettings, schedul
 from mlx_visalign.words import counted
 
 UPDATES, PAIRS = 20, 50  # fewer teach next to nothing
+LOOKED_AT = 10_000  # of more updates only so many, evenly apart
 RATE = 0.1  # an update at a smaller share of the peak learning rate moves next to nothing
 
 
@@ -19,7 +20,8 @@ def foretell(loop: TrainSettings, pairs: int | None, *, at_most: bool = False) -
     pairs    that are trained on; None where a training takes none
     at_most  the counts are the most there can be
     """
-    moving = sum(schedule_factor(loop, step) >= RATE for step in range(loop.iters))
+    apart = 1 + loop.iters // LOOKED_AT
+    moving = min(loop.iters, apart * sum(schedule_factor(loop, step) >= RATE for step in range(0, loop.iters, apart)))
     return _judge("will hardly change the model", loop.iters, moving, pairs, loop.grad_accumulation, at_most)
 
 

@@ -39,7 +39,7 @@ def foresee(plan: Plan) -> Row:
     """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
     require_clip(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:
-        prompts, kept = ask(plan.recipe, run)
+        prompts, kept = ask(plan.recipe, run, draw=False)
     too_little = foretold(plan, prompts)
     return {
         **({"too_little": too_little} if too_little else {}),

@@ -24,7 +24,7 @@ from mlx_visalign.template import IMAGE
 from mlx_visalign.vocabulary import Vocabulary, question
 from mlx_visalign.world import language
 from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import split
+from mlx_visalign.world.scenes import SPLITS, split
 
 DESCRIBE = (
     "Give a thorough account of this picture.",
@@ -93,16 +93,20 @@ def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False)
     return _by_kind(prompts)
 
 
+def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
+    """Scenes of the tiny world, by the names that `world_photos` gives their files."""
+    seeds = SPLITS[split_name]
+    if start + count > len(seeds):
+        raise UserError(f"The split {split_name} of the tiny world has {len(seeds):,} scenes; use a smaller --count or --seed.")
+    return [Photo(f"scene-{seed}", f"images/scene-{seed}.png") for seed in seeds[start : start + count]]
+
+
 def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
     """Draw scenes of the tiny world into FOLDER/images; their paths are relative to FOLDER, which may thus be moved."""
-    photos = []
-    for scene in split(split_name, count, start):
-        photo = Photo(f"scene-{scene.seed}", f"images/scene-{scene.seed}.png")
+    photos = world_scenes(split_name, count, start)
+    for photo, scene in zip(photos, split(split_name, count, start), strict=True):
         with replacing(folder / photo.image, durable=False) as file:  # drawn again, the same, by every start of the run
             Image.fromarray(draw(scene)).save(file, "PNG")
-        photos.append(photo)
-    if len(photos) < count:
-        raise UserError(f"The split {split_name} of the tiny world ends before scene {start + count}; use a smaller seed.")
     return photos
 
 

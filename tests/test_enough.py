@@ -42,6 +42,12 @@ def test_what_is_too_short_is_said_ahead_and_afterwards(settings, count, found):
     assert (f"grad_accumulation ({settings.grad_accumulation} now)" in ahead) == (settings.grad_accumulation > 1)
 
 
+def test_so_many_updates_are_not_looked_at_one_by_one():
+    """A number of updates that nobody lives to see took as long to judge."""
+    assert foretell(PreferenceSettings(iters=10**15).loop(500), 500) is None
+    assert "none of them" in foretell(PreferenceSettings(iters=1, warmup=1.0).loop(500), 500)
+
+
 def test_most_of_a_long_warm_up_moves_nothing():
     loop = TrainSettings(1000, 1e-5, "cosine", warmup=0.03)
     assert foretell(loop, 500) is None

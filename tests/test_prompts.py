@@ -8,7 +8,7 @@ from PIL import Image
 
 from mlx_visalign.errors import UserError
 from mlx_visalign.photos import Photo
-from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos
+from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos, world_scenes
 from mlx_visalign.vocabulary import coco80, question
 from mlx_visalign.world.drawing import draw
 from mlx_visalign.world.scenes import SPLITS, scene
@@ -46,8 +46,12 @@ def test_the_tiny_world_is_drawn_as_it_is_and_asked_in_its_own_words(tmp_path):
     assert prompts[3].prompt.startswith("Is there a ")
 
 
+def test_scenes_have_their_names_before_they_are_drawn(tmp_path):
+    assert world_scenes("unlabelled", 3, 5) == world_photos(tmp_path, "unlabelled", 3, 5)
+
+
 def test_a_split_of_the_tiny_world_has_an_end(tmp_path):
-    with pytest.raises(UserError, match="unlabelled of the tiny world ends"):
+    with pytest.raises(UserError, match="unlabelled of the tiny world has 1,000,000 scenes"):
         world_photos(tmp_path, "unlabelled", count=2, start=len(SPLITS["unlabelled"]) - 1)
 
 

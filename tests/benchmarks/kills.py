@@ -176,6 +176,8 @@ def newest(folder: Path) -> str:
     files = [file for file in files_of(folder) if file.name != "report.html" and file.relative_to(folder).parts[0] not in given]
     last = max(files, key=lambda file: file.stat().st_mtime_ns, default=folder / "nothing")
     parts = last.relative_to(folder).parts
+    if parts[-1].startswith(".unfinished"):  # by a name that is drawn anew every time
+        return "a file unfinished"
     return parts[1].partition(".")[0] if parts[0] == "run" and len(parts) > 1 else parts[-1]
 
 

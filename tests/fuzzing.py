@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import resource
 import shutil
@@ -51,6 +52,7 @@ from mlx_visalign.policy import TINY, load
 
 HANG = 10  # seconds of processor time that a command may take
 MEMORY = 1 << 30  # bytes that it may take above what the process had before: a photo of 64 megapixels takes 0.4e9
+platform.platform()  # starts `uname` when it is first asked
 PACKAGE = Path(sys.modules["mlx_visalign"].__path__[0]).parent
 
 

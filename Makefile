@@ -4,17 +4,17 @@ BIN := .venv/bin
 # On Linux the MLX wheel brings a slow BLAS. opencv-python, which mlx-vlm installs, brings a fast one: loaded first,
 # it is used instead and everything runs several times faster. Nothing depends on it; NO_PRELOAD=1 goes without.
 BLAS = $(if $(NO_PRELOAD),,$(firstword $(wildcard .venv/lib/python3*/site-packages/opencv_python.libs/libopenblasp*.so)))
-# One thread: at this size more of them mostly wait for each other, spinning.
-ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
+ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DISABLE_COMPILE=1
 
 .PHONY: demo test slow reference kills signals fuzz bench check clean
 
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
 
-# Two processes, each with whole files: fixtures of a file are dear, and two cores are what CI has.
+# Two processes, each with whole files: fixtures of a file are dear, and two cores are what CI has. One BLAS thread in each:
+# at this size more of them mostly wait for each other, spinning.
 test: .venv/ready
-	@$(ENV) $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	@$(ENV) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 	@for file in $$(grep -l pytest.mark.alone tests/test_*.py); do $(ENV) $(BIN)/python -m pytest -q -m alone $$file || exit 1; done
 
 slow: .venv/ready

@@ -9,11 +9,6 @@ from pathlib import Path
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A shell that starts the tests in the background has Ctrl-C ignored, and nohup a closed terminal: some tests are about both.
-for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, usual)
-
 if "NO_PRELOAD" not in os.environ:
     libraries = Path(sysconfig.get_paths()["purelib"], "opencv_python.libs")
     for library in sorted(libraries.glob("libopenblasp*.so"))[:1]:
@@ -23,6 +18,11 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("mlx_visalign", "typechecker.check")
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and nohup a closed terminal: some tests are about both.
+for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")

@@ -160,14 +160,14 @@ def test_clips_price_is_what_its_shapes_say(policy):
 def test_a_tree_of_six_sentences_reads_its_image_once(photos):
     notes, tree = grown_tree(photos[0])
     assert (tree.tokens, len(tree.sentences), tree.depth) == (1600, 80, 6)
-    assert tree.lengths == (121, 121)
+    assert tree.lengths == (120, 120)
     assert (notes.rows("tower"), notes.rows("clip_image"), notes.rows("projector")) == (1, 1, 1)
     reads = [(*sizes, times) for (part, *sizes), times in notes.calls.items() if part == "blocks"]
     assert [(rows, tokens) for rows, tokens, past, *_ in reads if past == 0] == [(1, 636)]
     # Every token but a sentence's last, and that one where its node has children; then the best and the worst answer.
     sampled = sum(rows * times for rows, tokens, past, _, times in reads if past and tokens == 1)
     assert sampled == 80 * 19 + 15
-    assert [(rows, tokens, past) for rows, tokens, past, *_ in reads if past and tokens > 1] == [(2, 121, 636)]
+    assert [(rows, tokens, past) for rows, tokens, past, *_ in reads if past and tokens > 1] == [(2, 120, 636)]
     assert notes.rows("clip_text") >= 80  # those that fill up a batch count too
 
 

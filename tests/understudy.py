@@ -75,10 +75,11 @@ def note_block(notes: Notes, block: Any) -> None:
 
 
 class ScriptedHead:
-    """Sure of a word of its own for every row, and at every `period`th step of sampling of the token `closing`."""
+    """Sure of a word of its own for every row; at every `period`th step of sampling of `closing`, at step `last` of `end`."""
 
-    def __init__(self, notes: Notes, vocabulary: int, words: list[int], period: int, closing: int):
+    def __init__(self, notes: Notes, vocabulary: int, words: list[int], period: int, closing: int, last: int | None, end: int):
         self.notes, self.vocabulary, self.words, self.period, self.closing = notes, vocabulary, words, period, closing
+        self.last, self.end = last, end
         self.steps, self.rng = 0, np.random.default_rng(0)
 
     def __call__(self, states: mx.array) -> mx.array:
@@ -88,7 +89,7 @@ class ScriptedHead:
         self.steps += 1
         said = self.rng.choice(self.words, len(states))
         if self.steps % self.period == 0:
-            said[:] = self.closing
+            said[:] = self.end if self.steps == self.last else self.closing
         logits = np.full((len(states), self.vocabulary), NEVER, dtype=np.float32)
         logits[np.arange(len(states)), said] = 0
         return mx.array(logits)
@@ -112,8 +113,11 @@ class NotedCLIP(CLIP):
         return super().encode_text(ids)
 
 
-def understudy(notes: Notes, period: int, closing: str) -> Policy:
-    """A policy with LLaVA-1.5's image size, whose sampled answers or sentences have `period` tokens, `closing` the last."""
+def understudy(notes: Notes, period: int, closing: str, last: int | None = None) -> Policy:
+    """A policy with LLaVA-1.5's image size, whose sampled answers or sentences have `period` tokens, `closing` the last.
+
+    Answers of several sentences have `last` tokens, an end token the last.
+    """
     words = AutoTokenizer.from_pretrained(TINY)
     image = words.convert_tokens_to_ids("<image>")
     narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -122,7 +126,9 @@ def understudy(notes: Notes, period: int, closing: str) -> Policy:
     model = random_llava(config=config, vocab_size=len(words), num_hidden_layers=1, num_key_value_heads=1, **narrow)
     language = model.language_model
     note_block(notes, language.model.layers[0])
-    language.lm_head = ScriptedHead(notes, len(words), plain_words(words), period, words.convert_tokens_to_ids(closing))
+    language.lm_head = ScriptedHead(
+        notes, len(words), plain_words(words), period, words.convert_tokens_to_ids(closing), last, words.eos_token_id
+    )
     model.vision_tower = Noted(notes, "tower", model.vision_tower)
     model.multi_modal_projector.gelu = Noted(notes, "projector", model.multi_modal_projector.gelu)  # used once a call
     return Policy(model, words, Preprocessing(336, GREY, GREY, "pad"), "vicuna_v1", "understudy", 1.0)

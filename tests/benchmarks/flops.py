@@ -169,7 +169,7 @@ def csr_stages(photo: Path) -> list[Stage]:
 def grown_tree(photo: Path) -> tuple[Notes, Tree]:
     """What `judging.answer` asks of a model for one prompt."""
     notes = Notes()
-    policy = understudy(notes, SENTENCE, ".")
+    policy = understudy(notes, SENTENCE, ".", RESPONSE)
     prompt = Prompt("0", str(photo), question_of(policy, PROMPT))
     [tree] = answer(policy, understudy_scorer(notes), CSR, [prompt], [photo], coco80(), lambda *_: mx.random.key(0))
     return notes, tree

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{PROGRAM} {options.name}: {sentence(error)}")
         return 2
     except KeyboardInterrupt as stop:
-        say("Stopped. Nothing is left behind.")
+        say("Stopped. Nothing unfinished is left behind.")
         return exit_code(stop)
     print(json.dumps(figures) if options.json else "\n".join(_lines(figures)))
     return 0

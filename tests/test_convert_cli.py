@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, source, monkeypatch, capsys, moment):
     monkeypatch.setattr(to_mlx, moment, stop)
     assert main(llava(source, tmp_path / "mlx", "--verify")) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
-    assert "Nothing is left behind" in capsys.readouterr().err
+    assert "Nothing unfinished is left behind" in capsys.readouterr().err
 
 
 def test_a_kill_leaves_nothing_that_looks_whole_and_the_next_run_is_whole(tmp_path, source):

@@ -40,7 +40,7 @@ from mlx_visalign.policy import TINY
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 VISALIGN = Path(sys.executable).with_name("visalign")
 BROKEN = (b"Traceback", b"Exception ignored", b"Fatal Python error")
-SENTENCES = (b"to go on, run", b"Nothing is left behind")  # what is said of a stop, at most one of them
+SENTENCES = (b"to go on, run", b"Nothing unfinished is left")  # what is said of a stop, at most one of them
 
 
 @dataclass
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="names of commands")
     options = parser.parse_args()
+    for signum in SIGNALS:  # a command keeps ignoring what was ignored before, as in a shell's background
+        signal.signal(signum, signal.SIG_DFL)
     with TemporaryDirectory() as folder:
         commands = [each for each in made(Path(folder)) if options.only is None or each.name in options.only]
         os.chdir(folder)
@@ -121,7 +123,7 @@ def disturb(command: Command, signum: signal.Signals, moment: float) -> None:
         command.wrong.append(f"{what} {err.decode(errors='replace')}")
     if command.output is not None:
         again = subprocess.run(whole(command, "stopped"), capture_output=True)
-        finished = kind == "too late" and again.returncode == 2  # a converter does not write over what is there
+        finished = b"is there already" in again.stderr  # a converter does not write over what it had finished
         if again.returncode != 0 and not finished:
             command.wrong.append(f"{what} then {again.stderr.decode(errors='replace')}")
         command.wrong += [f"{what} then other {name}" for name in differences(Path("whole"), Path("stopped"), command.output)]

@@ -167,6 +167,10 @@ def plan(tensors: Mapping[str, Tensor], table: Table, wanted: Mapping[str, Shape
 
 def _move(tensor: Tensor, name: str, rule: Rule, wanted: Shape, where: str) -> Move:
     shape = rule.change.shape(tensor.shape, wanted)
+    if isinstance(rule.change, Transpose) and len(tensor.shape) != len(rule.change.axes):
+        raise UserError(
+            f"{where}: {tensor.name} has the shape {_shown(tensor.shape)}, expected {len(rule.change.axes)} dimensions."
+        )
     if shape != wanted:
         raise UserError(
             f"{where}: {tensor.name} has the shape {_shown(tensor.shape)}, config.json asks for "

@@ -21,6 +21,7 @@ from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.table import Plan, Table
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import convert
 from mlx_visalign.images import Aspect
 from mlx_visalign.model_folder import refuse, remarks, what_is_wrong
 from mlx_visalign.progress import progress, say
@@ -133,6 +134,8 @@ def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, A
     before: Any = origin.config.get(OURS, {})
     if not isinstance(before, dict):
         raise UserError(f"config.json: {OURS} should hold template and aspect, got {before!r}.")
+    for name, kind in (("template", Template), ("aspect", Aspect)):
+        convert(before.get(name), kind | None, f"config.json: {OURS}.{name}")
     told = {**origin.told, "model_type": origin.config["model_type"]}
     choice = choose(origin.words, told, options.template, before.get("template"), "Name one with --template to take it anyway.")
     found = {"template": choice.template, "aspect": options.aspect or before.get("aspect", "pad")}

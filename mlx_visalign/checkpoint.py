@@ -1,7 +1,7 @@
 """Atomic checkpoints: a folder for each saved step, whole or not there at all; the last two are kept.
 
 `FOLDER/step-0000050/` holds one safetensors file for each tree of arrays and `state.json` with the step, the source's
-position, the settings the result depends on and a digest of every file.
+position, the settings the result depends on, and a digest of every file and of itself.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, trees: dict[str, Any], source: dict
     with building(target) as unfinished:
         digests = {name: _save_tree(unfinished / f"{name}.safetensors", tree) for name, tree in trees.items()}
         state = {"step": step, "source": source, "settings": settings, "digests": digests}
-        write_atomically(unfinished / "state.json", json.dumps(state, indent=1))
+        write_atomically(unfinished / "state.json", json.dumps(state | {"digest": _digest_of(state)}, indent=1))
     kept = [path for path in _newest_first(folder) if path <= target][:KEPT]  # a later one was damaged and passed over
     for old in set(_newest_first(folder)) - set(kept):
         remove(old)
@@ -50,18 +50,16 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
     for path in _newest_first(folder):
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            saved_settings = state["settings"]
+            if state.pop("digest") != _digest_of(state):
+                raise ValueError("state.json is not what was written")
             if any(name != Path(name).name for name in state["digests"]):
                 raise ValueError("state.json names files of another folder")
             arrays = {name: _load_tree(path / f"{name}.safetensors", digest) for name, digest in state["digests"].items()}
-            if not isinstance(state["step"], int) or not isinstance(state["source"], dict):
-                raise ValueError("state.json does not say where it stood")
-            checkpoint = Checkpoint(state["step"], arrays, state["source"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             say(f"The checkpoint {path} is damaged ({error}); going back to the one before it.")
             continue
-        require_same(saved_settings, settings, path / "state.json")
-        return checkpoint
+        require_same(state["settings"], settings, path / "state.json")
+        return Checkpoint(state["step"], arrays, state["source"])
     return None
 
 
@@ -78,6 +76,10 @@ def _load_tree(file: Path, digest: str) -> dict[str, mx.array]:
     arrays = cast(dict[str, mx.array], mx.load(str(file)))
     mx.eval(arrays)  # or they stay views of a file that is deleted two checkpoints later
     return arrays
+
+
+def _digest_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

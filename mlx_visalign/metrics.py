@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mlx_visalign.files import appending, write_atomically
+from mlx_visalign.progress import say
 
 Row = dict[str, Any]
 
@@ -25,16 +27,24 @@ def read_metrics(path: Path) -> list[Row]:
             except (ValueError, RecursionError):
                 break
             numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
-            if not numbers or type(row.get("iteration")) is not int or not (rows or [row])[0].keys() <= row.keys():
+            if not numbers or type(row.get("iteration")) is not int or (rows and rows[0].keys() != row.keys()):
                 break
             rows.append(row)
     return rows
 
 
-def cut_back(path: Path, iteration: int) -> None:
-    """Drop the rows after `iteration`: those updates are about to be made again."""
+def cut_back(path: Path, iteration: int, *, finished: bool) -> None:
+    """Drop the rows after `iteration`, for those updates are about to be made again, unless the training is `finished`."""
     rows = [row for row in read_metrics(path) if row["iteration"] <= iteration]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if len(rows) < iteration:
+        say(f"{path} is damaged: of its {iteration} rows {len(rows)} can be read, and the others are missing in every figure.")
+    if not finished:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def seconds(rows: Iterable[Row]) -> float:
+    """How long these updates took."""
+    return sum(1 / row["iterations_per_second"] for row in rows if row.get("iterations_per_second", 0) > 0)
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -49,7 +59,7 @@ def warning_signs(rows: list[Row]) -> dict[str, str]:
     Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing.
     Rules of thumb, ours: they point at where to look and prove nothing.
     """
-    if not rows or "chosen_reward" not in rows[0]:
+    if not rows or not {"dpo_loss", "accuracy", "chosen_reward"} <= rows[0].keys():
         return {}
     last = rows[-WINDOW:]
     signs = {}
@@ -68,8 +78,8 @@ def warning_signs(rows: list[Row]) -> dict[str, str]:
             f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
             "may not differ in anything that can be learned."
         )
-    if "chosen_length" in rows[0]:
-        ratio = fmean(row["chosen_length"] for row in last) / fmean(row["rejected_length"] for row in last)
+    if {"chosen_length", "rejected_length"} <= rows[0].keys():
+        ratio = fmean(row["chosen_length"] for row in last) / max(fmean(row["rejected_length"] for row in last), 1)
         if not 2 / 3 < ratio < 3 / 2:
             signs["length"] = (
                 f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead "

@@ -26,7 +26,7 @@ from mlx_visalign.recipe import TINY_WORLD, Plan, Recipe
 from mlx_visalign.records import Pair, parse_json, read_jsonl, read_text
 from mlx_visalign.report import as_rows, make_report, read_report, write_report
 from mlx_visalign.report_page import ReportPage
-from mlx_visalign.run import Run
+from mlx_visalign.run import Run, read_versions
 from mlx_visalign.scorers import Score
 from mlx_visalign.stage import Row
 from mlx_visalign.weights import fingerprint, read_adapter
@@ -91,13 +91,13 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     held_out_pairs = _held_out_accuracy(job, plan.settings.train)
     controls = _measure_controls(plan, job, before, page) if plan.recipe.controls else {}
     run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
-    training = read_metrics(run.metrics)
+    training = _finished_rows(run)
     page.report = report = make_report(
         before,
         after,
         training=training,
         held_out_pairs=held_out_pairs,
-        versions=parse_json(read_text(run.versions), str(run.versions)),
+        versions=read_versions(run.versions),
         settings=plan.config,
     )
     report["too_little"] = _looked_back(plan, run, training)
@@ -125,6 +125,17 @@ def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
     """What each round cost and brought, and what was measured after it."""
     costs = parse_json(read_text(run.rounds), str(run.rounds))
     return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
+
+
+def _finished_rows(run: Run) -> list[Row]:
+    """A training's rows. UserError where none can be read any more, or the first of them was spoilt."""
+    rows = read_metrics(run.metrics)
+    if not rows or not {"iterations_per_second", "learning_rate"} <= rows[0].keys():
+        raise UserError(
+            f"{run.metrics} is damaged: no row of an update can be read, and the report is made of them. Bring it back from a "
+            "copy, or start again with another output folder."
+        )
+    return rows
 
 
 def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:

@@ -1,11 +1,12 @@
 """The model as one thing: it answers, it scores answers, and it can learn (through a LoRA adapter)."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import mlx.core as mx
 from jaxtyping import Bool, Float
@@ -260,7 +261,10 @@ class Policy:
         linears = bind(self.model, folder, layers, whole=is_whole(config))
         tensors = 2 * len(layers)
         say(f"{folder}: {tensors} of {tensors} tensors bound, to {len(layers)} of {linears} linear layers.")
-        change = mx.abs(self.first_logits(PROBE) - before).max().item()
+        change = cast(float, mx.abs(self.first_logits(PROBE) - before).max().item())
+        if not math.isfinite(change):
+            scale = config["lora_parameters"].get("scale")
+            raise UserError(f"{folder}: with this adapter the model's logits are no finite numbers. Its scale is {scale}.")
         if change:
             say(f"{folder}: the adapter changes logits by up to {change:.2g} (on a fixed prompt).")
         else:

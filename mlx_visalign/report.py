@@ -19,7 +19,7 @@ from mlx_visalign.control_words import in_words
 from mlx_visalign.errors import UserError, plainly
 from mlx_visalign.evaluate import Evaluation, Figures, changes
 from mlx_visalign.files import write_atomically
-from mlx_visalign.metrics import Row, warning_signs
+from mlx_visalign.metrics import Row, seconds, warning_signs
 from mlx_visalign.plots import plot_training
 from mlx_visalign.sheet import save_sheet
 from mlx_visalign.vlm import read_json
@@ -132,8 +132,7 @@ def summarise(training: Sequence[Row]) -> dict[str, float]:
     """How many updates and seconds, and each metric's mean over the last 5 % of the updates."""
     last = training[-math.ceil(LAST * len(training)) :]
     means = {name: fmean(row[name] for row in last) for name in last[0] if name != "iteration"}
-    seconds = sum(1 / row["iterations_per_second"] for row in training)
-    return {"updates": len(training), "seconds": seconds, **means}
+    return {"updates": len(training), "seconds": seconds(training), **means}
 
 
 def show(report: Mapping[str, Any]) -> Group:

@@ -20,9 +20,9 @@ from mlx_visalign.metrics import read_metrics, warning_signs
 from mlx_visalign.page import Html, commands, facts, gallery, page, paragraphs, png, section, tag
 from mlx_visalign.photos import called
 from mlx_visalign.recipe import TINY_WORLD
-from mlx_visalign.records import parse_json, read_text
+from mlx_visalign.records import read_text
 from mlx_visalign.report import in_short, notes
-from mlx_visalign.run import Run
+from mlx_visalign.run import Run, read_versions
 from mlx_visalign.words import counted, duration
 
 SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
@@ -145,7 +145,7 @@ class ReportPage:
             yield section("Use the adapter", commands(_commands(self.run, self.config)))
 
     def _what_ran(self) -> Iterator[Html]:
-        versions = parse_json(read_text(self.run.versions), str(self.run.versions)) if self.run.versions.exists() else {}
+        versions = read_versions(self.run.versions) if self.run.versions.exists() else {}
         yield section(
             "What ran",
             facts(flat(self.config)),

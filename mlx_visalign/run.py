@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, TypeVar
 import yaml
 
 from mlx_visalign.errors import UserError
+from mlx_visalign.fields import convert
 from mlx_visalign.files import claim, remove, write_atomically
 from mlx_visalign.links import check_links, named
 from mlx_visalign.metrics import read_metrics
 from mlx_visalign.progress import say
 from mlx_visalign.provenance import as_json
-from mlx_visalign.records import Record, read_jsonl
+from mlx_visalign.records import Record, parse_json, read_jsonl, read_text
 from mlx_visalign.stage import Row, Stage, Work, fingerprint
 
 R = TypeVar("R", bound=Record)
@@ -162,6 +163,11 @@ class Run:
         if self._working.exists():
             self.died_in = self._working.read_text(encoding="utf-8")
             remove(self._working)
+
+
+def read_versions(file: Path) -> dict[str, str]:
+    """What `Run.start` wrote down of the machine and its packages. UserError for anything else."""
+    return convert(parse_json(read_text(file), str(file)), dict[str, str], str(file))
 
 
 def installed_versions() -> dict[str, str]:

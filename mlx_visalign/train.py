@@ -104,7 +104,7 @@ def _identity(settings: TrainSettings, learning_rates: Mapping[str, float], depe
 def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: Source) -> int:
     """Put everything back to the newest checkpoint, or leave it as it is if there is none. Returns updates made."""
     checkpoint = load_checkpoint(folder / "checkpoints", identity)
-    step = 0
+    step, finished = 0, False
     if checkpoint is not None:
         groups.restore(checkpoint)
         source.restore(checkpoint.source)
@@ -112,7 +112,7 @@ def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: S
         finished = step == identity["iters"]
         say(f"training: {'already done' if finished else 'going on'} at update {step} of {identity['iters']}")
     make_folder(folder)
-    cut_back(folder / "metrics.jsonl", step)
+    cut_back(folder / "metrics.jsonl", step, finished=finished)
     return step
 
 

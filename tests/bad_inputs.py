@@ -332,6 +332,8 @@ RUNS = [
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
     Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
     Case("a broken held-out pair", SEVA, "held_out_pairs.jsonl:1", line("runs/seva/held_out_pairs.jsonl", 1, "{]")),
+    Case("versions that are none", SEVA, "versions.json", put("runs/seva/versions.json", '{"mlx": [1]}')),
+    Case("metrics that are gone", SEVA, ("metrics.jsonl is damaged", "copy"), put("runs/seva/metrics.jsonl", "{}")),
     Case("checkpoints of another rank", f"{SEVA} --set train.lora.rank=8", ("lora.rank is 8 now", "state.json")),
     Case("a broken tree", CSR, "trees.jsonl:2", line("runs/csr/trees.jsonl", 2, '{"')),
     Case("a tree whose answer is not there", CSR, "trees.jsonl:2", row("runs/csr/trees.jsonl", 2, chosen=999)),
@@ -403,6 +405,9 @@ MODELS = [
     Case("a layer that is not there", MODEL, "config.json", field("model/config.json", "vision_feature_layer", 99)),
     Case("no image token", MODEL, "config.json", field("model/config.json", "image_token_index", "x")),
     Case("a template that is none", MODEL, "model", field("model/config.json", "visalign", {"template": "alpaca"})),
+    Case("a conversion's template", LLAVA, "visalign.template", field("model/config.json", "visalign", {"template": "alpaca"})),
+    Case("a list as a template", LLAVA, "visalign.template", field("model/config.json", "visalign", {"template": ["hf"]})),
+    Case("a conversion's aspect", LLAVA, "visalign.aspect", field("model/config.json", "visalign", {"aspect": "wide"})),
     Case(
         "bits that are none",
         MODEL,
@@ -493,6 +498,13 @@ ADAPTERS = [
     Case("an adapter with a broken config", ADAPTER, f"{CONFIG} is not valid JSON", cut(CONFIG)),
     Case("an adapter without parameters", ADAPTER, f"{CONFIG} has no lora_parameters", field(CONFIG, "lora_parameters", None)),
     Case("an adapter with a text as rank", ADAPTER, f"{CONFIG}: rank must be", field(CONFIG, "lora_parameters.rank", "four")),
+    Case("an adapter far too strong", ADAPTER, ("no finite numbers", "1e+308"), field(CONFIG, "lora_parameters.scale", 1e308)),
+    Case(
+        "a matrix of three dimensions",
+        "convert peft --adapter-path adapter --output out",
+        ("adapter: language_model.model.layers.0", "expected 2 dimensions"),
+        tensors(WEIGHTS, first_changed(lambda x: x[None])),
+    ),
     Case("an adapter with keys that are numbers", ADAPTER, f"{CONFIG}: keys", field(CONFIG, "lora_parameters.keys", [1])),
     Case(
         "an adapter with other keys", ADAPTER, "adapter: adapter_config.json and", field(CONFIG, "lora_parameters.keys", ["a"])

@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there, and a spoilt one costs no more than the way back to the one before."""
 
+import json
 import resource
 import shutil
 import signal
@@ -68,6 +69,16 @@ def test_a_damaged_state_sends_back_too(tmp_path, text):
     save(tmp_path, 5)
     save(tmp_path, 10)
     (tmp_path / "step-0000010/state.json").write_text(text)
+    assert load_checkpoint(tmp_path, SETTINGS).step == 5
+
+
+@pytest.mark.parametrize("name", ["step", "source", "settings", "digests", "digest"])
+@pytest.mark.parametrize("value", [None, "5", [1], {}, 3])
+def test_a_state_with_another_value_sends_back_too(tmp_path, name, value):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    file = tmp_path / "step-0000010/state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     assert load_checkpoint(tmp_path, SETTINGS).step == 5
 
 

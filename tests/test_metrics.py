@@ -24,7 +24,7 @@ def test_rows_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path):
     with file.open("a") as torn:
         torn.write('{"iteration": 6, "train_l')
     assert read_metrics(file) == rows(5)
-    cut_back(file, 3)
+    cut_back(file, 3, finished=False)
     append_row(file, rows(4)[-1])
     assert read_metrics(file) == rows(4)
 

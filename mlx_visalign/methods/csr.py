@@ -38,7 +38,7 @@ from mlx_visalign.fold import Prefix
 from mlx_visalign.images import Aspect, open_image
 from mlx_visalign.judging import AnswerSettings, answer, rewards
 from mlx_visalign.keys import key_for, number_for
-from mlx_visalign.metrics import read_metrics
+from mlx_visalign.metrics import read_metrics, seconds
 from mlx_visalign.page import join
 from mlx_visalign.pairing import even_lengths, warn_if_few
 from mlx_visalign.policy import Answer
@@ -278,7 +278,7 @@ def sum_up(job: Alignment, number: int) -> dict[str, Any]:
         "pairs": len(pairs),
         "tokens_sampled": sum(tree.tokens for tree in trees),
         "sentences_judged": len(scores["all"]),
-        "training_seconds": sum(1 / row["iterations_per_second"] for row in rows),
+        "training_seconds": seconds(rows),
         "reward": {
             "chosen": fmean(p.chosen_score or 0.0 for p in pairs),
             "rejected": fmean(p.rejected_score or 0.0 for p in pairs),

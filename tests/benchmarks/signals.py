@@ -145,13 +145,13 @@ def used(process: "subprocess.Popen[bytes]", begun: float) -> float:
 
 
 def handles(pid: int) -> bool:
-    """Whether a process handles SIGTERM by now, which a command does from its first line on; True where nobody can tell."""
+    """Whether a process handles SIGHUP by now, which a command takes last in its first line; True where nobody can tell."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return sys.platform != "linux"
     caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
+    return bool(caught >> (signal.SIGHUP - 1) & 1)
 
 
 def differences(sound: Path, other: Path, output: str) -> Iterator[str]:

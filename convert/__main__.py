@@ -7,6 +7,6 @@ import mlx_visalign
 
 mlx_visalign.__path__.append(str(Path(__file__).parents[1]))
 
-from mlx_visalign.entry import convert  # noqa: E402
+from mlx_visalign.cli.entry import convert  # noqa: E402
 
 sys.exit(convert())

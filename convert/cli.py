@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.arguments import link_option
-from mlx_visalign.errors import UserError, sentence
-from mlx_visalign.flags import Parser
-from mlx_visalign.links import following_links
-from mlx_visalign.progress import say
-from mlx_visalign.quiet import quiet_libraries
-from mlx_visalign.stopping import exit_code, working
+from mlx_visalign.utils.arguments import link_option
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError, sentence
+from mlx_visalign.utils.flags import Parser
+from mlx_visalign.utils.library_warnings import quiet_libraries
+from mlx_visalign.utils.links import following_links
+from mlx_visalign.utils.signals import exit_code, working
 
 # Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
 # the one that is asked for is imported.

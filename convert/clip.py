@@ -19,20 +19,20 @@ from mlx.utils import tree_flatten
 from mlx_visalign.convert.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, with_thirds
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import carry, check_output, new_folder, without_code, write_json, write_weights
-from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.plan import describe, gigabytes
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import CHANNELS_LAST, Move, Plan, Shape, Table, plan
 from mlx_visalign.convert.tensors import cast
 from mlx_visalign.convert.to_mlx import CODES, OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
-from mlx_visalign.errors import UserError
-from mlx_visalign.model_folder import damaged_files, missing_parts, refuse
+from mlx_visalign.models.adapter_files import stated
 from mlx_visalign.models.clip import CLIP, PATCHES, SHARED, CLIPConfig
-from mlx_visalign.progress import say
-from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import stated
-from mlx_visalign.words import in_a_row
+from mlx_visalign.models.hub import add_revision, find_model
+from mlx_visalign.models.model_folder import damaged_files, missing_parts, refuse
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.formatting import in_a_row
 
 EXAMPLES = (
     "--hf-path openai/clip-vit-large-patch14-336 --mlx-path clip",

@@ -14,7 +14,7 @@ from mlx_visalign.convert.llava_names import BUFFERS
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.table import Rule, Shape, Table, Transpose, dropped, same, under
 from mlx_visalign.convert.tensors import Entry
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 HEAD = 64  # numbers an attention head, in every CLIP that OpenAI published
 PARTS = ("text_model.", "vision_model.")

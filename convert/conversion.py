@@ -10,8 +10,8 @@ from mlx_visalign.convert.quantize import Quantization
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.table import Move, Plan
 from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
-from mlx_visalign.errors import UserError
-from mlx_visalign.words import counted
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.formatting import counted
 
 # The bits of a float's exponent: all set mean infinite, or not a number.
 EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}

@@ -11,8 +11,8 @@ from mlx_visalign.convert.peft_folder import is_peft, read_non_lora, read_note, 
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Rule, Table, under
 from mlx_visalign.convert.tensors import cast
-from mlx_visalign.errors import UserError
-from mlx_visalign.weights import WEIGHTS, check_listed, full_name, read_config
+from mlx_visalign.models.adapter_files import WEIGHTS, check_listed, full_name, read_config
+from mlx_visalign.utils.errors import UserError
 
 # The authors' own names, as adapters and what was trained beside them have them.
 AUTHORS = Table(

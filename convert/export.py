@@ -11,7 +11,6 @@ from typing import Any
 from mlx_visalign.convert import original
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
-from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.convert.llava_names import LAYOUTS, parameters
 from mlx_visalign.convert.original_config import authors
@@ -22,10 +21,11 @@ from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, plan
 from mlx_visalign.convert.to_mlx import OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
-from mlx_visalign.errors import UserError
-from mlx_visalign.model_folder import refuse, what_is_wrong
-from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import stated
+from mlx_visalign.models.adapter_files import stated
+from mlx_visalign.models.hub import add_revision, find_model
+from mlx_visalign.models.model_folder import refuse, what_is_wrong
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 ORIGINAL = "original"  # LLaVA's authors' layout
 

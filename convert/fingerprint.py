@@ -6,7 +6,7 @@ from pathlib import Path
 from mlx_visalign.convert.conversion import digest
 from mlx_visalign.convert.llava_names import LAYOUTS, find_layout
 from mlx_visalign.convert.source import open_source
-from mlx_visalign.weights import stated
+from mlx_visalign.models.adapter_files import stated
 
 
 def source_fingerprint(folder: Path) -> str:

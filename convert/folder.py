@@ -14,32 +14,13 @@ import numpy as np
 
 from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.tensors import Tensor
-from mlx_visalign.errors import UserError
-from mlx_visalign.files import building, replacing, write_atomically
-from mlx_visalign.links import named
-from mlx_visalign.vlm import read_json
+from mlx_visalign.models.hub import CARRIED
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import building, read_json, replacing, write_atomically
+from mlx_visalign.utils.links import named
 
 SHARD_BYTES = 5 << 30
 
-# A model's words and pixels. There is no Python and no pickle on this list, and nothing off it is copied.
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-)
 CODE = {"auto_map", "custom_pipelines", "model_file"}  # where a config points transformers or mlx-vlm to Python
 
 

@@ -17,12 +17,12 @@ from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table
 from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
 from mlx_visalign.convert.to_mlx import CODES, OURS, meter
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, unknown
-from mlx_visalign.model_folder import refuse, what_is_wrong
-from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import check_base, fingerprint, stated
-from mlx_visalign.words import counted
+from mlx_visalign.models.adapter_files import check_base, fingerprint, stated
+from mlx_visalign.models.model_folder import refuse, what_is_wrong
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.formatting import counted
+from mlx_visalign.utils.schema import build, unknown
 
 MOST_LOST = 0.1  # of an update's norm, by rounding, unless more is allowed
 AT_ONCE = 1 << 20  # weights that are merged together, in float32

@@ -8,14 +8,14 @@ from typing import Any
 from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.conversion import digest
 from mlx_visalign.convert.folder import carry
-from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.convert.llava_names import LAYOUTS, find_layout, parameters
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, dropped, plan
-from mlx_visalign.errors import UserError
-from mlx_visalign.model_folder import require_whole
-from mlx_visalign.vlm import read_json
+from mlx_visalign.models.hub import add_revision, find_model
+from mlx_visalign.models.model_folder import require_whole
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 EXAMPLES = (
     "--hf-path llava-1.5-7b-hf --mlx-path llava-mlx",

@@ -7,7 +7,7 @@ config may ask for. A model that would load and answer wrongly must not come out
 from typing import Any
 
 from mlx_visalign.convert.folder import without_code
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 ROPE_THETA = 10000.0
 # The defaults of transformers' config classes, 4.31 to 5.23, as far as they shape the model.

@@ -16,7 +16,6 @@ from mlx_visalign.convert import original
 from mlx_visalign.convert.assembled import Assembled
 from mlx_visalign.convert.clip_names import vision_config
 from mlx_visalign.convert.folder import check_output
-from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
 from mlx_visalign.convert.original_words import bring_words_and_pixels, words_among
@@ -24,9 +23,10 @@ from mlx_visalign.convert.peft_folder import add_base_projector, is_peft, requir
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
 from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
-from mlx_visalign.errors import UserError
-from mlx_visalign.model_folder import damaged_files, refuse
-from mlx_visalign.vlm import read_json
+from mlx_visalign.models.hub import add_revision, find_model
+from mlx_visalign.models.model_folder import damaged_files, refuse
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 EXAMPLES = (
     "--hf-path liuhaotian/llava-v1.5-7b --mlx-path llava-mlx",

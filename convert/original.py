@@ -14,9 +14,9 @@ from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table
 from mlx_visalign.convert.tensors import Entry
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import unknown
-from mlx_visalign.vlm import read_json
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.schema import unknown
 
 TABLE = Table([*BUFFERS, *AUTHORS.rules])
 BACK = TABLE.inverse

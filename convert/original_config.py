@@ -7,8 +7,8 @@ llava/model/multimodal_encoder/clip_encoder.py.
 from typing import Any
 
 from mlx_visalign.convert.llava_config import DEFAULTS, check_unquantised, complete
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import shown
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import shown
 
 LLAMA = (*DEFAULTS["llama"], "num_key_value_heads", "rope_theta", "rope_scaling", "bos_token_id", "eos_token_id")
 MULTIPLE = 64  # Hugging Face's vocabulary is padded to a multiple of it

@@ -7,13 +7,12 @@ processor would crop. On the way back both tokens leave again.
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.chat_template import as_jinja
 from mlx_visalign.convert.folder import carry, write_json
-from mlx_visalign.errors import UserError, plainly
-from mlx_visalign.files import remove, save_pretrained, write_atomically
-from mlx_visalign.model_folder import IMAGES, TOKENIZER
-from mlx_visalign.template import IMAGE
-from mlx_visalign.vlm import read_json
+from mlx_visalign.data.prompt_template import IMAGE
+from mlx_visalign.models.chat_template import as_jinja
+from mlx_visalign.models.model_folder import IMAGES, TOKENIZER
+from mlx_visalign.utils.errors import UserError, plainly
+from mlx_visalign.utils.files import read_json, remove, save_pretrained, write_atomically
 
 PAD = "<pad>"
 SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would undo what the newer ones say

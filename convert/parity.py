@@ -11,11 +11,12 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float
 
-from mlx_visalign import vlm
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import cast
-from mlx_visalign.errors import UserError
-from mlx_visalign.precision import SAME_SHARE
+from mlx_visalign.models import vlm
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import SAME_SHARE
 
 WORDS = 8  # before and after the image
 
@@ -54,7 +55,7 @@ def _image_tokens(config: dict[str, Any]) -> int:
 
 
 def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
-    model = vlm.load_model(folder, vlm.read_json(folder / "config.json"))
+    model = vlm.load_model(folder, read_json(folder / "config.json"))
     model.set_dtype(mx.float32)
     tokens = mx.array([ids])
     features = vlm.project(model, vlm.tower_features(model, mx.array(pixels)))

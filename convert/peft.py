@@ -18,7 +18,6 @@ from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion, digest
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.folder import check_output, new_folder, write_json
-from mlx_visalign.convert.hub import add_revision, find_model
 from mlx_visalign.convert.peft_folder import (
     NOTE,
     OUTER,
@@ -37,10 +36,7 @@ from mlx_visalign.convert.safetensors_file import write_safetensors
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Plan, Rule, Table, Transpose, plan
 from mlx_visalign.convert.to_mlx import meter
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import unknown
-from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import (
+from mlx_visalign.models.adapter_files import (
     CONFIG,
     LINEARS,
     WEIGHTS,
@@ -54,6 +50,10 @@ from mlx_visalign.weights import (
     read_config,
     stated,
 )
+from mlx_visalign.models.hub import add_revision, find_model
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.schema import unknown
 
 EXAMPLES = (
     "--adapter-path llava-lora-peft --output adapter --model llava-mlx",

@@ -16,9 +16,9 @@ from typing import Any
 
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.tensors import FLOATS, Entry, Tensor
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, convert, shown
-from mlx_visalign.vlm import read_json
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.schema import build, convert, shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.chat_template import as_jinja, end_token, stated_by
 from mlx_visalign.convert.folder import write_json
-from mlx_visalign.files import remove, write_atomically
-from mlx_visalign.model_folder import IMAGES, PROCESSOR, TOKENIZER, missing_parts
-from mlx_visalign.template import IMAGE, TEMPLATES
-from mlx_visalign.vlm import read_json
+from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
+from mlx_visalign.models.chat_template import as_jinja, end_token, stated_by
+from mlx_visalign.models.model_folder import IMAGES, PROCESSOR, TOKENIZER, missing_parts
+from mlx_visalign.utils.files import read_json, remove, write_atomically
 
 
 def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:

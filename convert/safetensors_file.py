@@ -13,9 +13,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, contiguous_strides
-from mlx_visalign.errors import UserError
-from mlx_visalign.files import replacing
-from mlx_visalign.pointers import refuse_pointer
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import replacing
+from mlx_visalign.utils.lfs_pointers import refuse_pointer
 
 LENGTH = 8  # bytes: a file begins with its header's length, a little-endian integer
 METADATA = "__metadata__"

@@ -16,9 +16,9 @@ import numpy as np
 from mlx_visalign.convert.safetensors_file import read_header
 from mlx_visalign.convert.tensors import Entry, Tensor
 from mlx_visalign.convert.torch_file import read_torch
-from mlx_visalign.errors import UserError, listed
-from mlx_visalign.fields import convert
-from mlx_visalign.vlm import read_json
+from mlx_visalign.utils.errors import UserError, listed
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.schema import convert
 
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 

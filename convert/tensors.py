@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 # safetensors' names for types. NumPy has no bfloat16: it travels as its bits.
 DTYPES: dict[str, np.dtype] = {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from mlx_visalign.chat_template import choose
 from mlx_visalign.convert.assembled import renamed
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import check_output, new_folder, write_json, write_weights
@@ -20,13 +19,14 @@ from mlx_visalign.convert.quantize import BITS, GROUP_SIZES, Quantization
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.table import Plan, Table
 from mlx_visalign.convert.verify import verify_checksums
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import convert
-from mlx_visalign.images import Aspect
-from mlx_visalign.model_folder import refuse, remarks, what_is_wrong
-from mlx_visalign.progress import progress, say
-from mlx_visalign.template import Template
-from mlx_visalign.words import counted, in_a_row
+from mlx_visalign.data.images import Aspect
+from mlx_visalign.data.prompt_template import Template
+from mlx_visalign.models.chat_template import choose
+from mlx_visalign.models.model_folder import refuse, remarks, what_is_wrong
+from mlx_visalign.utils.console import progress, say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.formatting import counted, in_a_row
+from mlx_visalign.utils.schema import convert
 
 OURS = "visalign"  # our section of config.json: template, aspect, source_fingerprint and source_layout
 CODES = {name: code for code, name in NAMES.items()}

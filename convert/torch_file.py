@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, extent
 from mlx_visalign.convert.torch_pickle import View, read_state_dict
-from mlx_visalign.errors import UserError
-from mlx_visalign.pointers import refuse_pointer
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.lfs_pointers import refuse_pointer
 
 PICKLE_LIMIT = 2 << 20  # bytes: the pickle of LLaVA-7B has 0.1 MB
 LOCAL_MARK = b"PK\x03\x04"

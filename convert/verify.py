@@ -9,7 +9,7 @@ from mlx_visalign.convert.quantize import Quantization
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Rule, Table
 from mlx_visalign.convert.tensors import Tensor, cast
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 ROWS = 1024  # of a quantised matrix, looked at together
 SPACING = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}  # of neighbouring numbers, relative to their size

@@ -25,15 +25,15 @@ def __getattr__(name: str) -> Any:
 
         return version("mlx-visalign")
     if name == "align":
-        from mlx_visalign.api import align
+        from mlx_visalign.pipeline.api import align
 
         return align
     if name == "following_links":
-        from mlx_visalign.links import following_links
+        from mlx_visalign.utils.links import following_links
 
         return following_links
     if name in ("load", "Policy"):
-        from mlx_visalign import policy
+        from mlx_visalign.inference import policy
 
         return getattr(policy, name)
     raise AttributeError(f"module 'mlx_visalign' has no attribute '{name}'")

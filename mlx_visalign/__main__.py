@@ -1,5 +1,5 @@
 import sys
 
-from mlx_visalign.entry import main
+from mlx_visalign.cli.entry import main
 
 sys.exit(main())

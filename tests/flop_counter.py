@@ -23,10 +23,10 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from understudy import Call
 
-from mlx_visalign import vlm
-from mlx_visalign.fold import Prefix, extend, prefill
-from mlx_visalign.lora import adapter_at
+from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
+from mlx_visalign.models.lora import adapter_at
 
 PRODUCTS = re.compile(r"mm|matmul|attention|conv|custom|compiled", re.IGNORECASE)
 

@@ -45,10 +45,10 @@ from PIL import Image, PngImagePlugin
 from small_runs import SETTINGS, write_recipe
 from spoiling import make_inputs, make_kit
 
-from mlx_visalign.chat_template import RENDERING
-from mlx_visalign.cli import main
-from mlx_visalign.lora import LoRASettings, adapters
-from mlx_visalign.policy import TINY, load
+from mlx_visalign.cli.main import main
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.models.chat_template import RENDERING
+from mlx_visalign.models.lora import LoRASettings, adapters
 
 HANG = 10  # seconds of processor time that a command may take
 MEMORY = 1 << 30  # bytes that it may take above what the process had before: a photo of 64 megapixels takes 0.4e9

@@ -11,7 +11,7 @@ from random_llava import CONFIG, random_llava
 from safetensors.numpy import save_file
 
 LAYOUTS = ("classic", "classic-flat", "nested", "nested-flat")
-TINY = Path(__file__).parents[1] / "mlx_visalign" / "world" / "tiny" / "llava"
+TINY = Path(__file__).parents[1] / "mlx_visalign" / "tiny_world" / "tiny" / "llava"
 WORDS_AND_PIXELS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 from PIL import Image
 
-from mlx_visalign.evals.benchmark import Benchmark
-from mlx_visalign.evals.pope import Question
-from mlx_visalign.evaluate import Evaluation, Protocol
-from mlx_visalign.records import Response
-from mlx_visalign.vocabulary import Entry, Vocabulary
+from mlx_visalign.data.object_vocabulary import Entry, Vocabulary
+from mlx_visalign.data.records import Response
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.pope import Question
+from mlx_visalign.evaluation.runner import Evaluation, Protocol
 
 PROTOCOL = Protocol("What is here?", max_tokens=10, question_tokens=4)
 OBJECTS = ("cat", "dog", "cup")

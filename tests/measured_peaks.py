@@ -8,10 +8,11 @@ import mlx.core as mx
 import pytest
 from random_llava import CONFIG, IMAGE_TOKENS, random_llava
 
-from mlx_visalign import footprint, vlm
-from mlx_visalign.footprint import Setting, Shape
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.policy import Policy
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.models import vlm
+from mlx_visalign.preflight import memory as footprint
+from mlx_visalign.preflight.memory import Setting, Shape
 
 WITHIN = 0.15
 LLAVA_7B = Shape(4096, 11008, 32, 32, 32, 32064, 576, 1_181_696, 6_738_935_808, 324_000_000, (1024, 4096, 336, 14, 23))

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-from mlx_visalign import vlm
+from mlx_visalign.models import vlm
 
 CONFIG: dict[str, Any] = {
     "model_type": "llava",

@@ -5,8 +5,8 @@ from typing import Any
 
 from random_llava import random_llava
 
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.policy import Policy
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference.policy import Policy
 
 CONFIG: dict[str, Any] = {
     "model_type": "llava_onevision",

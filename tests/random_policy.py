@@ -4,9 +4,9 @@ from functools import cache
 
 from random_llava import CONFIG, random_llava
 
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.policy import Policy
-from mlx_visalign.world.tokenizer import train_llava_tokenizer
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.tiny_world.tokenizer import train_llava_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 tokenizer = cache(train_llava_tokenizer)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import split
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import split
 
 
 def write_photos(folder: Path, count: int) -> Path:

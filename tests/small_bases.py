@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_visalign import vlm
+from mlx_visalign.models import vlm
 
 
 def bf16(policy):

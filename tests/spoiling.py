@@ -20,11 +20,11 @@ from PIL import Image
 from sample_photos import write_photos
 from small_runs import SETTINGS, write_recipe
 
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 from mlx_visalign.convert.peft import to_peft
-from mlx_visalign.lora import LoRASettings, attach
-from mlx_visalign.policy import TINY, load
-from mlx_visalign.records import Pair, Prompt, write_jsonl
+from mlx_visalign.data.records import Pair, Prompt, write_jsonl
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.models.lora import LoRASettings, attach
 
 Spoil = Callable[[Path], object]
 ALWAYS = ("photos", "pairs.jsonl", "prompts.jsonl", "truth.json", "words.json", "csr.yaml", "seva.yaml", "fisao.yaml")

@@ -14,15 +14,15 @@ from PIL import Image
 from random_llava import random_llava
 from safetensors.numpy import load_file, save_file
 
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 from mlx_visalign.convert.cli import main as convert
 from mlx_visalign.convert.deltas import read_deltas
 from mlx_visalign.convert.peft import from_older, to_peft
 from mlx_visalign.convert.peft_folder import read_peft
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import bind
-from mlx_visalign.precision import PARITY
-from mlx_visalign.weights import is_whole, read_adapter
+from mlx_visalign.models.adapter_files import is_whole, read_adapter
+from mlx_visalign.models.lora import bind
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY
 
 RANK, SCALE = 4, 2.5
 INNER = ("self_attn.q_proj", "mlp.down_proj")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlx_visalign
-from mlx_visalign.policy import Policy, load
+from mlx_visalign.inference.policy import Policy, load
 
 
 def test_the_public_names():
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path):
 import json, pathlib
 import mlx_visalign
 from PIL import Image
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 load, align, out, im = mlx_visalign.load, mlx_visalign.align, pathlib.Path({str(tmp_path)!r}), Image.new("RGB", (48, 48))
 p, said = load("tiny"), {{}}
 for call in {list(WRONG)}:

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.attention import BLOCK, attention, causal_attention
+from mlx_visalign.models.attention import BLOCK, attention, causal_attention
 
 SCALE, WIDTH, TOLERANCE = 0.3, 8, 1e-6
 

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.augment import AUGMENTATIONS, diffuse, parse_view
-from mlx_visalign.errors import UserError
+from mlx_visalign.data.augment import AUGMENTATIONS, diffuse, parse_view
+from mlx_visalign.utils.errors import UserError
 
 IMAGE = mx.array(np.random.default_rng(0).integers(10, 240, (60, 70, 3)).astype(np.uint8))
 RESIZED = {"pad": (74, 84), "center-crop": (18, 18)} | dict.fromkeys(

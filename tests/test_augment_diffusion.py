@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.augment import diffuse, noise_schedule, q_sample
-from mlx_visalign.errors import UserError
+from mlx_visalign.data.augment import diffuse, noise_schedule, q_sample
+from mlx_visalign.utils.errors import UserError
 
 SCHEDULE = [  # t, beta_t, alpha_bar_t, sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)
     (0, 2.233838955e-05, 0.999977662, 0.999988831, 0.004726351),

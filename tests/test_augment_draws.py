@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.augment import color, draws, filters, geometry, policies
-from mlx_visalign.augment.draws import random_box
-from mlx_visalign.errors import UserError
+from mlx_visalign.data.augment import color, draws, filters, geometry, policies
+from mlx_visalign.data.augment.draws import random_box
+from mlx_visalign.utils.errors import UserError
 
 IMAGE = mx.array(np.random.default_rng(0).integers(0, 256, (24, 30, 3)).astype(np.uint8))
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from mlx_visalign.augment import color, filters, geometry, resize
-from mlx_visalign.augment.geometry import Affine, Box
-from mlx_visalign.errors import UserError
+from mlx_visalign.data.augment import color, filters, geometry, resize
+from mlx_visalign.data.augment.geometry import Affine, Box
+from mlx_visalign.utils.errors import UserError
 
 HEIGHT, WIDTH = 97, 131
 

@@ -9,10 +9,10 @@ import pytest
 from bad_inputs import CASES
 from spoiling import copy_kit, cut, field, gone, line, put, row
 
-from mlx_visalign.cli import main
-from mlx_visalign.errors import UserError
-from mlx_visalign.records import Prompt
-from mlx_visalign.run import Run
+from mlx_visalign.cli.main import main
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.runs.run import Run
+from mlx_visalign.utils.errors import UserError
 
 REFRESHED = ("report.html", ".lock", "doctor.json")  # a page of what is there, and two that say nothing about it
 

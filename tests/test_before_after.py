@@ -4,11 +4,11 @@ import pytest
 from made_evaluations import benchmark, said
 from PIL import Image
 
-from mlx_visalign import before_after
-from mlx_visalign.before_after import _captions, before_after_sheet, changed_words, marked
-from mlx_visalign.evals.benchmark import Benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol
-from mlx_visalign.records import Response
+from mlx_visalign.data.records import Response
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.runner import Evaluation, Protocol
+from mlx_visalign.reporting import before_after
+from mlx_visalign.reporting.before_after import _captions, before_after_sheet, changed_words, marked
 
 ANSWERS = {"a": "Yes.", "b": "No."}
 

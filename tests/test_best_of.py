@@ -8,19 +8,20 @@ from made_evaluations import PROTOCOL, benchmark
 from random_policy import random_policy
 from small_runs import SETTINGS
 
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.best_of import SAMPLES, as_files, best_of, with_descriptions
-from mlx_visalign.evals.benchmark import world_benchmark
-from mlx_visalign.evaluate import evaluate
-from mlx_visalign.fields import build
-from mlx_visalign.generate import Sampling
-from mlx_visalign.keys import key_for
-from mlx_visalign.measuring import measure_best
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.evaluation.runner import evaluate
+from mlx_visalign.inference.policy import load
+from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods import csr, fisao, seva
-from mlx_visalign.policy import load
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.run import Run
-from mlx_visalign.world.language import DESCRIBE
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_descriptions
+from mlx_visalign.pipeline.evaluations import measure_best
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.tiny_world.language import DESCRIBE
+from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.utils.schema import build
+from mlx_visalign.utils.seeding import key_for
 
 
 def longest(prompts, prefix, answers):

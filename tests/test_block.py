@@ -9,10 +9,10 @@ from mlx.utils import tree_flatten
 from random_llava import random_llava
 from random_onevision import CONFIG as ONEVISION
 
-from mlx_visalign import vlm
-from mlx_visalign.attention import causal_attention
-from mlx_visalign.lora import LoRASettings, adapters, attach
-from mlx_visalign.precision import PARITY
+from mlx_visalign.models import vlm
+from mlx_visalign.models.attention import causal_attention
+from mlx_visalign.models.lora import LoRASettings, adapters, attach
+from mlx_visalign.utils.tolerances import PARITY
 
 BLOCKS = {"llama": random_llava, "qwen2": lambda: random_llava(config=ONEVISION)}
 LENGTH = 12

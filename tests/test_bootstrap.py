@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.bootstrap import Counts, differences, intervals, mean_differences, mean_intervals, ratio
+from mlx_visalign.evaluation.bootstrap import Counts, differences, intervals, mean_differences, mean_intervals, ratio
+from mlx_visalign.utils.errors import UserError
 
 
 def counts(right, images=None):

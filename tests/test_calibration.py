@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlx_visalign.calibration import Calibration, Scored, believed, calibrate, separation
-from mlx_visalign.errors import UserError
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate, separation
+from mlx_visalign.utils.errors import UserError
 
 FOUND = Calibration("given", 0.235, 0.195, 0.02, 0.02, 60, 60, 0.9)
 

@@ -6,16 +6,16 @@ import pytest
 from made_evaluations import PROTOCOL, said
 from random_policy import random_policy
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals import capability
-from mlx_visalign.evals.benchmark import world_benchmark
-from mlx_visalign.evals.bootstrap import intervals
-from mlx_visalign.evals.capability import SKILLS, Exercise
-from mlx_visalign.evaluate import changes, evaluate
-from mlx_visalign.policy import load
-from mlx_visalign.prompts import world_mix
-from mlx_visalign.world.language import NUMBERS
-from mlx_visalign.world.scenes import split
+from mlx_visalign.evaluation import capability
+from mlx_visalign.evaluation.bootstrap import intervals
+from mlx_visalign.evaluation.capability import SKILLS, Exercise
+from mlx_visalign.evaluation.runner import changes, evaluate
+from mlx_visalign.inference.policy import load
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.tiny_world.language import NUMBERS
+from mlx_visalign.tiny_world.scenes import split
+from mlx_visalign.tiny_world.source import world_mix
+from mlx_visalign.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals import chair
-from mlx_visalign.evals.bootstrap import intervals
-from mlx_visalign.vocabulary import coco80
+from mlx_visalign.data.object_vocabulary import coco80
+from mlx_visalign.evaluation import chair
+from mlx_visalign.evaluation.bootstrap import intervals
+from mlx_visalign.utils.errors import UserError
 
 COCO = coco80()
 TRUTH = {"1": {"dog", "person", "car"}, "2": {"cat"}, "3": {"bed"}}

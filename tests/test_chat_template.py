@@ -11,13 +11,14 @@ from hf_layouts import TINY, write_talking
 from random_onevision import CONFIG as ONEVISION
 from safetensors.numpy import load_file
 
-from mlx_visalign import chat_template, vlm
-from mlx_visalign.chat_template import as_jinja, choose, family_of, stated_by
 from mlx_visalign.convert.cli import main as convert
-from mlx_visalign.doctor import stated_by as doctor_on
-from mlx_visalign.errors import UserError
-from mlx_visalign.policy import load
-from mlx_visalign.template import TEMPLATES
+from mlx_visalign.data.prompt_template import TEMPLATES
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import chat_template
+from mlx_visalign.models.chat_template import as_jinja, choose, family_of, stated_by
+from mlx_visalign.preflight.doctor import stated_by as doctor_on
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 LLAVA, CLIP_ONE = {"model_type": "llava"}, {"model_type": "llava_onevision"}
 TURN = "{% for m in messages %}"
@@ -221,7 +222,7 @@ def test_a_conversion_refuses_another_family_and_leaves_nothing(tmp_path, capsys
     assert convert([*asked, "--template", "hf"]) == 0
     said = json.loads(capsys.readouterr().out)["template"]
     assert said.startswith("hf (as asked for, although") and "ends an answer with '<|eot_id|>" in said and "'</s>'" in said
-    assert vlm.read_json(tmp_path / "mlx/config.json")["visalign"]["template"] == "hf"
+    assert read_json(tmp_path / "mlx/config.json")["visalign"]["template"] == "hf"
 
 
 def test_a_model_that_nobody_converted_is_asked_too(tmp_path, capsys):
@@ -257,9 +258,9 @@ def test_an_exported_model_states_the_template_it_was_trained_with(tmp_path, cap
     assert convert(["llava", "--hf-path", str(source), "--mlx-path", into, "--template", template]) == 0
     assert convert(["export", "--mlx-path", into, "--hf-path", str(back), "--layout", "classic"]) == 0
     assert f"{template}'s, as the model was trained here" in capsys.readouterr().out
-    config = vlm.read_json(back / "config.json")
+    config = read_json(back / "config.json")
     assert stated_by(back, config).exact == template
-    assert not (back / "chat_template.json").exists() and "chat_template" not in vlm.read_json(back / "tokenizer_config.json")
+    assert not (back / "chat_template.json").exists() and "chat_template" not in read_json(back / "tokenizer_config.json")
     assert load_file(back / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
     assert choose(back, config, ours=template).note == "as chat_template.jinja states it"
 

@@ -8,8 +8,8 @@ import signal
 import mlx.core as mx
 import pytest
 
-from mlx_visalign.checkpoint import load_checkpoint, save_checkpoint
-from mlx_visalign.errors import UserError
+from mlx_visalign.training.checkpoint import load_checkpoint, save_checkpoint
+from mlx_visalign.utils.errors import UserError
 
 SETTINGS = {"beta": 0.1}
 

@@ -12,14 +12,16 @@ import yaml
 from PIL import Image
 from sample_photos import write_photos
 
-from mlx_visalign import commands, evaluate
-from mlx_visalign.asking import ask
-from mlx_visalign.cli import find_method, main
-from mlx_visalign.lora import LoRASettings
-from mlx_visalign.policy import TINY, load
-from mlx_visalign.recipe import Recipe, find_recipe, list_recipes, make_plan
-from mlx_visalign.records import Pair, read_rows, write_jsonl
-from mlx_visalign.run import Run
+from mlx_visalign.cli import commands
+from mlx_visalign.cli.main import main
+from mlx_visalign.data.records import Pair, read_rows, write_jsonl
+from mlx_visalign.evaluation import runner as evaluate
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.methods import find_method
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.pipeline.prompts_stage import ask
+from mlx_visalign.runs.recipe import Recipe, find_recipe, list_recipes, make_plan
+from mlx_visalign.runs.run import Run
 
 SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
 
@@ -56,7 +58,7 @@ def visalign(capsys):
 def test_help_and_lists_wait_for_no_heavy_import(arguments):
     script = f"""
 import sys
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 try:
     main({arguments})
 except SystemExit:
@@ -374,7 +376,8 @@ def test_the_terminal_holds_no_library_code(data, tmp_path):
     """What transformers, Pillow or matplotlib have to say to programmers is no help to others."""
     script = """
 import os, sys, warnings
-from mlx_visalign import cli, commands
+from mlx_visalign.cli import main as cli
+from mlx_visalign.cli import commands
 def noisy(options):
     import transformers.utils.logging as logs
     from huggingface_hub.utils import logging as hub_logs

@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.errors import UserError
 from mlx_visalign.models.clip import CLIP, CLIPConfig, from_hugging_face, load_clip
-from mlx_visalign.precision import PARITY
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG = {

@@ -7,13 +7,13 @@ from made_evaluations import said
 from random_policy import random_policy
 from sample_photos import write_photos
 
-from mlx_visalign import compare
-from mlx_visalign.compare import Contender, ask, compare_page, contender, images_to_compare
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.benchmark import Benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol
-from mlx_visalign.generate import Sampling
-from mlx_visalign.lora import LoRASettings, adapters
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.runner import Evaluation, Protocol
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.models.lora import LoRASettings, adapters
+from mlx_visalign.pipeline import compare
+from mlx_visalign.pipeline.compare import Contender, ask, compare_page, contender, images_to_compare
+from mlx_visalign.utils.errors import UserError
 
 PROTOCOL = Protocol("What is it?", 8)
 HOSTILE = "<script>alert(1)</script>"

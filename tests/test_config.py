@@ -3,9 +3,9 @@ from dataclasses import asdict, dataclass
 import pytest
 import yaml
 
-from mlx_visalign.config import dump, load_recipe, with_overrides
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build
+from mlx_visalign.utils.config import dump, load_recipe, with_overrides
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import build
 
 RECIPE = """
 method: seva

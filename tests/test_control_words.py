@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_visalign.control_words import BEST, BLIND, in_words
+from mlx_visalign.reporting.controls_text import BEST, BLIND, in_words
 
 
 def change(value, reach=0.005):

@@ -9,19 +9,20 @@ import pytest
 from random_policy import random_policy
 from stopping import StopError, stop_at
 
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import open_image
-from mlx_visalign.lora import LoRASettings
+from mlx_visalign.data.images import open_image
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.data.records import Pair, read_jsonl, write_jsonl
+from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.methods import fisao, seva
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.precision import SAME_SUM
-from mlx_visalign.preference import PreferenceSettings, pair_batch, pair_logps, with_reference
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.records import Pair, read_jsonl, write_jsonl
-from mlx_visalign.run import Run
-from mlx_visalign.weights import read_adapter
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.adapter_files import read_adapter
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.pipeline.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, pair_logps, with_reference
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import SAME_SUM
 
 SHORT, LONG = "A red circle.", "A red circle and a blue star."
 SETTINGS = seva.Settings(

@@ -14,7 +14,7 @@ import pytest
 from hf_layouts import write_hf
 from random_llava import CONFIG
 
-from mlx_visalign import cli
+from mlx_visalign.cli import main as cli
 from mlx_visalign.convert import folder as folders
 from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.cli import NAMES, main

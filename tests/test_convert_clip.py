@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.clip import parameters
-from mlx_visalign.errors import UserError
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
-from mlx_visalign.precision import PARITY
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY
 
 TINY_CLIP = TINY.parent / "clip"
 GOLDEN = Path(__file__).parent / "golden" / "clip.npz"

@@ -14,9 +14,9 @@ from random_onevision import random_onevision
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from mlx_visalign import vlm
 from mlx_visalign.convert.cli import main
-from mlx_visalign.precision import PARITY
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY
 
 TIED = ONEVISION | {"tie_word_embeddings": True}
 
@@ -93,7 +93,7 @@ def test_words_and_pixels_go_along(tmp_path, convert, export):
         assert (back / name).read_bytes() == (source / name).read_bytes()
     config = json.loads((back / "config.json").read_text())
     assert config["text_config"]["rope_parameters"]["rope_theta"] == 500.0
-    assert config["visalign"] == vlm.read_json(folder / "config.json")["visalign"]
+    assert config["visalign"] == read_json(folder / "config.json")["visalign"]
 
 
 def test_a_dry_run_writes_nothing(tmp_path, convert, export):

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 
-from mlx_visalign.convert.hub import find_model
-from mlx_visalign.errors import UserError
+from mlx_visalign.models.hub import find_model
+from mlx_visalign.utils.errors import UserError
 
 REPOSITORY = (
     "config.json",
@@ -124,7 +124,7 @@ def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
 
 def test_the_policy_loads_hub_names(monkeypatch):
     """A converted model, and an adapter on it, by their names."""
-    from mlx_visalign.policy import TINY, load
+    from mlx_visalign.inference.policy import TINY, load
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(TINY))
     assert load("owner/tiny-llava").base == load("tiny").base

@@ -15,20 +15,21 @@ from random_llava import CONFIG, random_llava
 from random_onevision import CONFIG as ONEVISION
 from random_onevision import random_onevision
 
-from mlx_visalign import vlm
 from mlx_visalign.convert import parity
 from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.llava_config import DEFAULTS, complete
 from mlx_visalign.convert.llava_names import parameters
-from mlx_visalign.policy import load
-from mlx_visalign.precision import PARITY
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import scene
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import vlm
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import scene
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
-TINY_CONFIG = vlm.read_json(TINY / "config.json")
+TINY_CONFIG = read_json(TINY / "config.json")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def refusal(tmp_path, capsys):
 
 
 def loaded(folder: Path):
-    return vlm.load_model(folder, vlm.read_json(folder / "config.json"))
+    return vlm.load_model(folder, read_json(folder / "config.json"))
 
 
 def same_parameters(model, other):
@@ -123,7 +124,7 @@ def test_onevision_gives_transformers_logits(tmp_path, convert, layout, head):
     golden = [test_onevision.GOLDEN[f"{'tied' if tied else 'untied'}{row}"] for row in range(2)]
     test_onevision.assert_logits(test_onevision.our_logits(loaded(folder)), golden)
     assert f", {len(extra)} of the source dropped" in figures["tensors"]
-    assert vlm.read_json(folder / "config.json")["visalign"]["template"] == "onevision"
+    assert read_json(folder / "config.json")["visalign"]["template"] == "onevision"
 
 
 def test_a_head_that_is_not_the_embedding_is_not_tied(tmp_path, convert):
@@ -218,7 +219,7 @@ def test_the_fingerprint_is_the_weights(tmp_path, convert):
     def fingerprint(*arguments, seed=0, **how):
         source = write_hf(tmp_path / f"hf{len(list(tmp_path.iterdir()))}", model=random_llava(seed), **how)
         folder, figures = convert(source, *arguments)
-        assert vlm.read_json(folder / "config.json")["visalign"]["source_fingerprint"] == figures["fingerprint"]
+        assert read_json(folder / "config.json")["visalign"]["source_fingerprint"] == figures["fingerprint"]
         return figures["fingerprint"]
 
     same = {
@@ -249,7 +250,7 @@ def test_left_out_defaults_are_spelled_out(tmp_path, convert):
     config = CONFIG | {"text_config": text | {"num_attention_heads": 4}, "torch_dtype": "float16", "dtype": "float16"}
     model = random_llava(config=config | {"text_config": config["text_config"] | {"vocab_size": 32000}})
     folder, _ = convert(write_hf(tmp_path / "hf", model=model, config=config), "--dtype", "bfloat16")
-    found = vlm.read_json(folder / "config.json")
+    found = read_json(folder / "config.json")
     text = found["text_config"]
     assert text["rope_theta"] == 700.0 and text["rope_parameters"] == {"rope_type": "default", "rope_theta": 700.0}
     assert (text["vocab_size"], text["num_key_value_heads"], text["rms_norm_eps"]) == (32000, 4, 1e-6)

@@ -14,14 +14,15 @@ from mlx.utils import tree_flatten
 from original_layout import AUTHORS, ROWS, TOWER, VISION, WORDS, write_folder, write_torch
 from safetensors.numpy import load_file, save_file
 
-from mlx_visalign import vlm
-from mlx_visalign.chat_template import stated_by
 from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.fuse import fuse
-from mlx_visalign.errors import UserError
-from mlx_visalign.policy import load
-from mlx_visalign.precision import PARITY
-from mlx_visalign.template import TEMPLATES
+from mlx_visalign.data.prompt_template import TEMPLATES
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import vlm
+from mlx_visalign.models.chat_template import stated_by
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY
 
 PROJECTOR = "model.mm_projector."
 
@@ -67,7 +68,7 @@ def refusal(tmp_path, convert):
 
 
 def loaded(folder: Path):
-    return vlm.load_model(folder, vlm.read_json(folder / "config.json"))
+    return vlm.load_model(folder, read_json(folder / "config.json"))
 
 
 def assert_same(model, other):
@@ -125,7 +126,7 @@ def test_verify_compares_with_transformers(tmp_path, to_mlx, form):
 
 def test_config_is_hugging_faces_with_every_value_that_counts(tmp_path, to_mlx):
     folder, _ = to_mlx(write_folder(tmp_path / "llava", tensors()))
-    config = vlm.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     text = config["text_config"]
     assert (config["model_type"], config["image_token_index"], config["pad_token_id"]) == ("llava", WORDS, WORDS + 1)
     assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
@@ -139,8 +140,8 @@ def test_an_image_that_is_not_padded_is_cropped(tmp_path, to_mlx):
     source = write_folder(tmp_path / "llava", tensors(), AUTHORS | {"image_aspect_ratio": "square"})
     layout.write_tokenizer(source)
     folder, _ = to_mlx(source)
-    assert vlm.read_json(folder / "config.json")["visalign"]["aspect"] == "crop"
-    assert vlm.read_json(folder / "preprocessor_config.json")["do_pad"] is False
+    assert read_json(folder / "config.json")["visalign"]["aspect"] == "crop"
+    assert read_json(folder / "preprocessor_config.json")["do_pad"] is False
 
 
 @pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
@@ -421,7 +422,7 @@ def test_hugging_face_to_original_and_back_is_exact(tmp_path, convert, there_and
     returned = load_file(hf / "model.safetensors")
     assert returned.keys() == arrays.keys() and all(np.array_equal(returned[name], arrays[name]) for name in arrays)
     for name in ("text_config", "vision_config", "image_token_index", "vision_feature_layer"):
-        assert vlm.read_json(again / "config.json")[name] == vlm.read_json(tmp_path / "mlx" / "config.json")[name]
+        assert read_json(again / "config.json")[name] == read_json(tmp_path / "mlx" / "config.json")[name]
     saved = load_file(original / "model.safetensors")
     assert saved.keys() == tensors().keys() and {saved[name].shape for name in layout.VOCABULARY} == {(WORDS, 64)}
 
@@ -435,7 +436,7 @@ def test_original_to_mlx_and_back_is_exact(tmp_path, convert, there_and_back):
     returned = load_file(original / "model.safetensors")
     assert returned.keys() == arrays.keys() and all(np.array_equal(returned[name], arrays[name]) for name in arrays)
     told = ("mm_vision_select_layer", "image_aspect_ratio", "vocab_size", "rope_theta", "rms_norm_eps", "model_type")
-    config = vlm.read_json(original / "config.json")
+    config = read_json(original / "config.json")
     assert {name: config[name] for name in told} == {name: AUTHORS[name] for name in told}
     assert_same(loaded(again), loaded(tmp_path / "mlx"))
 

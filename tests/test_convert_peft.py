@@ -13,15 +13,15 @@ import test_vlm
 from random_llava import random_llava
 from safetensors.numpy import load_file, save_file
 
-from mlx_visalign import vlm
 from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.peft import to_ours, to_peft
 from mlx_visalign.convert.peft_folder import read_non_lora, read_peft
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import adapters, bind, save_adapter
-from mlx_visalign.policy import TINY
-from mlx_visalign.precision import PARITY
-from mlx_visalign.weights import fingerprint, read_adapter
+from mlx_visalign.inference.policy import TINY
+from mlx_visalign.models.adapter_files import fingerprint, read_adapter
+from mlx_visalign.models.lora import adapters, bind, save_adapter
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_llava
@@ -70,7 +70,7 @@ def test_pefts_bits_come_back(tmp_path):
     to_ours(PEFT, tmp_path / "ours")
     to_peft(tmp_path / "ours", tmp_path / "back")
     assert (tmp_path / "back/adapter_model.safetensors").read_bytes() == (PEFT / "adapter_model.safetensors").read_bytes()
-    assert vlm.read_json(tmp_path / "back/adapter_config.json") == vlm.read_json(PEFT / "adapter_config.json")
+    assert read_json(tmp_path / "back/adapter_config.json") == read_json(PEFT / "adapter_config.json")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
@@ -92,7 +92,7 @@ def test_our_bits_and_words_come_back(tmp_path, rounds):
     save_adapter(test_lora.trained(rounds), tmp_path / "ours", {"method": "csr", "round": rounds, "template": "vicuna_v1"})
     to_peft(tmp_path / "ours", tmp_path / "peft")
     to_ours(tmp_path / "peft", tmp_path / "back")
-    config, before = (vlm.read_json(tmp_path / name / "adapter_config.json") for name in ("back", "ours"))
+    config, before = (read_json(tmp_path / name / "adapter_config.json") for name in ("back", "ours"))
     assert {name: value for name, value in config.items() if name != "peft"} == before
     assert bits(tmp_path / "back/adapters.safetensors") == bits(tmp_path / "ours/adapters.safetensors")
 
@@ -132,16 +132,16 @@ def test_mlx_vlm_loads_an_imported_adapter_with_pefts_logits(tmp_path):
 
 def test_rank_stabilised_scale(tmp_path):
     to_ours(copied(tmp_path, {"use_rslora": True, "lora_alpha": 6}), tmp_path / "ours")
-    assert vlm.read_json(tmp_path / "ours/adapter_config.json")["lora_parameters"]["scale"] == 6 / 2  # the square root of 4
+    assert read_json(tmp_path / "ours/adapter_config.json")["lora_parameters"]["scale"] == 6 / 2  # the square root of 4
 
 
 def test_the_model_it_was_trained_on_is_written_down(tmp_path):
     to_ours(PEFT, tmp_path / "ours", TINY)
-    config = vlm.read_json(tmp_path / "ours/adapter_config.json")
+    config = read_json(tmp_path / "ours/adapter_config.json")
     assert config["base_fingerprint"] == fingerprint(TINY) and config["template"] == "vicuna_v1" and config["aspect"] == "pad"
     to_peft(tmp_path / "ours", tmp_path / "peft")
     to_ours(tmp_path / "peft", tmp_path / "again")
-    assert vlm.read_json(tmp_path / "again/adapter_config.json") == config
+    assert read_json(tmp_path / "again/adapter_config.json") == config
 
 
 def tower(tensors, b):
@@ -302,7 +302,7 @@ def test_pefts_logits_and_bits(tmp_path, settings):
     to_peft(tmp_path / "ours", tmp_path / "back")
     before, after = (bits(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "back"))
     assert after == {name: value for name, value in before.items() if "vision_tower" not in name}
-    assert vlm.read_json(tmp_path / "back/adapter_config.json") == vlm.read_json(tmp_path / "peft/adapter_config.json")
+    assert read_json(tmp_path / "back/adapter_config.json") == read_json(tmp_path / "peft/adapter_config.json")
 
 
 @pytest.mark.reference

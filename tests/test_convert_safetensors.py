@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.convert.safetensors_file import read_header, write_safetensors
 from mlx_visalign.convert.tensors import Tensor
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 ARRAYS = {
     "half": np.arange(3, dtype=np.float16),

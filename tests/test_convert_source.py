@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mlx_visalign.convert.source import open_source
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "torch_file.bin"
 A, B, C = (np.full((2, 3), value, np.float32) for value in range(3))

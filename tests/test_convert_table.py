@@ -5,7 +5,7 @@ import pytest
 
 from mlx_visalign.convert.table import CHANNELS_LAST, Rule, Table, Transpose, dropped, plan, same, under
 from mlx_visalign.convert.tensors import Tensor
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 TABLE = Table(
     [

@@ -15,7 +15,7 @@ from hostile_pickles import executing, lying, one, sized, state_dict, tensor, te
 
 from mlx_visalign.convert import torch_pickle
 from mlx_visalign.convert.torch_file import PICKLE_LIMIT, read_torch
-from mlx_visalign.errors import UserError
+from mlx_visalign.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 GOOD = one(tensor())

@@ -9,25 +9,26 @@ import pytest
 from small_bases import bf16, four_bit
 from stopping import StopError, stop_at
 
-from mlx_visalign import vlm
-from mlx_visalign.alignment import Alignment
 from mlx_visalign.convert.peft import to_peft
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import open_image
-from mlx_visalign.lora import LoRASettings, adapter_at, adapters
+from mlx_visalign.data.images import open_image
+from mlx_visalign.data.object_vocabulary import Vocabulary
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.data.records import Pair, read_jsonl
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.inference.policy import TINY, load
 from mlx_visalign.methods import csr
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.policy import TINY, load
-from mlx_visalign.precision import PARITY, SAME_SUM
-from mlx_visalign.preference import PreferenceSettings
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.records import Pair, read_jsonl
-from mlx_visalign.run import Run
+from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models import vlm
+from mlx_visalign.models.adapter_files import read_adapter
+from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
+from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers.clip import clip_scorer
-from mlx_visalign.sentences import RewardSettings, Sentence, Tree
-from mlx_visalign.vocabulary import Vocabulary
-from mlx_visalign.weights import read_adapter
-from mlx_visalign.world import language
+from mlx_visalign.tiny_world import language
+from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.training.dpo import PreferenceSettings
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 
 SETTINGS = csr.Settings(
     groups=3,
@@ -166,7 +167,7 @@ def test_a_tree_is_judged_as_its_settings_say(whole):
 
 
 def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_visalign.pairing.FEW", 2)  # more than all of the images
+    monkeypatch.setattr("mlx_visalign.training.pair_filters.FEW", 2)  # more than all of the images
     after_rounds(whole, 1, tmp_path)
     first = job(tmp_path, on_metrics=stop_at(2))
     with pytest.raises(StopError):

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mlx_visalign.curves import BOTTOM, HEIGHT, LEFT, POINTS, RIGHT, TOP, curves
-from mlx_visalign.plots import PANELS
+from mlx_visalign.reporting.svg_plots import BOTTOM, HEIGHT, LEFT, POINTS, RIGHT, TOP, curves
+from mlx_visalign.reporting.training_plots import PANELS
 
 
 def rows(values, names):

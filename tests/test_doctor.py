@@ -9,17 +9,21 @@ import random_onevision
 from random_policy import random_policy
 from small_runs import write_recipe
 
-from mlx_visalign import fold, lora, patient, precision, template, vlm
-from mlx_visalign.checks import CHECKS
-from mlx_visalign.cli import main
-from mlx_visalign.commands import COMMANDS
-from mlx_visalign.doctor import Finding, examine, examine_adapter, require_sound, verdict
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.lora import LoRASettings, RoundsLoRALinear, adapters
-from mlx_visalign.options import build_parser
-from mlx_visalign.policy import load
-from mlx_visalign.precision import precision_of, rounding, tolerance
+from mlx_visalign.cli.commands import COMMANDS
+from mlx_visalign.cli.main import main
+from mlx_visalign.cli.parser import build_parser
+from mlx_visalign.data import prompt_template as template
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import lora, vlm
+from mlx_visalign.models.lora import LoRASettings, RoundsLoRALinear, adapters
+from mlx_visalign.preflight import model_probe as patient
+from mlx_visalign.preflight.checks import CHECKS
+from mlx_visalign.preflight.doctor import Finding, examine, examine_adapter, require_sound, verdict
+from mlx_visalign.utils import tolerances as precision
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import precision_of, rounding, tolerance
 
 
 def broken(policy, quick=False):

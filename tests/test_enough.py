@@ -2,10 +2,10 @@
 
 import pytest
 
-from mlx_visalign.enough import PAIRS, UPDATES, foretell, look_back
-from mlx_visalign.ppo_settings import PPOSettings
-from mlx_visalign.preference import PreferenceSettings
-from mlx_visalign.train_settings import TrainSettings, schedule_factor
+from mlx_visalign.training.config import TrainSettings, schedule_factor
+from mlx_visalign.training.dpo import PreferenceSettings
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.training_length import PAIRS, UPDATES, foretell, look_back
 
 
 def rows_of(loop):

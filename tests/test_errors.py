@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlx_visalign.errors import UserError, collect, listed, refuse
-from mlx_visalign.fields import build, convert
-from mlx_visalign.progress import sift
-from mlx_visalign.recipe import find_recipe, make_plan
+from mlx_visalign.runs.recipe import find_recipe, make_plan
+from mlx_visalign.utils.console import sift
+from mlx_visalign.utils.errors import UserError, collect, listed, refuse
+from mlx_visalign.utils.schema import build, convert
 
 
 def test_a_few_short_names_stand_in_a_row():
@@ -69,7 +69,7 @@ def test_every_fault_of_named_values_is_told():
 
 
 def test_a_recipe_and_its_methods_settings_are_looked_at_together():
-    from mlx_visalign.cli import find_method
+    from mlx_visalign.methods import find_method
 
     values = {"imagse": "photos", "seed": "x", "settings.stepz": 3, "settings.train.betta": 1}
     with pytest.raises(UserError) as told:
@@ -84,7 +84,7 @@ def test_a_recipe_and_its_methods_settings_are_looked_at_together():
 
 @pytest.mark.parametrize("named", [{"images": "no photos", "vocabulary": "no.json"}])
 def test_every_path_of_a_recipe_that_is_not_there_is_told(named):
-    from mlx_visalign.cli import find_method
+    from mlx_visalign.methods import find_method
 
     with pytest.raises(UserError) as told:
         make_plan(find_recipe("seva"), find_method, overrides={"model": "tiny"} | named)

@@ -7,12 +7,13 @@ import pytest
 from made_evaluations import PROTOCOL, TRUTH, benchmark, said
 from random_policy import random_policy
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.annotations import ObjectCounts
-from mlx_visalign.evals.benchmark import Benchmark, world_benchmark
-from mlx_visalign.evaluate import Protocol, changes, evaluate, features, split_prompt
-from mlx_visalign.generate import Sampling
-from mlx_visalign.world.scenes import TYPES, partner, split
+from mlx_visalign.evaluation.annotations import ObjectCounts
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.runner import Protocol, changes, evaluate, features, split_prompt
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.tiny_world.scenes import TYPES, partner, split
+from mlx_visalign.utils.errors import UserError
 
 PARTNERS = {str(type): str(partner(type)) for type in TYPES}
 

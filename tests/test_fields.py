@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, require, shown
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import build, require, shown
 
 
 @dataclass(frozen=True)

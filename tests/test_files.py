@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from mlx_visalign import files
-from mlx_visalign.errors import UserError
-from mlx_visalign.files import appending, building, claim, remove, replacing, save_pretrained, write_atomically
+from mlx_visalign.utils import files
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import appending, building, claim, remove, replacing, save_pretrained, write_atomically
 
 KILLED = """
 import os, signal
 from pathlib import Path
-from mlx_visalign.files import building, replacing
+from mlx_visalign.utils.files import building, replacing
 with {block}:
     os.kill(os.getpid(), signal.SIGKILL)
 """

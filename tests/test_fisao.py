@@ -12,23 +12,24 @@ from random_policy import tokenizer
 from small_bases import bf16, four_bit
 from stopping import StopError, stop_at
 
-from mlx_visalign import vlm
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.calibration import Calibration, Scored
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.labels import read_labels
-from mlx_visalign.experience import Rollout
-from mlx_visalign.lora import LoRASettings
-from mlx_visalign.mentions import Reader
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.data.records import Prompt, read_jsonl
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.inference.policy import load
 from mlx_visalign.methods import fisao
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.policy import load
-from mlx_visalign.ppo_settings import PPOSettings
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.records import Prompt, read_jsonl
-from mlx_visalign.run import Run
-from mlx_visalign.verifier import RewardSettings, Verifier, WordJudge, yes_probabilities
-from mlx_visalign.world.scenes import scene
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored
+from mlx_visalign.methods.fisao.labels import read_labels
+from mlx_visalign.methods.fisao.object_rewards import RewardSettings, Verifier, WordJudge, yes_probabilities
+from mlx_visalign.methods.fisao.token_mentions import Reader
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.scenes import scene
+from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.trajectory import Rollout
+from mlx_visalign.utils.errors import UserError
 
 SETTINGS = fisao.Settings(
     phrase="a {}",

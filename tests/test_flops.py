@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from flops import grown_tree, hot_reference, mlx_vlm_step, pair_of, rolled_out, step_of
 
-from mlx_visalign import vlm
-from mlx_visalign.lora import LoRASettings, adapter_at
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from mlx_visalign.preference import pair_logps, preference_loss
+from mlx_visalign.models.lora import LoRASettings, adapter_at
+from mlx_visalign.training.dpo import pair_logps, preference_loss
 
 pytestmark = pytest.mark.alone
 

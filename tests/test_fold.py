@@ -7,10 +7,11 @@ import pytest
 from mlx.utils import tree_flatten
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.logps import sum_logps, token_logps
-from mlx_visalign.lora import LoRASettings, adapters, attach
-from mlx_visalign.precision import PRECISIONS
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.logprobs import sum_logps, token_logps
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings, adapters, attach
+from mlx_visalign.utils.tolerances import PRECISIONS
 
 PROMPTS = [prompt([7, 8], [9, 10, 11]), prompt([12], [13]), prompt([20, 21, 22], [23, 24, 25, 26])]
 RESPONSES = [[[30, 31, 32, 33, 34, 2], [40, 41, 2]], [[50, 2], [51, 52, 53, 2]], [[60, 61, 2], [62, 63, 2]]]

@@ -5,7 +5,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import FontEntry, fontManager
 
-from mlx_visalign import fonts
+from mlx_visalign.reporting import fonts
 
 CAT, DOG = "\u732b", "\u72ac"
 

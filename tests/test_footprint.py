@@ -11,14 +11,14 @@ from measured_peaks import SHAPES, around, made, make, nothing_else, peak, polic
 from mlx.utils import tree_flatten
 from random_llava import IMAGE_TOKENS
 
-from mlx_visalign import footprint
-from mlx_visalign.footprint import Setting, read_shape
-from mlx_visalign.lora import LoRASettings
+from mlx_visalign.inference.policy import TINY
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from mlx_visalign.policy import TINY
-from mlx_visalign.preference import PairBatch, preference_loss
-from mlx_visalign.train import fit
-from mlx_visalign.train_settings import TrainSettings
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.preflight import memory as footprint
+from mlx_visalign.preflight.memory import Setting, read_shape
+from mlx_visalign.training.config import TrainSettings
+from mlx_visalign.training.dpo import PairBatch, preference_loss
+from mlx_visalign.training.trainer import fit
 
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures(nothing_else.__name__)]
 

@@ -16,9 +16,9 @@ from test_upload import Hub
 from tracing import absolute, listing
 from transformers import PreTrainedTokenizerBase
 
-from mlx_visalign import files
-from mlx_visalign import upload as uploading
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
+from mlx_visalign.reporting import upload as uploading
+from mlx_visalign.utils import files
 
 
 class FullDisk:

@@ -15,9 +15,7 @@ from hf_layouts import TINY, write_hf, write_talking
 from random_llava import CONFIG, random_llava
 from safetensors.numpy import load_file, save_file
 
-from mlx_visalign import vlm
-from mlx_visalign.chat_template import as_jinja, stated_by
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 from mlx_visalign.convert import fuse as fusing
 from mlx_visalign.convert.cli import main as convert
 from mlx_visalign.convert.deltas import Deltas, Update
@@ -25,10 +23,13 @@ from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.fuse import Fusion, fuse
 from mlx_visalign.convert.peft import to_ours
 from mlx_visalign.convert.source import open_source
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings, adapters, save_adapter
-from mlx_visalign.policy import load
-from mlx_visalign.precision import PARITY, PRECISIONS
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import vlm
+from mlx_visalign.models.chat_template import as_jinja, stated_by
+from mlx_visalign.models.lora import LoRASettings, adapters, save_adapter
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY, PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft
@@ -60,7 +61,7 @@ def tiny_adapter(tmp_path_factory):
 
 
 def loaded(folder):
-    model = vlm.load_model(folder, vlm.read_json(folder / "config.json"))
+    model = vlm.load_model(folder, read_json(folder / "config.json"))
     model.set_dtype(mx.float32)
     return model
 
@@ -84,7 +85,7 @@ def test_a_fused_model_has_the_adapters_logits(tmp_path, base, adapter, dtype):
     on = first_row(test_lora.trained(2))
     difference = np.abs(first_row(loaded(tmp_path / "fused")) - on).max()
     assert difference <= tolerance and np.abs(first_row(random_llava()) - on).max() > 10 * tolerance
-    assert vlm.read_json(tmp_path / "fused/config.json")["torch_dtype"] == dtype
+    assert read_json(tmp_path / "fused/config.json")["torch_dtype"] == dtype
 
 
 def test_each_weight_is_rounded_once_and_others_are_kept(tmp_path, base, adapter, monkeypatch):
@@ -149,7 +150,7 @@ def test_a_fused_model_states_its_own_words(tmp_path, tiny_adapter, capsys):
     model = shutil.copytree(TINY, tmp_path / "model")
     (model / "chat_template.jinja").write_text(as_jinja("hf", "</s>"))
     figures = fuse(model, tiny_adapter, tmp_path / "fused")
-    config = vlm.read_json(tmp_path / "fused/config.json")
+    config = read_json(tmp_path / "fused/config.json")
     assert figures["chat template"].startswith("vicuna_v1's") and stated_by(tmp_path / "fused", config).exact == "vicuna_v1"
     assert stated_by(model, config).exact == "hf"
 
@@ -167,7 +168,7 @@ def test_a_fused_model_that_is_quantised_is_warned_of(tmp_path, tiny_adapter, ca
     for name, source in (("plain", TINY), ("merged", tmp_path / "fused")):
         assert convert(["llava", "--hf-path", str(source), "--mlx-path", str(tmp_path / name), "-q"]) == 0
         warned = "rounding to 4 bits loses most of a small change" in capsys.readouterr().err
-        assert warned == (name == "merged") == ("fused" in vlm.read_json(tmp_path / name / "config.json")["visalign"])
+        assert warned == (name == "merged") == ("fused" in read_json(tmp_path / name / "config.json")["visalign"])
 
 
 def test_only_the_new_tensor_and_a_few_mb_are_in_memory(tmp_path):
@@ -185,12 +186,12 @@ def test_only_the_new_tensor_and_a_few_mb_are_in_memory(tmp_path):
 
 
 def test_the_source_is_untouched_and_the_new_model_is_its_own_source(tmp_path, base, adapter):
-    config = vlm.read_json(base / "config.json") | {"visalign": {"template": "hf", "aspect": "pad", "source_fingerprint": "x"}}
+    config = read_json(base / "config.json") | {"visalign": {"template": "hf", "aspect": "pad", "source_fingerprint": "x"}}
     (base / "config.json").write_text(json.dumps(config))
     before = {path: path.read_bytes() for path in base.iterdir()}
     fuse(base, adapter, tmp_path / "fused")
     assert {path: path.read_bytes() for path in base.iterdir()} == before
-    ours = vlm.read_json(tmp_path / "fused/config.json")["visalign"]
+    ours = read_json(tmp_path / "fused/config.json")["visalign"]
     assert ours == {"template": "hf", "aspect": "pad", "method": "csr", "round": 2, "fused": True}
     assert source_fingerprint(tmp_path / "fused") != source_fingerprint(base)
 
@@ -219,7 +220,7 @@ def test_layers_of_several_ranks_and_of_the_tower(tmp_path, base):
     a, b = rng.normal(size=(8, 64)).astype("f4"), rng.normal(size=(64, 8)).astype("f4")
     tensors = load_file(folder / "adapter_model.safetensors") | {f"{tower}.lora_A.weight": a, f"{tower}.lora_B.weight": b}
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = vlm.read_json(folder / "adapter_config.json") | {"rank_pattern": {".*vision_tower.*": 8}}
+    config = read_json(folder / "adapter_config.json") | {"rank_pattern": {".*vision_tower.*": 8}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     fuse(base, folder, tmp_path / "fused", "float32")
     name = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"
@@ -258,14 +259,14 @@ def test_nothing_is_merged_into_quantised_weights(tmp_path, tiny_adapter, capsys
     assert "3.4 % of their norm" in said and "3.5 times" in said and "--dequantize" in said and not output.exists()
     assert main([*command, "--dequantize", "--json"]) == 0
     assert 0 < float(json.loads(capsys.readouterr().out)["probe"].split()[5]) < 0.1
-    assert "quantization" not in vlm.read_json(output / "config.json")
+    assert "quantization" not in read_json(output / "config.json")
     assert not any(name.endswith(".scales") for name in load_file(output / "model.safetensors"))
 
 
 def test_the_dequantised_weights_are_those_that_were_computed_with(tmp_path, tiny_adapter):
     model = quantised(tmp_path)
     fuse(model, tiny_adapter, tmp_path / "fused", "float32", dequantize=True)
-    layer = vlm.load_model(model, vlm.read_json(model / "config.json")).language_model.lm_head
+    layer = vlm.load_model(model, read_json(model / "config.json")).language_model.lm_head
     expected = mx.dequantize(layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 32, 4)
     found = load_file(tmp_path / "fused/model.safetensors")["language_model.lm_head.weight"]
     np.testing.assert_array_equal(found, np.array(expected))
@@ -286,7 +287,7 @@ def damaged(folder, change):
     file = folder / "adapters.safetensors"
     tensors = change({name: np.array(array) for name, array in mx.load(str(file)).items()})
     save_file(tensors, file)
-    config = vlm.read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     config["lora_parameters"]["keys"] = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
     (folder / "adapter_config.json").write_text(json.dumps(config))
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.errors import UserError
-from mlx_visalign.generate import Sampling, _draw, sample
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.sampling import Sampling, _draw, sample
+from mlx_visalign.models import vlm
+from mlx_visalign.utils.errors import UserError
 
 PROMPTS = [prompt([7, 8], [9, 10, 11]), prompt([12], [13]), prompt([20, 21, 22], [23, 24, 25, 26])]
 END = 2

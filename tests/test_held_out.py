@@ -9,16 +9,16 @@ import pytest
 from PIL import Image, ImageEnhance
 from sample_photos import write_photos
 
-from mlx_visalign.asking import ask, images_of_run
-from mlx_visalign.cli import find_method
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import check_image, difference_hash
-from mlx_visalign.photos import Photo, find_photos, held_out, near_identical
-from mlx_visalign.recipe import TINY_WORLD, Recipe, find_recipe, make_plan
-from mlx_visalign.records import Prompt
-from mlx_visalign.run import Run
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import split
+from mlx_visalign.data.image_folder import Photo, find_photos, held_out, near_identical
+from mlx_visalign.data.images import check_image, difference_hash
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.methods import find_method
+from mlx_visalign.pipeline.prompts_stage import ask, images_of_run
+from mlx_visalign.runs.recipe import TINY_WORLD, Recipe, find_recipe, make_plan
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import split
+from mlx_visalign.utils.errors import UserError
 
 
 def view(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -87,9 +87,9 @@ def test_different_photos_scenes_and_flat_images_are_in_no_group():
 
 
 def test_more_photos_than_are_compared_at_once(monkeypatch):
-    import mlx_visalign.photos
+    import mlx_visalign.data.image_folder
 
-    monkeypatch.setattr(mlx_visalign.photos, "BLOCK", 4)
+    monkeypatch.setattr(mlx_visalign.data.image_folder, "BLOCK", 4)
     every = {f"view {seed}": view(seed) for seed in range(13)}
     alike = {"near 1": as_jpeg(view(1), 40), "near 11": as_jpeg(view(11), 40), "near 12": SAME["half the size"](view(12))}
     assert near_identical(photos(**every, **alike)) == [[f"view {n}", f"near {n}"] for n in (1, 11, 12)]
@@ -110,7 +110,7 @@ def test_a_group_is_held_out_or_trained_on_as_a_whole():
 
 
 def test_a_photo_is_looked_at_upright_and_once(tmp_path, monkeypatch):
-    from mlx_visalign import images
+    from mlx_visalign.data import images
 
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -16,7 +16,7 @@ from spoiling import LAUGHS, copy_kit, field, png, put, row
 from watching import watching
 
 import mlx_visalign
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 
 # {marker} and {secrets} become paths when a case is prepared.
 PYTHON = "open('{marker}', 'w').write('ran')\nclass Evil: pass\n"

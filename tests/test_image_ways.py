@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign import images
-from mlx_visalign.errors import UserError
-from mlx_visalign.generate import Sampling
-from mlx_visalign.images import MAX_PIXELS, Preprocessing, check_image, image_digest, open_image
-from mlx_visalign.policy import load
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import split
+from mlx_visalign.data import images
+from mlx_visalign.data.images import MAX_PIXELS, Preprocessing, check_image, image_digest, open_image
+from mlx_visalign.inference.policy import load
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import split
+from mlx_visalign.utils.errors import UserError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RNG = np.random.default_rng(12)
@@ -225,8 +225,8 @@ def test_another_array_is_refused_with_what_was_expected_and_what_came(array, sa
 def test_what_is_no_image_is_refused_in_one_sentence():
     """In a process of its own, where no type is checked beforehand."""
     code = (
-        "from mlx_visalign.images import open_image\n"
-        "from mlx_visalign.errors import UserError\n"
+        "from mlx_visalign.data.images import open_image\n"
+        "from mlx_visalign.utils.errors import UserError\n"
         "for wrong in (None, 5, [[1]], {}):\n"
         "    try: open_image(wrong)\n"
         "    except UserError as error: print(error)\n"
@@ -417,7 +417,7 @@ def test_a_bomb_is_refused_by_every_way_before_it_is_decoded(tmp_path, width, he
 
 PEAK = """
 import resource, sys
-from mlx_visalign.images import Preprocessing, check_image, open_image
+from mlx_visalign.data.images import Preprocessing, check_image, open_image
 from PIL import Image
 unit = 1 if sys.platform == "darwin" else 1024
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import Preprocessing, check_image, open_image, reads_heic
+from mlx_visalign.data.images import Preprocessing, check_image, open_image, reads_heic
+from mlx_visalign.utils.errors import UserError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(640, 480), (333, 500), (100, 100)]

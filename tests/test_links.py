@@ -7,16 +7,16 @@ import pytest
 from PIL import Image
 
 import mlx_visalign
-from mlx_visalign import api
-from mlx_visalign.cli import main
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.listed import listed_benchmark
-from mlx_visalign.links import are_followed, check_links, following_links, image_inside, named, unlinked
-from mlx_visalign.options import build_parser
-from mlx_visalign.photos import find_photos
-from mlx_visalign.run import Run
-from mlx_visalign.training_options import recipe_values
-from mlx_visalign.vocabulary import coco80
+from mlx_visalign.cli.main import main
+from mlx_visalign.cli.parser import build_parser
+from mlx_visalign.cli.training_options import recipe_values
+from mlx_visalign.data.image_folder import find_photos
+from mlx_visalign.data.object_vocabulary import coco80
+from mlx_visalign.evaluation.listed import listed_benchmark
+from mlx_visalign.pipeline import api
+from mlx_visalign.runs.run import Run
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.links import are_followed, check_links, following_links, image_inside, named, unlinked
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.listed import listed_benchmark
-from mlx_visalign.vocabulary import coco80
+from mlx_visalign.data.object_vocabulary import coco80
+from mlx_visalign.evaluation.listed import listed_benchmark
+from mlx_visalign.utils.errors import UserError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.logps import sum_logps, token_logps
+from mlx_visalign.inference.logprobs import sum_logps, token_logps
 
 # SeVa spec, section 10. Labels [-100, -100, 1, 2, 0]: the first two positions are the prompt.
 LOGITS = mx.array([[[2, 0, -1], [0, 1, 0], [0.5, 0.5, 3], [1, -1, 0], [0, 0, 0]]], dtype=mx.float32)

@@ -8,11 +8,11 @@ import pytest
 from mlx.utils import tree_flatten
 from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign import vlm
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach, save_adapter
-from mlx_visalign.precision import PARITY
-from mlx_visalign.weights import read_adapter
+from mlx_visalign.models import vlm
+from mlx_visalign.models.adapter_files import read_adapter
+from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach, save_adapter
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY
 
 IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
 

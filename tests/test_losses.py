@@ -5,7 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_visalign.losses import dpo_loss
+from mlx_visalign.training.losses import dpo_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["cases"]
 

@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.marks import FAMILIES, TakenOff, answer_in, asked, question_in
-from mlx_visalign.template import TEMPLATES
+from mlx_visalign.data.prompt_template import TEMPLATES
+from mlx_visalign.data.template_marks import FAMILIES, TakenOff, answer_in, asked, question_in
+from mlx_visalign.utils.errors import UserError
 
 WORDS = "<image>\nWhat is it?"
 LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n"

@@ -5,9 +5,10 @@ import mlx.nn as nn
 import pytest
 from random_llava import random_llava
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.logps import sum_logps, token_logps
-from mlx_visalign.lora import LoRASettings, attach
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.logprobs import sum_logps, token_logps
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings, attach
 
 # A small model's proportions: 31 words a width, where logits weigh much. At LLaVA-1.5-7B's 7.8 the fold takes 0.56 of plain
 # without checkpointing, the same share that it takes of the tokens.

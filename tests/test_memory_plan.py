@@ -7,10 +7,10 @@ import pytest
 from measured_peaks import LLAVA_7B
 from weightless import CLIP_L14, LLAVA
 
-from mlx_visalign import memory_plan
-from mlx_visalign.cli import find_method
-from mlx_visalign.footprint import Setting, clip_bytes
-from mlx_visalign.memory_plan import (
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.methods import find_method
+from mlx_visalign.preflight import estimate as memory_plan
+from mlx_visalign.preflight.estimate import (
     DEFAULT,
     GPU_SHARE,
     SIZES_OF_MACS,
@@ -22,10 +22,10 @@ from mlx_visalign.memory_plan import (
     usable_bytes,
     warn_if_too_large,
 )
-from mlx_visalign.recipe import find_recipe, make_plan
-from mlx_visalign.records import Prompt
-from mlx_visalign.speed import measured_rate, seconds_of
-from mlx_visalign.workload import Answering, Workload
+from mlx_visalign.preflight.memory import Setting, clip_bytes
+from mlx_visalign.preflight.throughput import measured_rate, seconds_of
+from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.runs.recipe import find_recipe, make_plan
 
 PLAN = Forecast(LLAVA_7B, Setting(prompt=640, answer=256, rank=64), DEFAULT)
 ASKED = [Prompt(str(i), f"{i}.png", "Describe this image.", "describe") for i in range(100)]

@@ -7,9 +7,9 @@ from random_policy import tokenizer as tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_visalign.mentions import Reader
-from mlx_visalign.vocabulary import Entry, Vocabulary, coco80
-from mlx_visalign.world import language
+from mlx_visalign.data.object_vocabulary import Entry, Vocabulary, coco80
+from mlx_visalign.methods.fisao.token_mentions import Reader
+from mlx_visalign.tiny_world import language
 
 COCO = coco80()
 WORLD = Vocabulary.from_rows(language.vocabulary(), "the tiny world")

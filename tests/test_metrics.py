@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_visalign.metrics import WINDOW, append_row, cut_back, read_metrics, warning_signs
+from mlx_visalign.data.training_log import WINDOW, append_row, cut_back, read_metrics, warning_signs
 
 HEALTHY = {
     "dpo_loss": 0.6931,

@@ -8,13 +8,13 @@ import pytest
 from hf_layouts import TINY, write_talking
 from sample_photos import write_photos
 
-from mlx_visalign import vlm
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
 from mlx_visalign.convert.cli import main as convert
-from mlx_visalign.errors import UserError
-from mlx_visalign.model_folder import missing_parts, what_is_wrong
-from mlx_visalign.policy import load
-from mlx_visalign.records import Pair, Prompt, write_jsonl
+from mlx_visalign.data.records import Pair, Prompt, write_jsonl
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models.model_folder import missing_parts, what_is_wrong
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 AUTHORS = Path(__file__).parent / "golden/peft_authors"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "a" + "\nsize 4991370968\n"
@@ -40,7 +40,7 @@ def change(folder, file, place, value):
 
 
 def wrong(folder):
-    return what_is_wrong(folder, vlm.read_json(folder / "config.json"))
+    return what_is_wrong(folder, read_json(folder / "config.json"))
 
 
 # -- Git LFS ----------------------------------------------------------------------------------------------------------

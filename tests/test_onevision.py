@@ -25,13 +25,14 @@ from random_onevision import (
     tokenizer,
 )
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.errors import UserError
-from mlx_visalign.generate import Sampling
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.lora import LoRASettings, adapters
-from mlx_visalign.policy import load
-from mlx_visalign.precision import PARITY, SAME_SUM
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.policy import load
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings, adapters
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_onevision

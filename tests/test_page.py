@@ -9,8 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.page import POLICY, Html, commands, facts, gallery, join, page, path, picture, png, table, tag, words
-from mlx_visalign.sheet import Caption, Cell, Span
+from mlx_visalign.reporting.contact_sheet import Caption, Cell, Span
+from mlx_visalign.reporting.html import (
+    POLICY,
+    Html,
+    commands,
+    facts,
+    gallery,
+    join,
+    page,
+    path,
+    picture,
+    png,
+    table,
+    tag,
+    words,
+)
 
 HOSTILE = """</p></style><script>alert('1')</script><img src=x onerror="alert(2)">&lt;b&gt;"""
 WHITE = Image.new("RGB", (8, 8), "white")

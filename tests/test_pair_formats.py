@@ -4,10 +4,10 @@ import os
 import pytest
 from PIL import Image
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.links import following_links
-from mlx_visalign.pair_formats import read_pairs
-from mlx_visalign.records import Pair, write_jsonl
+from mlx_visalign.data.pair_formats import read_pairs
+from mlx_visalign.data.records import Pair, write_jsonl
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.links import following_links
 
 TURN = [{"from": "human", "value": "<image>\nWhat is it?"}]
 USER = [{"role": "user", "content": "What is it?"}]

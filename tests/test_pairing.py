@@ -1,7 +1,7 @@
 import pytest
 
-from mlx_visalign.pairing import even_lengths, warn_if_few
-from mlx_visalign.records import Pair, Prompt
+from mlx_visalign.data.records import Pair, Prompt
+from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
 
 
 def test_lengths_are_evened_by_dropping_the_furthest_off():

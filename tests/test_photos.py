@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import reads_heic
-from mlx_visalign.photos import find_photos, held_out
+from mlx_visalign.data.image_folder import find_photos, held_out
+from mlx_visalign.data.images import reads_heic
+from mlx_visalign.utils.errors import UserError
 
 
 def photo(path: Path, seed: int) -> Path:

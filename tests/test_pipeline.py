@@ -10,17 +10,17 @@ from sample_photos import write_photos
 from small_runs import write_recipe
 
 import mlx_visalign
-from mlx_visalign.asking import ask
-from mlx_visalign.cli import find_method
-from mlx_visalign.control_words import BEST, BLIND, NAMES
-from mlx_visalign.errors import UserError
-from mlx_visalign.foresight import foresee
-from mlx_visalign.memory_plan import SIZES_OF_MACS
-from mlx_visalign.policy import TINY
-from mlx_visalign.recipe import TINY_WORLD, find_recipe, make_plan
-from mlx_visalign.records import Prompt, read_jsonl, read_rows
-from mlx_visalign.report import show
-from mlx_visalign.run import Run
+from mlx_visalign.data.records import Prompt, read_jsonl, read_rows
+from mlx_visalign.inference.policy import TINY
+from mlx_visalign.methods import find_method
+from mlx_visalign.pipeline.dry_run import foresee
+from mlx_visalign.pipeline.prompts_stage import ask
+from mlx_visalign.preflight.estimate import SIZES_OF_MACS
+from mlx_visalign.reporting.controls_text import BEST, BLIND, NAMES
+from mlx_visalign.reporting.summary import show
+from mlx_visalign.runs.recipe import TINY_WORLD, find_recipe, make_plan
+from mlx_visalign.runs.run import Run
+from mlx_visalign.utils.errors import UserError
 
 TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
 SETTINGS = {"max_tokens": 64, "exists_max_tokens": 4, "train": TRAIN}
@@ -117,7 +117,7 @@ def test_the_trained_model_is_asked_about_held_out_pairs(finished):
 def test_a_finished_run_does_nothing_and_says_so(finished, align, capsys, monkeypatch):
     folder, report, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr("mlx_visalign.pipeline.load", None)  # not even the model is loaded
+    monkeypatch.setattr("mlx_visalign.pipeline.align.load", None)  # not even the model is loaded
     assert align(folder) == report
     assert "nothing is left to do" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -171,7 +171,7 @@ def plan(**values):
 
 
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
-    monkeypatch.setattr("mlx_visalign.vlm.load_model", None)
+    monkeypatch.setattr("mlx_visalign.models.vlm.load_model", None)
     told = foresee(plan(images=str(photos)))
     memory = told.pop("memory_gb")
     assert list(memory) == ["weights", "answering", "before and after", "training", "usable here"]

@@ -10,10 +10,10 @@ from sentencepiece_like import llama_like_tokenizer
 from tokenizers import AddedToken, Tokenizer
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from mlx_visalign import template as module
-from mlx_visalign.policy import TINY, read_tokenizer
+from mlx_visalign.data import prompt_template as module
+from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES, control_tokens, plain_ids, prompt_ids, response_ids
+from mlx_visalign.inference.policy import TINY, read_tokenizer
 from mlx_visalign.scorers.clip import TINY_CLIP, CLIPScorer
-from mlx_visalign.template import IMAGE, TEMPLATES, control_tokens, plain_ids, prompt_ids, response_ids
 
 QUESTION = "Is there a red triangle in the image?"
 SAID = ("It says {} and {}.", "{}", "{}{}", "{}\nThe end{}", " {} dog {} ", "a{}b")

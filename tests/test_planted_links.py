@@ -18,8 +18,8 @@ from small_runs import SETTINGS
 from test_upload import Hub
 from tracing import listing, tracing
 
-from mlx_visalign import upload as uploading
-from mlx_visalign.cli import main
+from mlx_visalign.cli.main import main
+from mlx_visalign.reporting import upload as uploading
 
 # What is named there, and what the stranger has a hand in, ends each command.
 COMMANDS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.plots import PANELS, ROLLOUT_PANELS, plot_training, trailing_mean, update_ticks
+from mlx_visalign.reporting.training_plots import PANELS, ROLLOUT_PANELS, plot_training, trailing_mean, update_ticks
 
 
 def rows(updates, names):

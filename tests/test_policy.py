@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from random_policy import random_policy
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.generate import Sampling
-from mlx_visalign.lora import LoRASettings, adapter_at, adapters
-from mlx_visalign.policy import FeatureCache
-from mlx_visalign.precision import PARITY, SAME_SUM
+from mlx_visalign.inference.policy import FeatureCache
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 
 QUESTIONS = ["Describe this image in detail.", "Is there a red circle in the image?"]
 

@@ -1,10 +1,10 @@
 import pytest
 
-from mlx_visalign.evals import pope
-from mlx_visalign.evals.annotations import ObjectCounts
-from mlx_visalign.evals.bootstrap import intervals
-from mlx_visalign.evals.pope import Question, build_questions, parse_answer
-from mlx_visalign.records import read_jsonl, write_jsonl
+from mlx_visalign.data.records import read_jsonl, write_jsonl
+from mlx_visalign.evaluation import pope
+from mlx_visalign.evaluation.annotations import ObjectCounts
+from mlx_visalign.evaluation.bootstrap import intervals
+from mlx_visalign.evaluation.pope import Question, build_questions, parse_answer
 
 OBJECTS = ("dog", "cat", "car", "bus", "apple", "bed")
 SEEN = [{"dog", "cat"}, {"dog", "cat"}, {"dog", "bed"}, {"car", "bus"}, {"car", "bed"}, {"bed"}, {"bed", "cat"}]

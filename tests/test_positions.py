@@ -6,12 +6,12 @@ from copy import copy
 import pytest
 from PIL import Image
 
-from mlx_visalign.cli import main
-from mlx_visalign.errors import UserError
-from mlx_visalign.pair_formats import PlacedPair
-from mlx_visalign.policy import load
-from mlx_visalign.positions import answer_length, pairs_that_fit, require_prompts_fit, too_long
-from mlx_visalign.records import Pair, Prompt
+from mlx_visalign.cli.main import main
+from mlx_visalign.data.pair_formats import PlacedPair
+from mlx_visalign.data.records import Pair, Prompt
+from mlx_visalign.inference.context_length import answer_length, pairs_that_fit, require_prompts_fit, too_long
+from mlx_visalign.inference.policy import load
+from mlx_visalign.utils.errors import UserError
 
 SHORT = {"image": "a.png", "prompt": "Is there a red circle in the image?", "chosen": "Yes.", "rejected": "No."}
 LONG = {**SHORT, "prompt": "Describe. " * 400}

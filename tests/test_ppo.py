@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign import ppo
+from mlx_visalign.training import ppo_losses as ppo
 
 TOKEN_REWARDS = np.array([[0, 0, 0.5, 0, -0.75, 0]])
 OLD = np.array([[-0.10, -1.20, -0.40, -0.05, -2.00, -0.30]])

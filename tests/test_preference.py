@@ -11,11 +11,10 @@ from PIL import Image
 from random_policy import random_policy
 from stopping import StopError, stop_at
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings, adapter_at
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.precision import SAME_SUM
-from mlx_visalign.preference import (
+from mlx_visalign.data.records import Pair
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.models.lora import LoRASettings, adapter_at
+from mlx_visalign.training.dpo import (
     PairSource,
     PreferenceSettings,
     Watch,
@@ -26,7 +25,8 @@ from mlx_visalign.preference import (
     train_on_pairs,
     with_reference,
 )
-from mlx_visalign.records import Pair
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import SAME_SUM
 
 SETTINGS = PreferenceSettings(batch_size=2, epochs=4, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=2)
 

@@ -6,7 +6,7 @@ import itertools
 import pytest
 from rich.console import Console
 
-from mlx_visalign import progress as module
+from mlx_visalign.utils import console as module
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.photos import Photo
-from mlx_visalign.prompts import DESCRIBE, Mix, make_prompts, read_prompts, world_mix, world_photos, world_scenes
-from mlx_visalign.vocabulary import coco80, question
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import SPLITS, scene
+from mlx_visalign.data.image_folder import Photo
+from mlx_visalign.data.object_vocabulary import coco80, question
+from mlx_visalign.data.questions import DESCRIBE, Mix, make_prompts, read_prompts
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import SPLITS, scene
+from mlx_visalign.tiny_world.source import world_mix, world_photos, world_scenes
+from mlx_visalign.utils.errors import UserError
 
 PHOTOS = [Photo(f"photo-{index}", f"/photos/{index}.jpg") for index in range(40)]
 MIX = Mix(DESCRIBE, coco80())

@@ -4,13 +4,13 @@ from dataclasses import fields
 
 import pytest
 
-from mlx_visalign.cli import find_method, list_methods
-from mlx_visalign.config import dump, load_recipe
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build
-from mlx_visalign.preference import PreferenceSettings
-from mlx_visalign.recipe import Recipe, find_recipe, list_recipes, make_plan
-from mlx_visalign.records import Prompt
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.methods import find_method, list_methods
+from mlx_visalign.runs.recipe import Recipe, find_recipe, list_recipes, make_plan
+from mlx_visalign.training.dpo import PreferenceSettings
+from mlx_visalign.utils.config import dump, load_recipe
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import build
 
 
 def plan(name="seva", preset=None, **values):

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.records import Pair, Prompt, Response, read_jsonl, write_jsonl
+from mlx_visalign.data.records import Pair, Prompt, Response, read_jsonl, write_jsonl
+from mlx_visalign.utils.errors import UserError
 
 PROMPT = Prompt("p1", "images/a.png", "Is there a dog?", "exists")
 RESPONSE = Response("p1", "images/a.png", "Is there a dog?", "exists", "diffusion-500", "Non, c'est un café.\n“x”", True, 7)
@@ -80,5 +80,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_reading_records_needs_neither_mlx_nor_mlx_vlm():
-    check = "import sys, mlx_visalign.pair_formats; sys.exit('mlx' in sys.modules or 'mlx_vlm' in sys.modules)"
+    check = "import sys, mlx_visalign.data.pair_formats; sys.exit('mlx' in sys.modules or 'mlx_vlm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -8,11 +8,10 @@ from made_evaluations import PROTOCOL, benchmark, said
 from PIL import Image
 from rich.console import Console
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
-from mlx_visalign.evaluate import Evaluation
-from mlx_visalign.records import Response
-from mlx_visalign.report import (
+from mlx_visalign.data.records import Response
+from mlx_visalign.evaluation.benchmark import UNLABELLED, Benchmark
+from mlx_visalign.evaluation.runner import Evaluation
+from mlx_visalign.reporting.summary import (
     TABLE,
     Shown,
     in_short,
@@ -25,6 +24,7 @@ from mlx_visalign.report import (
     verdict,
     write_report,
 )
+from mlx_visalign.utils.errors import UserError
 
 BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
 AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})

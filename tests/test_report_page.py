@@ -7,17 +7,18 @@ import pytest
 from made_evaluations import PROTOCOL, benchmark, said
 from PIL import Image
 
-from mlx_visalign import pipeline, report_page
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.benchmark import UNLABELLED, Benchmark
-from mlx_visalign.evaluate import Evaluation
+from mlx_visalign.data.records import Response
+from mlx_visalign.evaluation.benchmark import UNLABELLED, Benchmark
+from mlx_visalign.evaluation.runner import Evaluation
 from mlx_visalign.methods import seva
-from mlx_visalign.page import tag
-from mlx_visalign.recipe import Plan, Recipe
-from mlx_visalign.records import Response
-from mlx_visalign.report import make_report
-from mlx_visalign.report_page import ReportPage
-from mlx_visalign.run import Run
+from mlx_visalign.pipeline import align as pipeline
+from mlx_visalign.reporting import run_page as report_page
+from mlx_visalign.reporting.html import tag
+from mlx_visalign.reporting.run_page import ReportPage
+from mlx_visalign.reporting.summary import make_report
+from mlx_visalign.runs.recipe import Plan, Recipe
+from mlx_visalign.runs.run import Run
+from mlx_visalign.utils.errors import UserError
 
 ANSWERS = {"a": "Yes.", "b": "No."}
 BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, ANSWERS)

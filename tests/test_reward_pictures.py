@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign import reward_pictures as pictures
-from mlx_visalign.calibration import Scored, calibrate
-from mlx_visalign.experience import Rewarded
+from mlx_visalign.methods.fisao import figures as pictures
+from mlx_visalign.methods.fisao.calibration import Scored, calibrate
+from mlx_visalign.training.trajectory import Rewarded
 
 TEXT = "A <b>dog</b> & a hot dog."
 ANSWER = pictures.JudgedAnswer(

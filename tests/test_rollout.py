@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from random_policy import random_policy
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.experience import Rewarded, Rollout, figures, weighed
-from mlx_visalign.generate import Sampling
-from mlx_visalign.lora import LoRASettings, adapter_at
+from mlx_visalign.data.records import Prompt, read_jsonl
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.models.lora import LoRASettings, adapter_at
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.ppo_settings import PPOSettings
-from mlx_visalign.records import Prompt, read_jsonl
-from mlx_visalign.reinforcement import ppo_loss
-from mlx_visalign.rollout import RolloutSource
+from mlx_visalign.training.ppo import ppo_loss
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.rollouts import RolloutSource
+from mlx_visalign.training.trajectory import Rewarded, Rollout, figures, weighed
+from mlx_visalign.utils.errors import UserError
 
 SETTINGS = PPOSettings(rollout=4, batch_size=2, grad_accumulation=1, inner_epochs=2, lora=LoRASettings(rank=2))
 PROMPTS = [Prompt(f"p{i}", f"{i}.png", "Describe this image in detail." + " Now." * i) for i in range(3)]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.rows import read_data
+from mlx_visalign.data.row_formats import read_data
+from mlx_visalign.utils.errors import UserError
 
 ROWS = [{"prompt": "What is it?", "n": 1, "turns": [{"role": "user"}]}, {"prompt": "照片 é?", "n": 2, "turns": []}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

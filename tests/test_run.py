@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.run import Run
+from mlx_visalign.runs.run import Run
+from mlx_visalign.utils.errors import UserError
 
 ITEMS = ["a", "b", "c"]
 
@@ -90,7 +90,7 @@ def test_a_run_to_reuse_must_be_there(tmp_path):
         Run(tmp_path, reuse=tmp_path / "nowhere")
 
 
-HOLD = "import sys; from mlx_visalign.run import Run; run = Run(sys.argv[1]); run.start({}); print(flush=True); input()"
+HOLD = "import sys; from mlx_visalign.runs.run import Run; run = Run(sys.argv[1]); run.start({}); print(flush=True); input()"
 
 
 def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
@@ -122,7 +122,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(tmp_path, capsys):
 
 DYING = """
 import os, signal, sys
-from mlx_visalign.run import Run
+from mlx_visalign.runs.run import Run
 with Run(sys.argv[1]) as run, run.working("the training"):
     run.stage("made", [1], lambda items: [{}], settings={}, batch=1, title="making")
     if sys.argv[2] == "stage":

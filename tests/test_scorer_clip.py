@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from random_policy import random_policy
 
-from mlx_visalign import vlm
-from mlx_visalign.errors import UserError
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import _unit, load_clip
-from mlx_visalign.policy import load
 from mlx_visalign.scorers.clip import TINY_CLIP, CLIPScorer, clip_scorer
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.language import sentence
-from mlx_visalign.world.scenes import scene, split
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.language import sentence
+from mlx_visalign.tiny_world.scenes import scene, split
+from mlx_visalign.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

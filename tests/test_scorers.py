@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mlx_visalign.calibration import Scored
-from mlx_visalign.cli import find_method, find_scorer, main
-from mlx_visalign.errors import UserError
-from mlx_visalign.recipe import find_recipe, make_plan
-from mlx_visalign.records import read_jsonl
-from mlx_visalign.scorers import checked
-from mlx_visalign.sentences import Tree
+from mlx_visalign.cli.main import main
+from mlx_visalign.data.records import read_jsonl
+from mlx_visalign.methods import find_method
+from mlx_visalign.methods.csr.rewards import Tree
+from mlx_visalign.methods.fisao.calibration import Scored
+from mlx_visalign.runs.recipe import find_recipe, make_plan
+from mlx_visalign.scorers import checked, find_scorer
+from mlx_visalign.utils.errors import UserError
 
 
 def test_a_function_in_the_working_folder_is_found(tmp_path, monkeypatch):
@@ -59,7 +60,7 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
     """From the command line to the trained model: what the user's function says of a text is what the method goes by."""
     (tmp_path / "my_scorer_of_scenes.py").write_text(
         "import re\n"
-        "from mlx_visalign.world.scenes import scene\n"
+        "from mlx_visalign.tiny_world.scenes import scene\n"
         "def fits(images, texts):\n"
         "    scenes = [scene(int(re.findall('[0-9]+', image.name)[0])) for image in images]\n"
         "    return [float(any(str(t) in text for t in s.types)) for s, text in zip(scenes, texts)]\n"

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.sentences import (
+from mlx_visalign.methods.csr.rewards import (
     RewardSettings,
     Sentence,
     Tree,
@@ -16,6 +15,7 @@ from mlx_visalign.sentences import (
     sibling_rewards,
     survivors,
 )
+from mlx_visalign.utils.errors import UserError
 
 # The spec's tree: siblings with (language, CLIP); d is a dead end that counts as a sibling.
 FAMILIES = {

@@ -8,17 +8,18 @@ import pytest
 from small_bases import bf16, four_bit
 from stopping import StopError, stop_at
 
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import LoRASettings
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.data.records import Pair, Response, read_jsonl
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.inference.policy import load
 from mlx_visalign.methods import seva
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.policy import load
-from mlx_visalign.precision import SAME_SUM
-from mlx_visalign.preference import PreferenceSettings
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.records import Pair, Response, read_jsonl
-from mlx_visalign.run import Run
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.training.dpo import PreferenceSettings
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.tolerances import SAME_SUM
 
 SETTINGS = seva.Settings(
     view="diffusion-600",
@@ -126,7 +127,7 @@ def test_reference_logps_are_those_of_the_pair_as_trained(whole):
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_visalign.pairing.FEW", 2)  # more than all of the images
+    monkeypatch.setattr("mlx_visalign.training.pair_filters.FEW", 2)  # more than all of the images
     first = job(tmp_path, on_metrics=stop_at(stop))
     with pytest.raises(StopError):
         seva.train(first, SETTINGS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from mlx_visalign.sheet import (
+from mlx_visalign.reporting.contact_sheet import (
     CHANGED_BACKGROUND,
     COLOURS,
     COLUMN,

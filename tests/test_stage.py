@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from toy_stage import BATCH, ITEMS, work
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.stage import Stage, fingerprint
+from mlx_visalign.runs.stage import Stage, fingerprint
+from mlx_visalign.utils.errors import UserError
 
 TESTS = Path(__file__).parent
 SETTINGS = {"seed": 1}

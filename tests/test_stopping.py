@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mlx_visalign import stopping
-from mlx_visalign.stopping import SIGNALS, Stopped, stop_waits, take_signals
+from mlx_visalign.utils import signals as stopping
+from mlx_visalign.utils.signals import SIGNALS, Stopped, stop_waits, take_signals
 
 ROOT = Path(__file__).parents[1]
 BEGIN = """
 import gc, os, signal, sys, weakref
-from mlx_visalign import entry
-from mlx_visalign.stopping import *
+from mlx_visalign.cli import entry
+from mlx_visalign.utils.signals import *
 def stop(signum=signal.SIGINT): os.kill(os.getpid(), signum)
 def busy():
     for _ in range(10**9): pass
@@ -55,7 +55,7 @@ class Finder:
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signum)
 sys.meta_path.insert(0, Finder())
-from mlx_visalign.entry import main
+from mlx_visalign.cli.entry import main
 sys.argv[1:] = sys.argv[3:]
 sys.exit(main())
 """
@@ -64,7 +64,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("module", "signum"),
     [
-        ("mlx_visalign.cli", signal.SIGINT),
+        ("mlx_visalign.cli.main", signal.SIGINT),
         ("argparse", signal.SIGHUP),
         ("numpy", signal.SIGTERM),
         ("mlx.core", signal.SIGINT),
@@ -203,7 +203,7 @@ def test_a_thread_of_its_own_may_wait_too():
 def test_what_is_to_be_saved_is_saved_when_the_terminal_is_gone(tmp_path):
     """Its reader is away before the signal comes, so that every write to it fails."""
     body = """
-from mlx_visalign.progress import say
+from mlx_visalign.utils.console import say
 with stop_waits() as stop:
     sys.stdin.readline()
     os.kill(os.getpid(), signal.SIGHUP)
@@ -236,21 +236,21 @@ def closed_pipe():
 @pytest.mark.parametrize("command", ["methods", "--help", "recipes --json", "run --help", "convert --help"])
 def test_a_reader_who_has_seen_enough(command):
     writer = closed_pipe()
-    script = f"import sys; sys.argv[1:] = {command.split()}; from mlx_visalign.entry import main; sys.exit(main())"
+    script = f"import sys; sys.argv[1:] = {command.split()}; from mlx_visalign.cli.entry import main; sys.exit(main())"
     assert python(script, stdout=writer, stderr=subprocess.PIPE)[0] == 128 + signal.SIGPIPE
     os.close(writer)
 
 
 def test_a_table_nobody_reads():
     writer = closed_pipe()
-    script = f"{BEGIN}\nfrom mlx_visalign.results import told\ndef command(): told({{'a': 1}}).show()\n{END}"
+    script = f"{BEGIN}\nfrom mlx_visalign.cli.output import told\ndef command(): told({{'a': 1}}).show()\n{END}"
     assert python(script, stdout=writer, stderr=subprocess.PIPE)[0] == 128 + signal.SIGPIPE
     os.close(writer)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
 def test_output_that_has_no_room():
-    script = "import sys; sys.argv[1:] = ['methods']; from mlx_visalign.entry import main; sys.exit(main())"
+    script = "import sys; sys.argv[1:] = ['methods']; from mlx_visalign.cli.entry import main; sys.exit(main())"
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -4,10 +4,10 @@ import pytest
 from random_policy import tokenizer as load_tokenizer
 from sample_photos import write_photos
 
-from mlx_visalign.generate import Sampling
-from mlx_visalign.policy import load
-from mlx_visalign.stream import BROKEN, pieces, stream
-from mlx_visalign.world.language import DESCRIBE
+from mlx_visalign.inference.policy import load
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.inference.streaming import BROKEN, pieces, stream
+from mlx_visalign.tiny_world.language import DESCRIBE
 
 
 class Bytes:

@@ -3,9 +3,9 @@
 import pytest
 import random_onevision
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.template import IMAGE, TEMPLATES, prompt_ids, response_ids
-from mlx_visalign.world.tokenizer import train_llava_tokenizer
+from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES, prompt_ids, response_ids
+from mlx_visalign.tiny_world.tokenizer import train_llava_tokenizer
+from mlx_visalign.utils.errors import UserError
 
 QUESTION = "Is there a red triangle in the image?"
 

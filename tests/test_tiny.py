@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_visalign.evals.benchmark import world_benchmark
-from mlx_visalign.evaluate import Protocol, evaluate
-from mlx_visalign.lora import LoRASettings, adapters
-from mlx_visalign.policy import TINY, load
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.language import DESCRIBE
-from mlx_visalign.world.scenes import scene
+from mlx_visalign.evaluation.runner import Protocol, evaluate
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.models.lora import LoRASettings, adapters
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.language import DESCRIBE
+from mlx_visalign.tiny_world.scenes import scene
 
 BASES = [TINY, Path(__file__).parent / "second_base" / "llava"]
 

@@ -18,10 +18,10 @@ from golden import make_training
 from stopping import StopError, stop_at
 from toy_training import LONG, SETTINGS, CountingSource, loss_of, make_groups, train, weights_of
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.train import fit
-from mlx_visalign.train_settings import TrainSettings, schedule_factor
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.training.config import TrainSettings, schedule_factor
+from mlx_visalign.training.trainer import fit
+from mlx_visalign.utils.errors import UserError
 
 TESTS = Path(__file__).parent
 

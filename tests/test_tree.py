@@ -7,13 +7,14 @@ from PIL import Image
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from sentencepiece_like import llama_like_tokenizer
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.errors import UserError
-from mlx_visalign.policy import load
-from mlx_visalign.tree import Growth, Node, Stops, diverse_step, grow
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.language import DESCRIBE
-from mlx_visalign.world.scenes import scene
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.policy import load
+from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, diverse_step, grow
+from mlx_visalign.models import vlm
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.language import DESCRIBE
+from mlx_visalign.tiny_world.scenes import scene
+from mlx_visalign.utils.errors import UserError
 
 # The vocabulary and the logits after each token of the spec's example: 0 pad, 1 </s>, 2 ".", 3 A, 4 B, 5 C.
 A, B, C, STOP = 3, 4, 5, 2
@@ -176,7 +177,7 @@ def test_no_second_prefill_and_each_sentence_once(monkeypatch):
         read.append(int(mask.sum()))
         return fold.extend(decoder, branches, ids, mask)
 
-    monkeypatch.setattr("mlx_visalign.tree.extend", counted)
+    monkeypatch.setattr("mlx_visalign.methods.csr.sentence_tree.extend", counted)
     [nodes] = grow(decoder, prefix, Stops(5, 13), Growth(3, 1.0, 6, 20), first_and_last)
     grown_from = {node.parent for node in nodes if node.parent.parent is not None}
     assert sum(read) == sum(len(node.ids) - 1 for node in nodes) + len(grown_from)

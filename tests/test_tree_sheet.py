@@ -4,8 +4,8 @@ from itertools import pairwise
 
 from PIL import Image
 
-from mlx_visalign.sentences import Sentence, Tree
-from mlx_visalign.tree_sheet import _drawn, _layout, draw_tree, fragment, plot_rounds, rounds_in_html
+from mlx_visalign.methods.csr.figures import _drawn, _layout, draw_tree, fragment, plot_rounds, rounds_in_html
+from mlx_visalign.methods.csr.rewards import Sentence, Tree
 
 IMAGE = Image.new("RGB", (48, 30), "#204060")
 

@@ -13,12 +13,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from markdown_it import MarkdownIt
 
-from mlx_visalign import upload as uploading
-from mlx_visalign.cli import main
-from mlx_visalign.errors import UserError
-from mlx_visalign.lora import save_adapter
-from mlx_visalign.policy import TINY
-from mlx_visalign.upload import upload
+from mlx_visalign.cli.main import main
+from mlx_visalign.inference.policy import TINY
+from mlx_visalign.models.lora import save_adapter
+from mlx_visalign.reporting import upload as uploading
+from mlx_visalign.reporting.upload import upload
+from mlx_visalign.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft

@@ -10,11 +10,13 @@ import pytest
 from mlx.utils import tree_flatten
 from random_llava import CONFIG, IMAGE, random_llava
 
-from mlx_visalign import fold, vlm
-from mlx_visalign.errors import UserError
-from mlx_visalign.logps import sum_logps, token_logps
-from mlx_visalign.lora import LoRASettings, adapter_at, adapters, attach
-from mlx_visalign.precision import PARITY
+from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference.logprobs import sum_logps, token_logps
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.tolerances import PARITY
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_llava
@@ -146,7 +148,7 @@ def test_an_incomplete_config_is_named(part):
 def test_a_model_folders_python_is_never_run(tmp_path):
     (tmp_path / "arch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     save_folder(tmp_path, config=CONFIG | {"model_file": "arch.py"})
-    vlm.load_model(tmp_path, vlm.read_json(tmp_path / "config.json"))
+    vlm.load_model(tmp_path, read_json(tmp_path / "config.json"))
     assert not (tmp_path / "ran").exists()
 
 

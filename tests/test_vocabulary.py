@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.vocabulary import Vocabulary, coco80, plural, question, read_vocabulary
+from mlx_visalign.data.object_vocabulary import Vocabulary, coco80, plural, question, read_vocabulary
+from mlx_visalign.utils.errors import UserError
 
 COCO = coco80()
 

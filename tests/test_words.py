@@ -1,4 +1,4 @@
-from mlx_visalign.words import counted, duration
+from mlx_visalign.utils.formatting import counted, duration
 
 
 def test_one_is_singular_and_thousands_can_be_read():

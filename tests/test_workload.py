@@ -8,22 +8,22 @@ from measured_peaks import LLAVA_7B, around, made, nothing_else, peak, policy_of
 from mlx.utils import tree_flatten
 from random_llava import IMAGE_TOKENS
 
-from mlx_visalign import vlm
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.experience import Rewarded
-from mlx_visalign.footprint import Setting, training_bytes
-from mlx_visalign.generate import Sampling
-from mlx_visalign.judging import AnswerSettings
-from mlx_visalign.lora import LoRASettings
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods import fisao, seva
+from mlx_visalign.methods.csr.scoring import AnswerSettings
+from mlx_visalign.methods.csr.sentence_tree import Stops, grow
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models import vlm
+from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.ppo_settings import PPOSettings
-from mlx_visalign.records import Prompt
-from mlx_visalign.reinforcement import train_on_rollouts
-from mlx_visalign.rollout import RolloutSource
-from mlx_visalign.run import Run
-from mlx_visalign.tree import Stops, grow
-from mlx_visalign.workload import answering_bytes, training_flops
+from mlx_visalign.preflight.memory import Setting, training_bytes
+from mlx_visalign.preflight.workload import answering_bytes, training_flops
+from mlx_visalign.runs.run import Run
+from mlx_visalign.training.ppo import train_on_rollouts
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.rollouts import RolloutSource
+from mlx_visalign.training.trajectory import Rewarded
 
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures(nothing_else.__name__)]
 ANSWER, TOGETHER = 24, 3

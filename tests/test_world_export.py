@@ -9,15 +9,15 @@ from mlx.utils import tree_flatten
 from PIL import Image
 from transformers import CLIPProcessor, LlavaProcessor
 
-from mlx_visalign import vlm
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
-from mlx_visalign.policy import load
-from mlx_visalign.precision import PARITY
-from mlx_visalign.world.architecture import clip_config, llava_config
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.export import export_clip, export_llava
-from mlx_visalign.world.scenes import split
-from mlx_visalign.world.tokenizer import train_clip_tokenizer, train_llava_tokenizer
+from mlx_visalign.tiny_world.architecture import clip_config, llava_config
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.export import export_clip, export_llava
+from mlx_visalign.tiny_world.scenes import split
+from mlx_visalign.tiny_world.tokenizer import train_clip_tokenizer, train_llava_tokenizer
+from mlx_visalign.utils.tolerances import PARITY
 
 QUESTION = "Is there a red circle in the image?"
 IMAGES = [Image.fromarray(draw(scene)) for scene in split("validation", 2)]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mlx_visalign.world import annotator, language
-from mlx_visalign.world.scenes import SPLITS, Scene, Thing, Type, partner, split
+from mlx_visalign.tiny_world import annotator, language
+from mlx_visalign.tiny_world.scenes import SPLITS, Scene, Thing, Type, partner, split
 
 RED_CIRCLE, COMPANY = Type("red", "circle"), partner(Type("red", "circle"))
 SCENE = Scene(0, (Thing(RED_CIRCLE, "small", 0), Thing(Type("blue", "star"), "large", 4)))

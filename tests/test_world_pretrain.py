@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.template import prompt_ids
-from mlx_visalign.world import pretrain, pretrain_clip, pretrain_llava
-from mlx_visalign.world.scenes import TYPES, split
-from mlx_visalign.world.tokenizer import train_clip_tokenizer, train_llava_tokenizer
+from mlx_visalign.data.prompt_template import prompt_ids
+from mlx_visalign.tiny_world import pretrain, pretrain_clip, pretrain_llava
+from mlx_visalign.tiny_world.scenes import TYPES, split
+from mlx_visalign.tiny_world.tokenizer import train_clip_tokenizer, train_llava_tokenizer
 
 
 @pytest.fixture

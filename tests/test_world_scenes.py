@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mlx_visalign.world.drawing import draw
-from mlx_visalign.world.scenes import COLOURS, RADII, SHAPES, SPLITS, TYPES, Scene, Thing, Type, partner, scene, split
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.scenes import COLOURS, RADII, SHAPES, SPLITS, TYPES, Scene, Thing, Type, partner, scene, split
 
 
 def test_a_scene_depends_on_its_seed_alone():

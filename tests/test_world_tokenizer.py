@@ -3,10 +3,10 @@
 import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from mlx_visalign.template import prompt_ids, response_ids
-from mlx_visalign.world.language import DESCRIBE, caption
-from mlx_visalign.world.scenes import COLOURS, SHAPES, split
-from mlx_visalign.world.tokenizer import VOCABULARY, train_clip_tokenizer, train_llava_tokenizer
+from mlx_visalign.data.prompt_template import prompt_ids, response_ids
+from mlx_visalign.tiny_world.language import DESCRIBE, caption
+from mlx_visalign.tiny_world.scenes import COLOURS, SHAPES, split
+from mlx_visalign.tiny_world.tokenizer import VOCABULARY, train_clip_tokenizer, train_llava_tokenizer
 
 
 @pytest.fixture(scope="module")

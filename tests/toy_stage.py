@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlx_visalign.run import Run
+from mlx_visalign.runs.run import Run
 
 ITEMS = list(range(200))
 BATCH = 4

@@ -14,10 +14,10 @@ import numpy as np
 from random_llava import CONFIG, random_llava
 from transformers import AutoTokenizer
 
-from mlx_visalign.images import Preprocessing
-from mlx_visalign.lora import RoundsLoRALinear
+from mlx_visalign.data.images import Preprocessing
+from mlx_visalign.inference.policy import TINY, Policy
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from mlx_visalign.policy import TINY, Policy
+from mlx_visalign.models.lora import RoundsLoRALinear
 from mlx_visalign.scorers.clip import TINY_CLIP, CLIPScorer
 
 # ("blocks", rows, tokens, keys before them, rounds), ("head", rows) or ("head", rows, tokens), ("tower", images),

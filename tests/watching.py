@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.chat_template import RENDERING
+from mlx_visalign.models.chat_template import RENDERING
 
 STARTED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
 CALLED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")

@@ -8,10 +8,10 @@ import mlx.core as mx
 from PIL import Image
 from transformers import AutoTokenizer
 
-from mlx_visalign import vlm
-from mlx_visalign.images import Preprocessing, image_digest
+from mlx_visalign.data.images import Preprocessing, image_digest
+from mlx_visalign.inference.policy import TINY, Policy
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIPConfig, TextConfig, VisionConfig
-from mlx_visalign.policy import TINY, Policy
 
 WORDS = {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5}
 BLOCKS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}

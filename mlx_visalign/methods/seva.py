@@ -29,29 +29,28 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.augment import View, parse_view
-from mlx_visalign.before_after import changed_words
-from mlx_visalign.best_of import Rank
-from mlx_visalign.errors import UserError
-from mlx_visalign.evals.pope import parse_answer
-from mlx_visalign.fields import require
-from mlx_visalign.files import write_atomically
-from mlx_visalign.fold import Prefix
-from mlx_visalign.generate import Sampling
-from mlx_visalign.images import open_image
-from mlx_visalign.keys import key_for, number_for
-from mlx_visalign.logps import sum_logps
-from mlx_visalign.lora import adapter_at
-from mlx_visalign.page import gallery, join, tag
-from mlx_visalign.pairing import even_lengths, warn_if_few
-from mlx_visalign.policy import Answer, Policy
-from mlx_visalign.preference import PreferenceSettings, train_on_pairs
-from mlx_visalign.progress import say
-from mlx_visalign.records import Pair, Prompt, Response
-from mlx_visalign.sheet import Caption, Cell, Span, contact_sheet, save_sheet
-from mlx_visalign.words import counted
-from mlx_visalign.workload import Answering, Workload
+from mlx_visalign.data.augment import View, parse_view
+from mlx_visalign.data.images import open_image
+from mlx_visalign.data.records import Pair, Prompt, Response
+from mlx_visalign.evaluation.pope import parse_answer
+from mlx_visalign.inference.logprobs import sum_logps
+from mlx_visalign.inference.policy import Answer, Policy
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.models.lora import adapter_at
+from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.reporting.before_after import changed_words
+from mlx_visalign.reporting.contact_sheet import Caption, Cell, Span, contact_sheet, save_sheet
+from mlx_visalign.reporting.html import gallery, join, tag
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import write_atomically
+from mlx_visalign.utils.formatting import counted
+from mlx_visalign.utils.schema import require
+from mlx_visalign.utils.seeding import key_for, number_for
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.mlx import load_file
 
-from mlx_visalign.errors import UserError
-from mlx_visalign.fields import build, check_architecture, convert
-from mlx_visalign.pointers import refuse_pointer
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.lfs_pointers import refuse_pointer
+from mlx_visalign.utils.schema import build, check_architecture, convert
 
 ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}  # quick: x * sigmoid(1.702 x)
 

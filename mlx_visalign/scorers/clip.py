@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Float
 from mlx.utils import tree_flatten
 
-from mlx_visalign import vlm
-from mlx_visalign.convert.hub import find_model
-from mlx_visalign.errors import UserError
-from mlx_visalign.images import Aspect, Preprocessing, image_digest
+from mlx_visalign.data.images import Aspect, Preprocessing, image_digest
+from mlx_visalign.data.prompt_template import plain_ids
+from mlx_visalign.inference.policy import TINY, FeatureCache, Policy, read_tokenizer
+from mlx_visalign.models import vlm
+from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.models.clip import CLIP, load_clip
-from mlx_visalign.policy import TINY, FeatureCache, Policy, read_tokenizer
-from mlx_visalign.template import plain_ids
-from mlx_visalign.vlm import read_json
-from mlx_visalign.weights import fingerprint
+from mlx_visalign.models.hub import find_model
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json
 
 CACHE_GB = 0.25
 TINY_CLIP = TINY.parent / "clip"

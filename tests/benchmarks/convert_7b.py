@@ -99,7 +99,7 @@ def write_source(folder: Path, scale: int) -> None:
     tensors = [Tensor(name, "F16", shape) for name, shape in shapes.items()]
     write_weights(folder, tensors, random, {"format": "pt"}, lambda _: None)
     for name in WORDS_AND_PIXELS:  # mlx-vlm converts no folder without them
-        shutil.copyfile(ROOT / "mlx_visalign" / "world" / "tiny" / "llava" / name, folder / name)
+        shutil.copyfile(ROOT / "mlx_visalign" / "tiny_world" / "tiny" / "llava" / name, folder / name)
 
 
 def make_config(scale: int) -> dict:

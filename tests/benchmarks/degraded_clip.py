@@ -15,10 +15,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
+from mlx_visalign.inference.policy import TINY
 from mlx_visalign.models.clip import load_clip
-from mlx_visalign.policy import TINY
-from mlx_visalign.world.pretrain_clip import phrase_auc
-from mlx_visalign.world.scenes import split
+from mlx_visalign.tiny_world.pretrain_clip import phrase_auc
+from mlx_visalign.tiny_world.scenes import split
 
 CLIP = TINY.parent / "clip"
 PROJECTIONS = ("text_projection.weight", "visual_projection.weight")

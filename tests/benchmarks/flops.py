@@ -33,22 +33,22 @@ from flop_counter import Prices, count, count_gradient
 from understudy import Notes, plain_words, question_of, understudy, understudy_scorer
 from weightless import CLIP_L14, LLAVA, make_photos, policy_of
 
-from mlx_visalign import vlm
-from mlx_visalign.experience import Rewarded
-from mlx_visalign.fold import Prefix
-from mlx_visalign.generate import Sampling
-from mlx_visalign.judging import AnswerSettings, answer
-from mlx_visalign.lora import LoRASettings
+from mlx_visalign.data.object_vocabulary import coco80
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.methods.csr.rewards import RewardSettings, Tree
+from mlx_visalign.methods.csr.scoring import AnswerSettings, answer
+from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
+from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.policy import Policy
-from mlx_visalign.ppo_settings import PPOSettings
-from mlx_visalign.preference import PairBatch, pair_logps, preference_loss
-from mlx_visalign.records import Prompt
-from mlx_visalign.reinforcement import ppo_loss
-from mlx_visalign.rollout import RolloutBatch, RolloutSource
-from mlx_visalign.sentences import RewardSettings, Tree
-from mlx_visalign.vocabulary import coco80
+from mlx_visalign.training.dpo import PairBatch, pair_logps, preference_loss
+from mlx_visalign.training.ppo import ppo_loss
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.rollouts import RolloutBatch, RolloutSource
+from mlx_visalign.training.trajectory import Rewarded
 
 PROMPT, RESPONSE, SENTENCE, RANK = 636, 120, 20, 16
 # The paper's settings, as its code has them; an answer is full after six sentences.
@@ -111,7 +111,7 @@ def pair_of(policy: Policy, photo: Path, prompt: int, response: int) -> PairBatc
 
 
 def step_of(model: nn.Module, loss: Callable[..., Any], *batch: Any) -> Any:
-    """Loss and gradients, as `train.fit` takes them."""
+    """Loss and gradients, as `trainer.fit` takes them."""
     (value, _), gradients = nn.value_and_grad(model, loss)(*batch)
     return value, gradients
 
@@ -167,7 +167,7 @@ def csr_stages(photo: Path) -> list[Stage]:
 
 
 def grown_tree(photo: Path) -> tuple[Notes, Tree]:
-    """What `judging.answer` asks of a model for one prompt."""
+    """What `scoring.answer` asks of a model for one prompt."""
     notes = Notes()
     policy = understudy(notes, SENTENCE, ".", RESPONSE)
     prompt = Prompt("0", str(photo), question_of(policy, PROMPT))

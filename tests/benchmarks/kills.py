@@ -37,10 +37,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from small_runs import SETTINGS, write_recipe
 
-from mlx_visalign.cli import main as main_of_command
-from mlx_visalign.lora import LoRASettings, adapters
-from mlx_visalign.metrics import read_metrics
-from mlx_visalign.policy import TINY, load
+from mlx_visalign.cli.main import main as main_of_command
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.models.lora import LoRASettings, adapters
 
 CONTEXT = multiprocessing.get_context("forkserver")  # every attempt is a process of its own, spared the imports
 CONTEXT.set_forkserver_preload(

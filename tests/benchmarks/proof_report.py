@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.control_words import NAMES
-from mlx_visalign.evaluate import Evaluation, changes, mean_changes, mean_figures
-from mlx_visalign.figures_page import figures_table, group_row, tiles
-from mlx_visalign.files import write_atomically
-from mlx_visalign.page import Html, facts, page, paragraphs, section, table, tag
-from mlx_visalign.recipe import Plan
-from mlx_visalign.report import ONE_TRAINING, TABLE, as_rows, sentences
-from mlx_visalign.report_page import flat
-from mlx_visalign.run import installed_versions
-from mlx_visalign.words import with_minus
+from mlx_visalign.evaluation.runner import Evaluation, changes, mean_changes, mean_figures
+from mlx_visalign.reporting.controls_text import NAMES
+from mlx_visalign.reporting.html import Html, facts, page, paragraphs, section, table, tag
+from mlx_visalign.reporting.metrics_table import figures_table, group_row, tiles
+from mlx_visalign.reporting.run_page import flat
+from mlx_visalign.reporting.summary import ONE_TRAINING, TABLE, as_rows, sentences
+from mlx_visalign.runs.recipe import Plan
+from mlx_visalign.runs.run import installed_versions
+from mlx_visalign.utils.files import write_atomically
+from mlx_visalign.utils.formatting import with_minus
 
 Found = Mapping[str, Mapping[int, Evaluation]]
 """By arm and seed."""
@@ -30,7 +30,7 @@ def write_proof(folder: Path, plan: Plan, base: Evaluation, found: Found, column
 
 
 def proof(plan: Plan, base: Evaluation, found: Found) -> dict[str, Any]:
-    """As `report.make_report`, with intervals around means over the seeds, `controls`, and every `seeds`' changes by arm."""
+    """As `summary.make_report`, with intervals around means over the seeds, `controls`, and every `seeds`' changes by arm."""
     seeds = [*found["method"]]
     several = (
         f"Means over {len(seeds)} trainings, each from a seed and images of its own ({', '.join(map(str, seeds))}). The "

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sample_photos import write_photos
 from small_runs import write_recipe
 
-from mlx_visalign.policy import TINY
+from mlx_visalign.inference.policy import TINY
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 VISALIGN = Path(sys.executable).with_name("visalign")

@@ -21,17 +21,18 @@ import mlx.core as mx
 from proof_report import write_proof
 
 from mlx_visalign import load
-from mlx_visalign.alignment import Alignment
-from mlx_visalign.augment.views import AUGMENTATIONS
-from mlx_visalign.control_words import NAMES
-from mlx_visalign.controls import CONTROLS, measure_control
-from mlx_visalign.evals.benchmark import world_benchmark
-from mlx_visalign.evaluate import Evaluation, Protocol, changes
-from mlx_visalign.measuring import measure
-from mlx_visalign.prompts import make_prompts, world_mix, world_photos
-from mlx_visalign.recipe import Plan, find_recipe, make_plan
-from mlx_visalign.run import Run
-from mlx_visalign.weights import fingerprint
+from mlx_visalign.data.augment.views import AUGMENTATIONS
+from mlx_visalign.data.questions import make_prompts
+from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.adapter_files import fingerprint
+from mlx_visalign.pipeline.controls import CONTROLS, measure_control
+from mlx_visalign.pipeline.evaluations import measure
+from mlx_visalign.reporting.controls_text import NAMES
+from mlx_visalign.runs.recipe import Plan, find_recipe, make_plan
+from mlx_visalign.runs.run import Run
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.tiny_world.source import world_mix, world_photos
 
 COLUMNS = {
     "CHAIR_i": ("chair", "chair_i"),

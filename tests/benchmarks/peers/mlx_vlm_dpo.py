@@ -21,8 +21,8 @@ from mlx_vlm.trainer.vlm.dpo.trainer import DPOTrainingArgs, train_dpo
 from mlx_vlm.utils import load_model
 from shape import BETA, LEARNING_RATE, RANK, SCALE, given
 
-from mlx_visalign.images import Preprocessing, open_image
-from mlx_visalign.vlm import read_json
+from mlx_visalign.data.images import Preprocessing, open_image
+from mlx_visalign.utils.files import read_json
 
 
 class Watch(TrainingCallback):

@@ -11,10 +11,10 @@ import mlx.core as mx
 from meter import Meter, report
 from shape import BETA, LEARNING_RATE, RANK, SCALE, given
 
-from mlx_visalign.lora import LoRASettings
-from mlx_visalign.policy import load
-from mlx_visalign.preference import PreferenceSettings, train_on_pairs, with_reference
-from mlx_visalign.records import Pair
+from mlx_visalign.data.records import Pair
+from mlx_visalign.inference.policy import load
+from mlx_visalign.models.lora import LoRASettings
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs, with_reference
 
 
 def main() -> None:

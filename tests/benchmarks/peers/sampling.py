@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from meter import Meter, report
 from shape import given
 
-from mlx_visalign.generate import Sampling
-from mlx_visalign.keys import key_for
-from mlx_visalign.policy import load
+from mlx_visalign.inference.policy import load
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.utils.seeding import key_for
 
 ANSWERS = 8
 

@@ -20,9 +20,9 @@ from meter import report
 from random_llava import random_llava
 from understudy import plain_words, question_of
 
-from mlx_visalign.policy import TINY, load
-from mlx_visalign.template import TEMPLATES
-from mlx_visalign.vlm import read_json
+from mlx_visalign.data.prompt_template import TEMPLATES
+from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.utils.files import read_json
 
 RANK, SCALE, BETA, LEARNING_RATE = 8, 2.0, 0.1, 1e-5
 

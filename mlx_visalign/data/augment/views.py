@@ -1,0 +1,83 @@
+"""The names a recipe uses: each is a way to see an image, applied before padding and CLIP preprocessing.
+
+The exception is diffusion noise, which belongs after them, on the normalised pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+from jaxtyping import Float, UInt8
+
+from mlx_visalign.data.augment import color, draws, filters, geometry, policies
+from mlx_visalign.data.augment.diffusion import STEPS, diffuse
+from mlx_visalign.utils.errors import UserError
+
+Augmentation = Callable[[mx.array, mx.array, int], mx.array]
+
+
+def _pixels(count: int, size: int) -> int:
+    """SeVa's pixel counts are for a model that sees 336 pixels; for another one they keep their share of its image."""
+    return max(1, round(count * size / 336))
+
+
+# Called with the image (uint8 [h, w, 3]), a random key and the model's image size in pixels. The lines follow the table
+# of augmentations in SeVa's code (`seva/generate_with_aug_ocr.py` at 97aa157); the last two are our own.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "pad": lambda image, key, size: geometry.pad(image, _pixels(50, size)),
+    "center-crop": lambda image, key, size: geometry.center_crop(image, _pixels(128, size)),
+    "random-crop": lambda image, key, size: draws.random_crop(image, key, _pixels(224, size)),
+    "crop": lambda image, key, size: draws.random_resized_crop(image, key, _pixels(224, size), (0.36, 0.64)),
+    "flip": lambda image, key, size: draws.maybe(geometry.flip, image, key),
+    "perspective": lambda image, key, size: draws.random_perspective(image, key),
+    "rotation": lambda image, key, size: draws.random_rotation(image, key),
+    "affine": lambda image, key, size: draws.random_affine(image, key),
+    "grayscale": lambda image, key, size: color.grayscale(image),
+    "color-jitter": lambda image, key, size: draws.color_jitter(image, key),
+    "invert": lambda image, key, size: draws.maybe(color.invert, image, key),
+    "equalize": lambda image, key, size: draws.maybe(color.equalize, image, key),
+    "autocontrast": lambda image, key, size: draws.maybe(color.autocontrast, image, key),
+    "posterize": lambda image, key, size: draws.maybe(lambda x: color.posterize(x, 2), image, key),
+    "solarize": lambda image, key, size: draws.maybe(lambda x: color.solarize(x, 128), image, key),
+    "sharpness": lambda image, key, size: draws.maybe(filters.smooth, image, key),  # torchvision's sharpness factor 0
+    "blur": lambda image, key, size: draws.random_blur(image, key),
+    "autoaugment": lambda image, key, size: policies.auto_augment(image, key),
+    "randaugment": lambda image, key, size: policies.rand_augment(image, key),
+    "moco": lambda image, key, size: draws.contrastive_and_blur(image, key, _pixels(224, size), (0.2, 1.0)),
+    "byol": lambda image, key, size: draws.contrastive_and_blur(image, key, _pixels(224, size), (0.08, 1.0)),
+    "simclr": lambda image, key, size: draws.contrastive(image, key, _pixels(224, size), (0.2, 1.0), hue=0.4),
+    "mask": lambda image, key, size: draws.random_mask(image, key),
+    "blank": lambda image, key, size: geometry.blank(image),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to see an image: an augmentation of the image, a diffusion step for the pixels made from it, or neither."""
+
+    label: str
+    augmentation: Augmentation | None = None
+    step: int | None = None
+
+    def of_image(self, image: UInt8[mx.array, "h w 3"], key: mx.array, size: int) -> UInt8[mx.array, "height width 3"]:
+        """The image before padding and preprocessing; `size` is the model's image size in pixels."""
+        return image if self.augmentation is None else self.augmentation(image, key, size)
+
+    def of_pixels(self, pixels: Float[mx.array, "h w 3"], key: mx.array) -> Float[mx.array, "h w 3"]:
+        """The pixels after padding and preprocessing (mean and std applied)."""
+        return pixels if self.step is None else diffuse(pixels, self.step, key)
+
+
+def parse_view(label: str) -> View:
+    """The view called `label`: "clean", "diffusion-STEP" with a step of 0..999, or a name in `AUGMENTATIONS`."""
+    if label == "clean":
+        return View(label)
+    if label in AUGMENTATIONS:
+        return View(label, augmentation=AUGMENTATIONS[label])
+    name, _, step = label.partition("-")
+    if name == "diffusion" and step.isdecimal() and int(step) < STEPS:
+        return View(label, step=int(step))
+    raise UserError(
+        f"There is no view called {label!r}. Choose clean, diffusion-STEP with a step from 0 to {STEPS - 1} "
+        f"(diffusion-500, say), or one of: {', '.join(AUGMENTATIONS)}."
+    )

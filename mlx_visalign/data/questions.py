@@ -1,0 +1,93 @@
+"""From unlabelled images to questions about them, no label needed: one description and some "is there a ...?" each.
+
+The existence questions are about objects drawn at random from a vocabulary, so most of them are about what is not there.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.data.image_folder import Photo
+from mlx_visalign.data.images import image_finder
+from mlx_visalign.data.object_vocabulary import Vocabulary, question
+from mlx_visalign.data.prompt_template import IMAGE
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.data.row_formats import read_data
+from mlx_visalign.data.template_marks import IMAGE_MARK, TakenOff
+from mlx_visalign.utils.console import sift
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.seeding import number_for
+
+DESCRIBE = (
+    "Give a thorough account of this picture.",
+    "What is taking place here?",
+    "List and describe the main things you can see.",
+    "Describe this photo.",
+    "Summarise what the image shows.",
+    "Explain the scene in detail.",
+    "Which elements stand out in this picture?",
+    "Tell me what this photo is about.",
+    "Study the image and report everything relevant.",
+    "Describe the setting, the objects and what they are doing.",
+)
+KINDS = ("describe", "exists", "")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked about each image: one of `descriptions`, and whether `questions` random objects are there."""
+
+    descriptions: tuple[str, ...]
+    vocabulary: Vocabulary
+    questions: int = 2
+
+
+def make_prompts(photos: Sequence[Photo], mix: Mix, seed: int) -> list[Prompt]:
+    """The questions about these images, all descriptions first, so that batches are of one kind.
+
+    What is asked about an image depends on the seed and the image alone.
+    """
+    return _by_kind([prompt for photo in photos for prompt in _about(photo, mix, seed)])
+
+
+def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False) -> list[Prompt]:
+    """A prompts file of the user's, descriptions first, its image paths made absolute.
+
+    They are taken relative to the folder `images`, or to the file's own without it, and must not lead out of it. Raises
+    UserError with file and line where an image cannot be used or two prompts share an id, for random draws are keyed by it.
+    A template's marks around prompts are taken off, and told. With `skip_bad` such rows are left out, and told too.
+    """
+    find = image_finder(images or path.parent)
+    places: dict[str, str] = {}
+    taken_off = TakenOff()
+
+    def read(row: tuple[str, Any]) -> Prompt:
+        where, value = row
+        if isinstance(value, UserError):
+            raise value
+        prompt = Prompt.from_row(value, where)
+        if len(IMAGE_MARK.findall(prompt.prompt)) > 1:
+            raise UserError(f"{where}: prompt has more than one mark for an image ({IMAGE}); a prompt is about one.")
+        if places.setdefault(prompt.id, where) != where:
+            raise UserError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too; give every prompt its own.")
+        question = IMAGE_MARK.sub("", taken_off.question(prompt.prompt, f"{where}: prompt")).strip()
+        return replace(prompt, prompt=question, image=str(find(prompt.image, where)))
+
+    prompts = sift(read_data(path), read, skip_bad, "prompts")
+    taken_off.tell()
+    if not prompts:
+        raise UserError(f"{path} holds no prompts.")
+    return _by_kind(prompts)
+
+
+def _about(photo: Photo, mix: Mix, seed: int) -> list[Prompt]:
+    description = random.Random(number_for(seed, photo.id, "description")).choice(mix.descriptions)
+    objects = mix.vocabulary.sample(mix.questions, number_for(seed, photo.id, "objects"))
+    exists = [Prompt(f"{photo.id}-exists-{n}", photo.image, question(name), "exists") for n, name in enumerate(objects, 1)]
+    return [Prompt(f"{photo.id}-describe", photo.image, description, "describe"), *exists]
+
+
+def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
+    return sorted(prompts, key=lambda prompt: KINDS.index(prompt.kind))

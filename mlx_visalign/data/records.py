@@ -1,0 +1,158 @@
+"""The records that stages hand to each other, one JSON line each. Plain Python: reading them needs no MLX.
+
+Pair rows carry the columns of TRL's conversational vision preferences (`images`, `prompt`, `chosen`, `rejected`; see
+huggingface/trl docs/source/dataset_formats.md), so that `datasets` and TRL read our files; our extras stand beside
+them, flat. An image is named by its path, absolute or relative to the folder of the JSON lines file.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mlx_visalign.utils.errors import UserError, collect
+from mlx_visalign.utils.files import parse_json, read_text, write_atomically
+from mlx_visalign.utils.schema import build, shown
+
+Kind = Literal["describe", "exists", ""]
+
+R = TypeVar("R", bound="Record")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What all records share: to and from a JSON row."""
+
+    def to_row(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_row(cls: type[R], row: object, where: str = "row") -> R:
+        """The record in a JSON row; columns it does not know are left aside. Raises UserError naming a bad field."""
+        return build(cls, _known_columns(cls, row, where), where)
+
+
+@dataclass(frozen=True)
+class Prompt(Record):
+    """A question about an image. Methods may treat the kinds (descriptions, existence questions) apart."""
+
+    id: str
+    image: str
+    prompt: str
+    kind: Kind = ""
+
+
+@dataclass(frozen=True)
+class Response(Record):
+    """A model's answer to a prompt.
+
+    `view` is what the model saw: "clean", or an augmentation's label such as "diffusion-500". `finished` tells whether
+    the model ended the answer itself (EOS) or was cut off; `tokens` counts the answer's tokens, EOS included.
+    `reference_logp` is its summed log-probability, in nats, about the clean image under the policy that will be the
+    reference.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    kind: Kind
+    view: str
+    text: str
+    finished: bool
+    tokens: int
+    reference_logp: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair(Record):
+    """Two answers to one question, the first preferred.
+
+    `chosen_score` and `rejected_score` are the scorer's numbers, if one chose. `label_smoothing` in [0, 0.5) is the
+    probability that the preference is the wrong way round. `reference_logps` are the reference's summed
+    log-probabilities of the chosen and the rejected answer, in nats.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    prompt: str
+    chosen: str
+    rejected: str
+    method: str = ""
+    round: int = 1
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    label_smoothing: float = 0.0
+    seed: int | None = None
+    reference_logps: tuple[float, float] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        # A turn's content is plain text: TRL puts the image before it, and every row has the same columns and types.
+        turns = {
+            "prompt": [{"role": "user", "content": self.prompt}],
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+        }
+        return {**dataclasses.asdict(self), "images": list(self.images), **turns}
+
+    @classmethod
+    def from_row(cls, row: object, where: str = "row") -> "Pair":
+        values = _known_columns(cls, row, where)
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+            if name in values:
+                values[name] = turn_text(values[name], role, f"{where}: {name}")
+        pair = build(cls, values, where)
+        if not 0 <= pair.label_smoothing < 0.5:
+            raise UserError(f"{where}: label_smoothing must be at least 0 and below 0.5, got {pair.label_smoothing}.")
+        return pair
+
+
+def turn_text(turns: object, role: str, where: str) -> str:
+    """The text of a one-turn conversation; its content is text or a list of image and text parts (TRL's two forms)."""
+    match turns:
+        case [{"role": found, "content": str(text)}] if found == role:
+            return text
+        case [{"role": found, "content": [*parts]}] if found == role:
+            return "".join(_part_text(part, where) for part in parts)
+    raise UserError(f"{where} must be one turn of the role '{role}' with its text, got {shown(turns)}.")
+
+
+def read_jsonl(path: Path, cls: type[R]) -> list[R]:
+    """The records of a JSON lines file. Raises UserError with file and line for the rows that are not such records."""
+    return collect(partial(cls.from_row, row, where) for where, row in read_rows(path))
+
+
+def read_rows(path: Path) -> list[tuple[str, Any]]:
+    """Every JSON value of a JSON lines file with its place, "file:line", for errors; empty lines are passed over.
+
+    UserError for the lines that are no JSON.
+    """
+    lines = [(f"{path}:{number}", text) for number, text in enumerate(read_text(path).split("\n"), start=1) if text.strip()]
+    return collect(partial(_placed, *line) for line in lines)
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Write the records as JSON lines, all or nothing: a kill leaves the old file or the new one, never half of one."""
+    lines = [json.dumps(record.to_row(), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    write_atomically(path, "".join(lines))
+
+
+def _placed(where: str, text: str) -> tuple[str, Any]:
+    return where, parse_json(text, where)
+
+
+def _known_columns(cls: type, row: object, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, got {shown(row)}.")
+    return {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
+
+
+def _part_text(part: object, where: str) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image"}:
+            return ""
+    raise UserError(f"{where} has a part that is neither text nor an image: {shown(part)}.")

@@ -1,0 +1,88 @@
+"""The rows a training writes, one for each update, and what they warn of in plain words while it is still early."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.files import appending, write_atomically
+
+Row = dict[str, Any]
+
+WINDOW = 50  # updates that a judgement of a training under way rests on
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Every whole row of a metrics file; none if there is no file. A line torn by a kill, or no such row, ends it."""
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+            if not numbers or type(row.get("iteration")) is not int or (rows and rows[0].keys() != row.keys()):
+                break
+            rows.append(row)
+    return rows
+
+
+def cut_back(path: Path, iteration: int, *, finished: bool) -> None:
+    """Drop the rows after `iteration`, for those updates are about to be made again, unless the training is `finished`."""
+    rows = [row for row in read_metrics(path) if row["iteration"] <= iteration]
+    if len(rows) < iteration:
+        say(f"{path} is damaged: of its {iteration} rows {len(rows)} can be read, and the others are missing in every figure.")
+    if not finished:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def seconds(rows: Iterable[Row]) -> float:
+    """How long these updates took."""
+    return sum(1 / row["iterations_per_second"] for row in rows if row.get("iterations_per_second", 0) > 0)
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one row and hand it to the system, so that a kill of this process cannot take it back."""
+    with appending(path) as file:
+        file.write(f"{json.dumps(row)}\n".encode())
+
+
+def warning_signs(rows: list[Row]) -> dict[str, str]:
+    """What looks wrong in a preference training so far, in plain words by a short name; empty if nothing does.
+
+    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing.
+    Rules of thumb, ours: they point at where to look and prove nothing.
+    """
+    if not rows or not {"dpo_loss", "accuracy", "chosen_reward"} <= rows[0].keys():
+        return {}
+    last = rows[-WINDOW:]
+    signs = {}
+    if rows[0]["iteration"] == 1 and abs(rows[0]["dpo_loss"] - math.log(2)) > 0.02:
+        signs["start"] = (
+            f"The first DPO loss is {rows[0]['dpo_loss']:.3f}, not ln 2 = 0.693: reference and policy disagree before any "
+            "update. Were the reference log-probabilities made with this model, adapter, template and image aspect?"
+        )
+    if len(rows) >= WINDOW and fmean(row["chosen_reward"] for row in last) < -1:
+        signs["chosen"] = (
+            "The chosen answers are becoming less likely than under the reference (mean chosen reward "
+            f"{fmean(row['chosen_reward'] for row in last):.2f}). A smaller learning rate or a larger beta holds them."
+        )
+    if len(rows) >= WINDOW and abs(fmean(row["accuracy"] for row in last) - 0.5) < 0.03:
+        signs["accuracy"] = (
+            f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
+            "may not differ in anything that can be learned."
+        )
+    if {"chosen_length", "rejected_length"} <= rows[0].keys():
+        ratio = fmean(row["chosen_length"] for row in last) / max(fmean(row["rejected_length"] for row in last), 1)
+        if not 2 / 3 < ratio < 3 / 2:
+            signs["length"] = (
+                f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead "
+                "of what the image shows; look at some pairs."
+            )
+    return signs

@@ -1,0 +1,309 @@
+"""CSR: calibrated self-rewarding (Zhou et al., arXiv 2405.14622).
+
+Describe an image sentence by sentence, several ways at each step; reward every sentence by how well it fits the image
+(CLIP) and how sure the model is of it; take the best and the worst whole answer as a pair; train DPO against the model
+that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
+
+The rewards' formulas stand in `sentences`, the sampling in `tree`. Departures, each with its reason ("the code" is github
+YiyangZhou/CSR, read, never copied):
+- rewards are the code's ranks among siblings by default, the paper's own values as `paper`: these are almost CLIP's alone,
+  and, summed over sentences, reward length. The language score is the mean log-probability as the model has it; the
+  code's includes the penalties of sampling, which favour the first stream (`penalised_mean`).
+- an answer's reward is the mean over its sentences; the paper sums, the code divides by one more than there are.
+- a level is pruned by the reward, as the paper says; the code prunes by language alone (`prune: language`).
+- a sentence ends at the end token too, and an end token alone is a sentence that says nothing of the image: the code
+  samples on behind it, to the next full stop.
+- an answer is full at `max_tokens` tokens, counted; the code counts 1024 characters, the prompt's included. Answers that
+  are full without the model's own end token are no candidates: trained, they would get one, and teach to stop there.
+- sentences are tokens of their own; the code cuts them out of texts by length. Broken ones are dropped before a level is
+  pruned, so that none takes another's place.
+- equal answers make no pair, nor do equal rewards; `length_gap` balances lengths, without which rounds may shrink answers.
+- rounds are slices of one adapter, and nothing is merged: a merge into 4-bit weights would lose small updates.
+- `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_visalign.data.images import Aspect, open_image
+from mlx_visalign.data.records import Pair, Prompt, read_jsonl
+from mlx_visalign.data.training_log import read_metrics, seconds
+from mlx_visalign.inference.policy import Answer
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
+from mlx_visalign.methods.csr.rewards import Tree
+from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
+from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.models.adapter_files import fingerprint
+from mlx_visalign.preflight.workload import Workload
+from mlx_visalign.reporting.html import join
+from mlx_visalign.runs.stage import fingerprint as items_fingerprint
+from mlx_visalign.scorers import Score
+from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.files import parse_json, read_text, write_atomically
+from mlx_visalign.utils.formatting import counted
+from mlx_visalign.utils.schema import require
+from mlx_visalign.utils.seeding import key_for, number_for
+
+MORE_PAIRS = (
+    "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, "
+    "and so do more images."
+)
+TITLE = "How CSR grew and judged one answer"
+LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
+
+
+@dataclass(frozen=True)
+class Settings(AnswerSettings):
+    """CSR's settings: those of making and judging answers (`scoring.AnswerSettings`), and
+
+    clip        the folder of the CLIP that judges; none: the tiny model's own
+    view        how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
+    margin      pairs whose rewards differ by no more are left out, 0 and up
+    length_gap  as in SeVa: pairs are left out until lengths differ by at most so many tokens in the mean; none: all stay
+    rounds      how often it is done, each time with the model of the last; may be raised later to go on
+    batch       prompts answered together
+    train       DPO on the pairs
+    """
+
+    clip: str | None = None
+    view: Aspect = "pad"
+    margin: float = 0.0
+    length_gap: float | None = None
+    rounds: int = 1
+    batch: int = 1
+    train: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self,
+            margin=(self.margin >= 0, "0 or more"),
+            length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
+            rounds=(self.rounds >= 1, "1 or more"),
+            batch=(self.batch >= 1, "1 or more"),
+        )
+
+    def learns_from(self, prompts: Sequence[Prompt]) -> int:
+        """Pairs of a round, at most."""
+        return len(described(prompts))
+
+    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """The most there can be to do: every description's tree as wide and as deep as may be, and every one a pair."""
+        count = self.learns_from(prompts)
+        return {
+            "rounds": self.rounds,
+            "trees": self.rounds * count,
+            "sampled_tokens_at_most": self.rounds * count * self.tokens_at_most,
+            "updates_at_most": self.rounds * self.train.loop(count).iters,
+        }
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
+        count = self.learns_from(prompts)
+        stage = self.answering("answering and judging", self.rounds * count, self.batch)
+        trained = self.rounds * self.train.prompts_trained(count)
+        return Workload((stage,), trained, rounds=self.rounds, judge=(self.clip, self.view))
+
+
+def described(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that ask for more than a yes or a no."""
+    return [prompt for prompt in prompts if prompt.kind != "exists"]
+
+
+def train(job: Alignment, settings: Settings) -> None:
+    """Round by round: trees, pairs, training, adapter; each a stage that is done once.
+
+    Pairs about the held-out prompts are made before the first round and left in held_out_pairs.jsonl.
+    """
+    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    require_readable(job, settings.rounds)
+    for number in range(1, settings.rounds + 1):
+        pairs = collect(job, settings, judge, job.prompts, number, "")
+        warn_if_few(pairs, described(job.prompts), MORE_PAIRS)
+        if number == 1 and job.held_out:
+            collect(job, settings, judge, job.held_out, number, "held_out_")
+        folder = job.run.round(number)
+        train_on_pairs(job.policy, pairs, settings.train, folder, number_for(job.seed, "round", number), job.on_metrics)
+        job.policy.save_adapter(folder / "adapter", method="csr", round=number)
+        job.policy.save_adapter(job.run.adapter, method="csr", round=number)
+        job.run.join_metrics(number)
+        if job.after_round is not None:
+            job.after_round()
+    write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
+
+
+def require_readable(job: Alignment, rounds: int) -> None:
+    """UserError for a spoilt row of any finished round: found in its turn, an earlier round's adapter were written already."""
+    for number in range(1, rounds + 1):
+        for what, kind in (("trees", Tree), ("pairs", Pair)):
+            file = job.run.folder / f"{stage_name(what, number)}.jsonl"
+            if file.exists():
+                read_jsonl(file, kind)
+
+
+def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
+    """The stages PREFIXtrees and PREFIXpairs of a round: the pairs, their images found."""
+    aside = ", held-out images" if prefix else ""
+    elsewhere = ("train", "rounds", "batch", "margin", "length_gap")
+    depends = job.about() | {name: value for name, value in asdict(settings).items() if name not in elsewhere}
+    depends |= {
+        "seed": job.seed,
+        "vocabulary": items_fingerprint(job.vocabulary.entries),
+        "judge": judge.name if isinstance(judge, CLIPScorer) else job.score_name,
+        "adapter": fingerprint(job.run.round(number - 1) / "adapter") if number > 1 else None,
+    }
+    trees = job.run.records(
+        Tree,
+        prefix + stage_name("trees", number),
+        described(prompts),
+        lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
+        settings=depends,
+        batch=settings.batch,
+        title=f"answering and judging, round {number}{aside}",
+    )
+    made = job.run.records(
+        Pair,
+        prefix + stage_name("pairs", number),
+        trees,
+        lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
+        settings=depends | {"margin": settings.margin, "length_gap": settings.length_gap},
+        batch=max(1, len(trees)),
+        title=f"pairing{aside}",
+    )
+    pairs = [job.located(pair) for pair in made]
+    say(("Held-out images: " if prefix else "") + what_became(trees, pairs))
+    if isinstance(judge, CLIPScorer) and judge.cut:
+        say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
+    return pairs
+
+
+def stage_name(what: str, number: int) -> str:
+    """trees, trees-2, trees-3 ..."""
+    return what if number == 1 else f"{what}-{number}"
+
+
+def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
+    images = [job.image(prompt.image) for prompt in prompts]
+
+    def keys(prompt: Prompt, sample: int) -> mx.array:
+        return key_for(job.seed, prompt.id, number, sample)
+
+    return answer(job.policy, judge, settings, prompts, images, job.vocabulary, keys)
+
+
+def ranking(job: Alignment, settings: Settings) -> Rank:
+    """For the untrained baseline: an answer's reward. Ranks among siblings compare no whole answers, so `paper` steps in."""
+    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
+    whole = replace(settings, form="response", reward=replace(settings.reward, kind=kind))
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        images = [job.image(prompt.image) for prompt in prompts]
+        ids = [[answer.ids for answer in some] for some in answers]
+        return rewards(job.policy, judge, whole, prefix, ids, images, job.vocabulary)
+
+    return rank
+
+
+def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int) -> list[Pair]:
+    """(best, worst) answers as (chosen, rejected), where their rewards differ by more than the margin; balanced by length."""
+    pairs, gaps = [], []
+    for tree in trees:
+        if tree.chosen is None or tree.rejected is None or tree.lengths is None:
+            continue
+        scores = [tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected)]
+        if scores[0] - scores[1] <= settings.margin:
+            continue
+        gaps.append(tree.lengths[0] - tree.lengths[1])
+        pairs.append(
+            Pair(
+                id=tree.id,
+                images=(tree.image,),
+                prompt=tree.prompt,
+                chosen=tree.chosen_text,
+                rejected=tree.rejected_text,
+                method="csr",
+                round=number,
+                chosen_score=scores[0],
+                rejected_score=scores[1],
+                seed=seed,
+                reference_logps=tree.reference_logps,
+            )
+        )
+    return pairs if settings.length_gap is None else [pairs[i] for i in even_lengths(gaps, settings.length_gap)]
+
+
+def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
+    """How many trees gave a pair, and how sound each stream's sentences are: a large penalty breaks a sure model's."""
+    sentences = [sentence for tree in trees for sentence in tree.sentences]
+    streams = sorted({sentence.stream for sentence in sentences})
+    sound = [fmean(s.fate != "broken" for s in sentences if s.stream == stream) for stream in streams]
+    sure = [fmean(s.logp / len(s.ids) for s in sentences if s.stream == stream) for stream in streams]
+    each = ", ".join(f"{share:.0%} ({logp:.2f})" for share, logp in zip(sound, sure, strict=True))
+    differing = sum(tree.chosen is not None for tree in trees)
+    cut = sum(is_cut(tree) for tree in trees)
+    return (
+        f"{counted(len(trees), 'tree')} gave {counted(len(pairs), 'pair')} (every answer cut off: {cut}, no two different "
+        f"whole answers: {len(trees) - differing - cut}, left out for their margin or for balance: {differing - len(pairs)}). "
+        f"Well-formed sentences by stream, and their mean log-probability a token: {each}."
+    )
+
+
+def is_cut(tree: Tree) -> bool:
+    """Whether the model ended none of a tree's answers, and some of them were full."""
+    fates = {sentence.fate for sentence in tree.sentences}
+    return "cut" in fates and "final" not in fates
+
+
+def sum_up(job: Alignment, number: int) -> dict[str, Any]:
+    """What a round cost and brought: tokens sampled, texts judged, seconds of training, and means over its trees."""
+    trees = read_jsonl(job.run.folder / f"{stage_name('trees', number)}.jsonl", Tree)
+    pairs = read_jsonl(job.run.folder / f"{stage_name('pairs', number)}.jsonl", Pair)
+    rows = read_metrics(job.run.round(number) / "metrics.jsonl")
+    scores = {side: [score for tree in trees for score in _image_scores(tree, side)] for side in ("all", "chosen", "rejected")}
+    lengths = [tree.lengths for tree in trees if tree.lengths is not None]
+    return {
+        "round": number,
+        "trees": len(trees),
+        "pairs": len(pairs),
+        "tokens_sampled": sum(tree.tokens for tree in trees),
+        "sentences_judged": len(scores["all"]),
+        "training_seconds": seconds(rows),
+        "reward": {
+            "chosen": fmean(p.chosen_score or 0.0 for p in pairs),
+            "rejected": fmean(p.rejected_score or 0.0 for p in pairs),
+        },
+        "image_score": {side: fmean(some) for side, some in scores.items()},
+        "tokens": {"chosen": fmean(chosen for chosen, _ in lengths), "rejected": fmean(rejected for _, rejected in lengths)},
+    }
+
+
+def _image_scores(tree: Tree, side: str) -> list[float]:
+    """The image scores of every sentence of a tree, or of those of its chosen or rejected answer."""
+    end = {"chosen": tree.chosen, "rejected": tree.rejected}.get(side)
+    places = range(len(tree.sentences)) if side == "all" else tree.path(end)
+    return [score for place in places if (score := tree.sentences[place].image) is not None]
+
+
+def picture(job: Alignment, settings: Settings) -> None:
+    """`plots/csr.png`: one tree with its two answers; `csr_rounds.png`: reward over rounds; `csr.html`: both."""
+    plots, trees = job.run.plots, read_jsonl(job.run.folder / "trees.jsonl", Tree)
+    shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees
+    tree = max(shown[:LOOKED_AT], key=lambda tree: len(tree.sentences))
+    with open_image(job.image(tree.image)) as image:
+        draw_tree(tree, image, TITLE, plots / "csr.png")
+        parts = [fragment(tree, image, TITLE)]
+    if settings.rounds > 1:
+        rounds = parse_json(read_text(job.run.rounds), str(job.run.rounds))
+        plot_rounds(rounds, plots / "csr_rounds.png")
+        parts.append(rounds_in_html(rounds))
+    write_atomically(plots / "csr.html", join(*parts))

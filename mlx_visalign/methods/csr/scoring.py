@@ -1,0 +1,322 @@
+"""Answers to prompts about images, sentence by sentence, each sentence judged: from a policy to `rewards.Tree`s.
+
+The image and the prompt are read once; from there trees grow (or whole answers are drawn), a judge scores every new
+sentence, and the best and the worst answer are scored under the policy while the prefix is still there.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_visalign.data.object_vocabulary import Vocabulary
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.methods.csr.rewards import (
+    Fate,
+    RewardSettings,
+    Sentence,
+    Tree,
+    answer_reward,
+    is_broken,
+    language_score,
+    sibling_rewards,
+    survivors,
+)
+from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, chain, grow
+from mlx_visalign.models import vlm
+from mlx_visalign.preflight.workload import Answering
+from mlx_visalign.scorers import Score
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import require
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are made and judged.
+
+    form             sentence: a tree for every prompt; response: `samples` whole answers, drawn with `temperature`, `top_p`
+    groups, penalty, sentence_tokens, max_tokens
+                     how a tree grows, as in `sentence_tree.Growth`; max_tokens also limits a drawn answer
+    prune            by which score: the reward, or the language score alone
+    keep_best, keep_worst
+                     how many open sentences of a level grow on, once there are as many as `groups`
+    reward           what a sentence and an answer are worth
+    """
+
+    form: Literal["sentence", "response"] = "sentence"
+    groups: int = 5
+    penalty: float = 3.0
+    sentence_tokens: int = 70
+    max_tokens: int = 256
+    prune: Literal["reward", "language"] = "reward"
+    keep_best: int = 1
+    keep_worst: int = 2
+    samples: int = 6
+    temperature: float = 1.0
+    top_p: float = 1.0
+    reward: RewardSettings = field(default_factory=RewardSettings)
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            samples=(self.samples >= 2, "2 or more"),
+            keep_best=(self.keep_best >= 0, "0 or more"),
+            keep_worst=(self.keep_worst >= 0, "0 or more"),
+        )
+        if self.keep_best + self.keep_worst < 1:
+            raise UserError("keep_best and keep_worst are both 0; one of them must be 1 or more, or no answer grows.")
+        if self.form == "response" and (self.reward.kind == "rank" or self.temperature == 0):
+            raise UserError("Whole answers (form: response) need a temperature above 0 and reward.kind paper or calibrated.")
+        _ = self.growth, self.sampling  # their ranges are checked now
+
+    @property
+    def growth(self) -> Growth:
+        return Growth(self.groups, self.penalty, self.sentence_tokens, self.max_tokens)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_tokens, self.temperature, self.top_p)
+
+    @property
+    def tokens_at_most(self) -> int:
+        """Sampled for one prompt."""
+        return self.streams * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer. A sentence that begins before `max_tokens` is not cut off there."""
+        return self.max_tokens if self.form == "response" else self.max_tokens - 1 + self.sentence_tokens
+
+    @property
+    def widest(self) -> int:
+        """The most sentences of a level that grow on (sentences.survivors)."""
+        return max(self.groups - 1, self.keep_best + self.keep_worst)
+
+    @property
+    def streams(self) -> int:
+        """Answers in the making of one prompt, at most."""
+        return self.samples if self.form == "response" else self.groups * self.widest
+
+    def answering(self, title: str, prompts: int, together: int) -> Answering:
+        """The stage of answering so many prompts, as wide and as deep as trees may get."""
+        held = 0 if self.form == "response" else self.widest * (self.max_tokens - 1)
+        read = self.samples if self.form == "response" else 2  # all that were drawn, or the best and the worst
+        sampled = prompts * self.tokens_at_most
+        drawn = self.form == "response"
+        return Answering(title, prompts, sampled, together, self.longest, self.streams, drawn, held, read)
+
+
+def answer(
+    policy: Policy,
+    score: Score,
+    settings: AnswerSettings,
+    prompts: Sequence[Prompt],
+    images: Sequence[Path],
+    vocabulary: Vocabulary,
+    keys: Callable[[Prompt, int], mx.array],
+) -> list[Tree]:
+    """A tree for every prompt. `vocabulary`: of the objects named again; `keys`: of a prompt's n-th drawn answer."""
+    prefix = policy.prefill(policy.image_features(images), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
+    judge = _Judge(policy, score, settings, images, vocabulary)
+    if settings.form == "sentence":
+        trees = grow(vlm.decoder(policy.model), prefix, judge.stops, settings.growth, judge.keep)
+    else:
+        drawn = _draw(policy, prefix, settings, [keys(p, n) for p in prompts for n in range(settings.samples)])
+        trees = _unforked(policy, prefix, drawn, judge.stops)
+        judge.keep(trees)
+    ends = [judge.best_and_worst(nodes) for nodes in trees]
+    texts = [[policy.tokenizer.decode(node.answer, skip_special_tokens=True).strip() for node in two] for two in ends]
+    ids = [[policy.response_ids(text) for text in two] or [[policy.end]] * 2 for two in texts]
+    logps = np.array(policy.score(prefix, ids), dtype=np.float64).tolist()
+    rows = zip(prompts, trees, ends, texts, ids, logps, strict=True)
+    return [_tree(judge, prompt, nodes, two, two_texts, some, sums) for prompt, nodes, two, two_texts, some, sums in rows]
+
+
+def rewards(
+    policy: Policy,
+    score: Score,
+    settings: AnswerSettings,
+    prefix: Prefix,
+    answers: Sequence[list[list[int]]],
+    images: Sequence[Path],
+    vocabulary: Vocabulary,
+) -> list[list[float]]:
+    """What whole answers, as many to each prompt, are worth; -inf where one is broken or has no end."""
+    judge = _Judge(policy, score, settings, images, vocabulary)
+    trees = _unforked(policy, prefix, answers, judge.stops)
+    judge.keep(trees)
+    return [[judge.worth(node) for node in {node.stream: node for node in nodes}.values()] for nodes in trees]
+
+
+def full_stop(policy: Policy) -> int:
+    """The token that ends a sentence: "." in one piece. Tokens that only hold one, such as "...", do not."""
+    token = policy.tokenizer.convert_tokens_to_ids(".")
+    if token in (None, policy.tokenizer.unk_token_id):
+        raise UserError("This model's tokenizer has no token '.', so its sentences cannot be told apart.")
+    return token
+
+
+def _draw(policy: Policy, prefix: Prefix, settings: AnswerSettings, keys: list[mx.array]) -> list[list[list[int]]]:
+    """Whole answers' tokens, `samples` to each prompt."""
+    answers = [answer.ids for answer in policy.generate(prefix, settings.sampling, keys, settings.samples)]
+    return [answers[start : start + settings.samples] for start in range(0, len(answers), settings.samples)]
+
+
+def _unforked(policy: Policy, prefix: Prefix, answers: Sequence[list[list[int]]], stops: Stops) -> list[list[Node]]:
+    """Whole answers, as many to each prompt, as trees that fork at the root alone."""
+    logps = np.array(policy.read(prefix, list(answers)).logps).tolist()
+    trees = []
+    for prompt, some in enumerate(answers):
+        of_these = logps[prompt * len(some) :]
+        trees.append([node for n, ids in enumerate(some) for node in chain(prompt, n, ids, of_these[n][: len(ids)], stops)])
+    return trees
+
+
+@dataclass
+class _Verdict:
+    """What the judge says of a node; see `Sentence`."""
+
+    text: str
+    fate: Fate
+    image: float | None = None
+    reward: float | None = None
+    total: float | None = None
+
+
+class _Judge:
+    """Scores nodes as they come, level by level, and says which grow on."""
+
+    def __init__(self, policy: Policy, score: Score, settings: AnswerSettings, images: Sequence[Path], vocabulary: Vocabulary):
+        self.score, self.settings, self.images, self.tokenizer = score, settings, images, policy.tokenizer
+        self.vocabulary = vocabulary
+        self.stops = Stops(full_stop(policy), policy.end)
+        self.verdicts: dict[Node, _Verdict] = {}
+
+    def keep(self, level: list[list[Node]]) -> list[list[Node]]:
+        """Judge new nodes of every prompt, parents before their children, and return those that grow on."""
+        nodes = [node for some in level for node in some]
+        texts = self.tokenizer.batch_decode([node.ids for node in nodes], skip_special_tokens=True)
+        for node, text in zip(nodes, texts, strict=True):
+            self.verdicts[node] = _Verdict(text.strip(), self._fate(node))
+            if not self._is_sound(node):
+                self.verdicts[node].fate = "broken"
+        spoken = [node for node in nodes if self.verdicts[node].fate != "broken" and node.ids != (self.stops.end,)]
+        scores = self.score([self.images[n.prompt] for n in spoken], [self.verdicts[n].text for n in spoken])
+        for node, score in zip(spoken, scores, strict=True):
+            self.verdicts[node].image = score
+        for _, siblings in groupby(nodes, key=lambda node: id(node.parent)):
+            self._reward(list(siblings))
+        return [self._grow_on([node for node in some if self.verdicts[node].fate == "pruned"]) for some in level]
+
+    def best_and_worst(self, nodes: Sequence[Node]) -> list[Node]:
+        """The last nodes of the best and the worst whole answer, the first of equal ones; none if there is only one text.
+
+        Whole is what the model itself ended: a pair gets an end token, and after any other answer that would teach to stop
+        where the model did not.
+        """
+        whole = [node for node in nodes if self.verdicts[node].fate == "final"]
+        by_reward = sorted(whole, key=lambda node: -self._total_of(node))
+        if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
+            return []
+        return [by_reward[0], by_reward[-1]]
+
+    def worth(self, node: Node) -> float:
+        """The reward of the answer that ends with this node."""
+        total = self.verdicts[node].total
+        return total if total is not None and node.ids[-1] == self.stops.end else -math.inf
+
+    def _fate(self, node: Node) -> Fate:
+        """Of a sound node, before it may grow on."""
+        if node.ids[-1] == self.stops.end:
+            return "final"
+        return "cut" if node.final else "pruned"
+
+    def _is_sound(self, node: Node) -> bool:
+        """An end token alone is, where something was said before; nothing is that follows what is not."""
+        if node.parent in self.verdicts and self.verdicts[node.parent].fate == "broken":
+            return False
+        return len(node.path) > 1 if node.ids == (self.stops.end,) else not is_broken(self.verdicts[node].text)
+
+    def _reward(self, siblings: list[Node]) -> None:
+        """Reward what follows one node, and the answers that these sentences end."""
+        sound = [node for node in siblings if self.verdicts[node].fate != "broken"]
+        kind = self.settings.reward.language
+        language = [language_score(node.logps, node.penalised, kind) for node in sound]
+        rewards = sibling_rewards(language, [self.verdicts[node].image for node in sound], self.settings.reward)
+        for node, reward in zip(sound, rewards, strict=True):
+            verdict = self.verdicts[node]
+            verdict.reward = reward - self.settings.reward.repeat_penalty * self._is_repeat(node)
+            verdict.total = answer_reward([self._reward_of(n) for n in node.path], self.settings.reward.over)
+
+    def _grow_on(self, open_nodes: list[Node]) -> list[Node]:
+        by_language = self.settings.prune == "language"
+        scores = [sum(fmean(n.penalised) for n in node.path) if by_language else self._total_of(node) for node in open_nodes]
+        kept = survivors(scores, self.settings.groups, self.settings.keep_best, self.settings.keep_worst)
+        for place in kept:
+            self.verdicts[open_nodes[place]].fate = "grown"
+        return [open_nodes[place] for place in kept]
+
+    def _is_repeat(self, node: Node) -> bool:
+        """Whether every object that a sentence names, and it names some, was named before in its answer."""
+        *before, now = ({m.canonical for m in self.vocabulary.mentions(self.verdicts[n].text)} for n in node.path)
+        return bool(now) and now <= set().union(*before)
+
+    def _said(self, node: Node) -> list[str]:
+        """The sentences of the answer up to here."""
+        return [text for n in node.path if (text := self.verdicts[n].text)]
+
+    def _reward_of(self, node: Node) -> float:
+        reward = self.verdicts[node].reward
+        assert reward is not None  # of what is sound
+        return reward
+
+    def _total_of(self, node: Node) -> float:
+        total = self.verdicts[node].total
+        assert total is not None  # of what is sound
+        return total
+
+
+def _tree(
+    judge: _Judge,
+    prompt: Prompt,
+    nodes: list[Node],
+    ends: list[Node],
+    texts: list[str],
+    ids: list[list[int]],
+    logps: list[float],
+) -> Tree:
+    """The record of a tree. `ends`, `texts`, `ids` and `logps` are the best and the worst answer's."""
+    places = {node: place for place, node in enumerate(nodes)}
+    sentences = tuple(
+        Sentence(
+            parent=places.get(node.parent, -1) if node.parent is not None else -1,
+            stream=node.stream,
+            ids=node.ids,
+            logp=sum(node.logps),
+            penalised=sum(node.penalised),
+            **vars(judge.verdicts[node]),
+        )
+        for node in nodes
+    )
+    tree = Tree(prompt.id, prompt.image, prompt.prompt, sum(len(node.ids) for node in nodes), sentences)
+    if not ends:
+        return tree
+    chosen, rejected = (places[node] for node in ends)
+    return replace(
+        tree,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_text=texts[0],
+        rejected_text=texts[1],
+        lengths=(len(ids[0]), len(ids[1])),
+        reference_logps=(logps[0], logps[1]),
+    )

@@ -1,0 +1,274 @@
+"""FiSAO (reconstructed): fine-grained self-alignment optimization (Cui et al., arXiv 2410.14148).
+
+The scorer that belongs to the model's own eye (CLIP, image against text) judges every object that an answer names. Its
+score, measured against those of correct and of hallucinated mentions, is a reward for that word alone; PPO learns from it.
+No labels, no judge, no preference pairs.
+
+RECONSTRUCTED, not a port: no code was published, and the paper's equations 7 and 8, its algorithm and its
+hyper-parameters could not be read. From the paper: the verifier, the reward against a baseline of correct and
+hallucinated objects found with CHAIR, an object vocabulary, thresholds, the model's own answers. Ours:
+- reinforcement learning is taken to be PPO, with TRL's defaults and a linear critic cut off from the policy.
+- the reward's shapes (`band`, `affine`), clipped to [-1, 1], and `oracle`, an ablation that needs labels.
+- the object as the vocabulary names it, singular, is what is scored: a piece of a word means nothing to CLIP.
+- the whole reward lies on the mention's last token, so that it does not depend on how many tokens a word has; every other
+  token earns only its share of the KL.
+- only the first mention of an object may earn something (`repeat` may make further ones cost), every one may lose.
+- rewards have no weight against the KL but `beta`: advantages are whitened, so only the ratio counts.
+- pseudo-labels for calibration where nobody knows what is in the images: the model's own certain yes or no to "is there
+  a ...?". That it was so stands in calibration.json, in the pictures and in the adapter's config.
+- word debiasing (`debias_images`), the weight of what is right (`praise`), and the guards: a rollout ends early where the
+  policy left it behind; the training stops far from the reference, and where answers get short or name little.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlx_visalign.data.images import Aspect, open_image
+from mlx_visalign.data.records import Prompt, read_jsonl
+from mlx_visalign.inference.policy import Answer
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate
+from mlx_visalign.methods.fisao.figures import Judged, JudgedAnswer, draw_calibration, words_gallery, words_sheet
+from mlx_visalign.methods.fisao.labels import read_labels
+from mlx_visalign.methods.fisao.object_rewards import RewardSettings, Verifier, WordJudge, score_mentions
+from mlx_visalign.methods.fisao.token_mentions import Reader
+from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.models.lora import adapter_at
+from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.reporting.contact_sheet import save_sheet
+from mlx_visalign.reporting.html import join, paragraphs, png, tag
+from mlx_visalign.runs.stage import fingerprint
+from mlx_visalign.scorers.clip import clip_scorer
+from mlx_visalign.training.ppo import train_on_rollouts
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_json, write_atomically
+from mlx_visalign.utils.schema import require
+
+TITLE = "FiSAO (reconstructed): what each word of an answer earns"
+LEGEND = "Every object that an answer names is scored against the image; the score, as a reward, is the word's colour."
+RECONSTRUCTED = "Reconstructed, because the paper's reward equation and hyper-parameters could not be read."
+LOOKED_AT, SHOWN = 12, 3  # images of the picture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """FiSAO's settings.
+
+    clip                the folder of the CLIP that judges; none: the tiny model's own
+    view                how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
+    phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
+    labels              what is in the images: a list as in `evaluation.labels`, or "tiny-world"; used for calibration (and by
+                        the oracle) only. None: pseudo-labels
+    calibration_images  so many images, or fewer, are described for the calibration
+    least_mentions      calibration needs so many correct and so many hallucinated mentions
+    debias_images       from every score the phrase's mean over so many images is taken off; 0: off
+    reward              from a score to a reward
+    max_tokens          longest answer, end token included
+    batch               images described together for the calibration
+    train               PPO on the model's own answers
+    """
+
+    clip: str | None = None
+    view: Aspect = "pad"
+    phrase: str = "{}"
+    labels: str | None = None
+    calibration_images: int = 500
+    least_mentions: int = 50
+    debias_images: int = 0
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    max_tokens: int = 128
+    batch: int = 8
+    train: PPOSettings = field(default_factory=PPOSettings)
+
+    def __post_init__(self) -> None:
+        if "{}" not in self.phrase:
+            raise UserError(f"phrase is '{self.phrase}'; it must hold {{}} where the object's name goes.")
+        if self.reward.shape == "oracle" and self.labels is None:
+            raise UserError("The reward 'oracle' is what labels say: name them with labels, or take band or affine.")
+        require(
+            self,
+            calibration_images=(self.calibration_images >= 1, "1 or more"),
+            least_mentions=(self.least_mentions >= 1, "1 or more"),
+            debias_images=(self.debias_images >= 0, "0 or more"),
+            max_tokens=(self.max_tokens >= 1, "1 or more"),
+            batch=(self.batch >= 1, "1 or more"),
+        )
+
+    def learns_from(self, prompts: Sequence[Prompt]) -> int:
+        """Prompts that are answered in rollouts."""
+        return len(descriptions(prompts))
+
+    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """The most there can be to do, unless rollouts end early."""
+        asked = self.learns_from(prompts)
+        loop = self.train.loop(asked)
+        sampled = loop.iters * self.train.batch_size * loop.grad_accumulation // self.train.inner_epochs
+        answers = min(asked, self.calibration_images) + sampled
+        return {"answers": answers, "answer_tokens_at_most": answers * self.max_tokens, "updates": loop.iters}
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
+        asked = self.learns_from(prompts)
+        trained = self.train.prompts_trained(asked)
+        described, rolled = min(asked, self.calibration_images), trained // self.train.inner_epochs
+        stages = (
+            Answering("calibration", described, described * self.max_tokens, self.batch, self.max_tokens),
+            Answering(
+                "rollouts",
+                rolled,
+                rolled * self.max_tokens,
+                self.train.batch_size,
+                self.max_tokens,
+                drawn=True,
+                read=1,
+                prefills=2,
+                prefixes=2,
+                adapters=3,
+            ),
+        )
+        return Workload(stages, trained, copies=1, judge=(self.clip, self.view))
+
+
+def train(job: Alignment, settings: Settings) -> None:
+    """Calibration, rollouts and updates, adapter; done once, and gone on with after any stop."""
+    prompts = descriptions(job.prompts)
+    if not prompts:
+        raise UserError("FiSAO rewards the objects that descriptions name, and none of the prompts asks for a description.")
+    verifier = make_verifier(job, settings)
+    calibration = measure(job, settings, verifier)
+    train_on_rollouts(
+        job.policy,
+        prompts,
+        make_judge(job, settings, verifier, calibration),
+        settings.train,
+        Sampling(settings.max_tokens, temperature=1.0),  # what a ratio is of: the policy as it is
+        job.run.folder,
+        job.seed,
+        locate=job.image,
+        blank=job.blank,
+        depends_on=_scoring(job, settings, verifier) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
+        on_metrics=job.on_metrics,
+    )
+    job.policy.save_adapter(job.run.adapter, method="fisao (reconstructed)", round=1, calibration_labels=calibration.labels)
+
+
+def make_verifier(job: Alignment, settings: Settings) -> Verifier:
+    """The job's own scorer, or CLIP."""
+    if job.score is not None:
+        score, name = job.score, job.score_name
+    else:
+        score = clip_scorer(settings.clip, settings.view, job.policy)
+        name = score.name
+    images = _images(descriptions(job.prompts), settings.debias_images)
+    return Verifier(name, score, settings.phrase, tuple(map(job.image, images)))
+
+
+def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibration:
+    """The stage `calibration`: what the policy says at the start, with scores and labels; and calibration.json of it."""
+    prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
+    truth = None
+    if settings.labels is not None:
+        truth = read_labels(settings.labels, [prompt.image for prompt in prompts], job.vocabulary)
+    reader = Reader(job.policy.tokenizer, job.vocabulary)
+    scoring = _scoring(job, settings, verifier)
+    scored = job.run.records(
+        Scored,
+        "calibration",
+        [prompt for prompt in prompts if truth is None or prompt.image in truth],
+        lambda some: score_mentions(job.policy, some, job.image, reader, verifier, truth, Sampling(settings.max_tokens)),
+        settings=job.about() | scoring | {"max_tokens": settings.max_tokens},
+        batch=settings.batch,
+        title="calibrating the scorer",
+    )
+    found = calibrate(scored, "pseudo" if truth is None else "given", settings.least_mentions)
+    told = {"calibration": found.to_row(), "scoring": scoring}
+    write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
+    say(found.in_words)
+    return found
+
+
+def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibration: Calibration) -> WordJudge:
+    truth = None
+    if settings.reward.shape == "oracle":
+        images = [prompt.image for prompt in job.prompts + job.held_out]
+        truth = read_labels(str(settings.labels), images, job.vocabulary)
+    return WordJudge(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
+
+
+def ranking(job: Alignment, settings: Settings) -> Rank:
+    """For the untrained baseline: the sum of what an answer's words earn, by the run's own calibration."""
+    verifier = make_verifier(job, settings)
+    judge = make_judge(job, settings, verifier, measure(job, settings, verifier))
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        return [
+            [sum(part.reward for part in words) for words in judge([prompt] * len(some), [answer.ids for answer in some])]
+            for prompt, some in zip(prompts, answers, strict=True)
+        ]
+
+    return rank
+
+
+def picture(job: Alignment, settings: Settings) -> None:
+    """`plots/fisao.png`: answers before and after with every word in the colour of its reward; `calibration.png`: the
+    scores that rewards are measured against; `fisao.html`: both.
+    """
+    plots, verifier = job.run.plots, make_verifier(job, settings)
+    calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
+    judge = make_judge(job, settings, verifier, calibration)
+    judged = _before_and_after(job, settings, judge)
+    save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
+    rows = read_jsonl(job.run.folder / "calibration.jsonl", Scored)
+    draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
+    drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions", "drawn chart")
+    notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
+    write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(judged, LEGEND), drawn))
+
+
+def _before_and_after(job: Alignment, settings: Settings, judge: WordJudge) -> list[Judged]:
+    """The images where the words of the first answer cost most, with both answers."""
+    prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
+    with adapter_at(job.policy.model, 0):
+        before = _judged(job, settings, judge, "before", prompts)
+    after = _judged(job, settings, judge, "after", prompts)
+    worst = sorted(range(len(prompts)), key=lambda i: sum(min(0.0, part.reward) for part in before[i].rewarded))[:SHOWN]
+    return [Judged(open_image(job.image(prompts[i].image)), (before[i], after[i])) for i in worst]
+
+
+def _judged(
+    job: Alignment, settings: Settings, judge: WordJudge, heading: str, prompts: Sequence[Prompt]
+) -> list[JudgedAnswer]:
+    """Greedy answers with their rewards."""
+    found: list[JudgedAnswer] = []
+    for start in range(0, len(prompts), settings.batch):
+        some = prompts[start : start + settings.batch]
+        features = job.policy.image_features([job.image(prompt.image) for prompt in some])
+        prefix = job.policy.prefill(features, [job.policy.prompt_ids(prompt.prompt) for prompt in some])
+        answers = [answer.ids for answer in job.policy.generate(prefix, Sampling(settings.max_tokens))]
+        parts = zip(answers, judge(some, answers), strict=True)
+        found += [JudgedAnswer(heading, judge.reader.text(ids), rewarded) for ids, rewarded in parts]
+    return found
+
+
+def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
+    return [prompt for prompt in prompts if prompt.kind != "exists"]
+
+
+def _scoring(job: Alignment, settings: Settings, verifier: Verifier) -> dict[str, Any]:
+    """What scores and labels depend on beside the answers."""
+    chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
+    return chosen | {"scorer": verifier.name, "vocabulary": fingerprint(job.vocabulary.entries)}
+
+
+def _one_an_image(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    first = {prompt.image: prompt for prompt in reversed(prompts)}
+    return [first[image] for image in _images(prompts, count)]
+
+
+def _images(prompts: Sequence[Prompt], count: int) -> list[str]:
+    return list(dict.fromkeys(prompt.image for prompt in prompts))[:count]

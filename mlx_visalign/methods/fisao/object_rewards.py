@@ -1,0 +1,162 @@
+"""A scorer as the judge of single words: every object that an answer names is scored, and its score becomes a reward."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from mlx_visalign.data.object_vocabulary import question
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.evaluation.annotations import Annotations
+from mlx_visalign.evaluation.runner import split_prompt
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed
+from mlx_visalign.methods.fisao.token_mentions import Reader, TokenMention
+from mlx_visalign.scorers import Score
+from mlx_visalign.training.trajectory import Rewarded
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import require
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """From a score to a reward.
+
+    shape   band or affine, see `Calibration.reward`; oracle: 1 for what is there and -1 for what is not, by labels
+    margin  of the band, in units of the score; below 0 it narrows the dead zone
+    praise  weight of rewards above 0, beside those below; above 0
+    repeat  most that a further mention of an object in the same answer earns; at most 0
+    """
+
+    shape: Literal["band", "affine", "oracle"] = "band"
+    margin: float = 0.0
+    praise: float = 1.0
+    repeat: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self, praise=(self.praise > 0, "above 0"), repeat=(self.repeat <= 0, "0 or less"))
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """How well phrases fit images. `name` tells the scorer from others, where settings are compared.
+
+    `template` is what the scorer reads of a phrase, {} being the phrase. Words have levels of their own, whatever the
+    image; a phrase's mean score over the images `unrelated` is taken off its score, if there are any.
+    """
+
+    name: str
+    score: Score
+    template: str
+    unrelated: tuple[Path, ...] = ()
+
+    def __call__(self, images: Sequence[Path], phrases: Sequence[str]) -> list[float]:
+        """One score an image and phrase."""
+        if not images:
+            return []
+        texts = [self.template.replace("{}", phrase) for phrase in phrases]
+        return [score - self._level(text) for score, text in zip(self.score(images, texts), texts, strict=True)]
+
+    def _level(self, text: str) -> float:
+        if self.unrelated and text not in self._levels:
+            self._levels[text] = fmean(self.score(self.unrelated, [text] * len(self.unrelated)))
+        return self._levels.get(text, 0.0)
+
+    @cached_property
+    def _levels(self) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class WordJudge:
+    """Rewards the objects that answers name. `truth` is for the oracle."""
+
+    reader: Reader
+    verifier: Verifier
+    locate: Callable[[str], Path]
+    calibration: Calibration
+    settings: RewardSettings
+    truth: Annotations | None = None
+
+    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[list[int]]) -> list[tuple[Rewarded, ...]]:
+        found = [self.reader.mentions(ids) for ids in answers]
+        named = [(self.locate(prompt.image), m.phrase) for prompt, ms in zip(prompts, found, strict=True) for m in ms]
+        scores = iter(self.verifier([image for image, _ in named], [phrase for _, phrase in named]))
+        return [self._rewarded(prompt.image, ms, scores) for prompt, ms in zip(prompts, found, strict=True)]
+
+    def _rewarded(self, image: str, mentions: Sequence[TokenMention], scores: Iterator[float]) -> tuple[Rewarded, ...]:
+        """The next of `scores` belong to these mentions. Only the first mention of an object may earn anything."""
+        rewarded: list[Rewarded] = []
+        seen: set[str] = set()
+        for mention in mentions:
+            score = next(scores)
+            reward = self._reward(image, mention.canonical, score)
+            if mention.canonical in seen:
+                reward = min(reward, self.settings.repeat)
+            seen.add(mention.canonical)
+            rewarded.append(Rewarded(mention.phrase, mention.start, mention.end, mention.first, mention.last, score, reward))
+        return tuple(rewarded)
+
+    def _reward(self, image: str, canonical: str, score: float) -> float:
+        if self.settings.shape != "oracle":
+            return self.of_score(score)
+        if self.truth is None or image not in self.truth:
+            raise UserError(f"The reward 'oracle' needs labels of every image, and {image} has none.")
+        return self.settings.praise if canonical in self.truth[image] else -1.0
+
+    def of_score(self, score: float) -> float:
+        """What a first mention with this score earns; the oracle knows of no score and earns nothing."""
+        if self.settings.shape == "oracle":
+            return 0.0
+        reward = self.calibration.reward(score, self.settings.shape, self.settings.margin)
+        return reward * self.settings.praise if reward > 0 else reward
+
+
+def score_mentions(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    locate: Callable[[str], Path],
+    reader: Reader,
+    verifier: Verifier,
+    truth: Annotations | None,
+    sampling: Sampling,
+) -> list[dict[str, Any]]:
+    """Rows of `calibration.Scored`: answer some prompts, score every object named, and say whether it is there.
+
+    Without `truth` what the policy itself is sure of stands for it.
+    """
+    paths = [locate(prompt.image) for prompt in prompts]
+    prefix = policy.prefill(policy.image_features(paths), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
+    rows = []
+    for prompt, path, answer in zip(prompts, paths, policy.generate(prefix, sampling), strict=True):
+        mentions = reader.mentions(answer.ids)
+        names = list(dict.fromkeys(mention.canonical for mention in mentions))
+        correct: dict[str, bool | None] = (
+            dict(zip(names, map(believed, yes_probabilities(policy, path, names)), strict=True))
+            if truth is None
+            else {name: name in truth[prompt.image] for name in names}
+        )
+        scores = verifier([path] * len(mentions), [mention.phrase for mention in mentions])
+        rows += [
+            Scored(prompt.id, prompt.image, mention.canonical, mention.phrase, score, correct[mention.canonical]).to_row()
+            for mention, score in zip(mentions, scores, strict=True)
+        ]
+    return rows
+
+
+def yes_probabilities(policy: Policy, image: Path, names: Sequence[str]) -> list[float]:
+    """How sure the policy is that each object is in the image: p(yes) / (p(yes) + p(no)) of its answer's first token."""
+    if not names:
+        return []
+    asked = [split_prompt(policy, question(name)) for name in names]
+    prefix = policy.prefill(policy.image_features([image]), [asked[0][0]])
+    words = [policy.response_ids(word)[0] for word in ("Yes", "No")]
+    rows = [[*after, word] for _, after in asked for word in words]
+    logps = np.array(policy.read(prefix, [rows]).logps)
+    yes, no = np.array([logps[i, len(row) - 1] for i, row in enumerate(rows)]).reshape(-1, 2).T
+    return (1 / (1 + np.exp(no - yes))).tolist()

@@ -1,0 +1,51 @@
+"""What a method gets: a run's folder, the policy to train, prompts about unlabelled images, and a seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
+from mlx_visalign.data.records import Pair, Prompt
+from mlx_visalign.inference.policy import Answer, Policy
+from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.runs.run import Run
+from mlx_visalign.scorers import Score
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One alignment. Image paths in prompts, responses and pairs are absolute or relative to the run's folder."""
+
+    run: Run
+    policy: Policy
+    prompts: list[Prompt]
+    seed: int
+    held_out: list[Prompt] = field(default_factory=list)  # about images that are not trained on
+    on_metrics: Callable[[dict[str, Any]], None] | None = None
+    vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
+    score: Score | None = None  # for methods that reward what fits the image
+    score_name: str = ""  # what stands for `score` where settings are compared: another name, another scorer
+    blank: Path | None = None  # the image-blind control: what rollouts are learned from instead of the images they are about
+    after_round: Callable[[], None] | None = None  # measures the policy as a round has left it
+
+    def image(self, path: str) -> Path:
+        return self.run.folder / path
+
+    def located(self, pair: Pair) -> Pair:
+        """The pair with its images' paths as they are from here."""
+        return replace(pair, images=tuple(str(self.image(image)) for image in pair.images))
+
+    def about(self) -> dict[str, Any]:
+        """What the model's answers depend on, whatever is asked of it."""
+        policy = self.policy
+        return {
+            "base": policy.base,
+            "template": policy.template,
+            "aspect": policy.preprocessing.aspect,
+            "dtype": policy.dtype,
+        }
+
+
+Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]
+"""Prompts, what was read of their images and words, and as many answers to each -> what every answer is worth."""

@@ -1,0 +1,48 @@
+"""The one bridge to mlx-vlm: its model classes, with our own loading and our own merge of image features.
+
+Two families: LLaVA-1.5 (CLIP and Llama) and LLaVA-OneVision (SigLIP and Qwen2), the latter with one tile an image.
+
+What we do ourselves, and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.py or
+tests/test_onevision.py):
+- config: it ignores transformers 5's `rope_parameters` and silently uses its own default theta.
+- loading: `mlx_vlm.load` runs Python that a model folder brings (`model_file`); its LLaVA processor fails with
+  transformers 5. We read JSON and safetensors only.
+- merge: its merge assumes one row; with two, every row gets the last row's image.
+- mask: its LLaVA uses any given mask instead of the causal one. We never pass a padding mask to the model's own
+  forward: the fold (fold.py) has complete masks.
+- blocks: theirs keep much for the backward pass, and each row's attention a copy of the prefix (block.py).
+"""
+
+from mlx_visalign.models.vlm.block import keys_and_values, run_block
+from mlx_visalign.models.vlm.build import build_model
+from mlx_visalign.models.vlm.folder import load_model, quantize_language_model
+from mlx_visalign.models.vlm.forward import (
+    Decoder,
+    decoder,
+    image_tokens,
+    merge,
+    patches,
+    plain_logits,
+    project,
+    tower_features,
+    tower_states,
+    tower_weights,
+)
+
+__all__ = [
+    "Decoder",
+    "build_model",
+    "decoder",
+    "image_tokens",
+    "keys_and_values",
+    "load_model",
+    "merge",
+    "patches",
+    "plain_logits",
+    "project",
+    "quantize_language_model",
+    "run_block",
+    "tower_features",
+    "tower_states",
+    "tower_weights",
+]

@@ -1,0 +1,194 @@
+"""A recipe carried out, from images to report: prompts, the method's own stages, and what is measured before and after."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mlx_visalign.data.records import Pair, read_jsonl
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.runner import Evaluation, changes
+from mlx_visalign.inference.context_length import require_prompts_fit
+from mlx_visalign.inference.policy import load
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.adapter_files import fingerprint, read_adapter
+from mlx_visalign.pipeline.controls import controls_of, measure_control, pair_files
+from mlx_visalign.pipeline.dry_run import PICTURES, forecast_of, foretold, protocol_of, require_clip
+from mlx_visalign.pipeline.evaluations import measure
+from mlx_visalign.pipeline.prompts_stage import ask, vocabulary_of
+from mlx_visalign.preflight.doctor import require_same_model, require_sound
+from mlx_visalign.preflight.estimate import tell_of_death, warn_if_too_large
+from mlx_visalign.reporting.controls_text import NAMES
+from mlx_visalign.reporting.run_page import ReportPage
+from mlx_visalign.reporting.summary import as_rows, make_report, read_report, write_report
+from mlx_visalign.runs.recipe import TINY_WORLD, Plan, Recipe
+from mlx_visalign.runs.run import Run, read_versions
+from mlx_visalign.runs.stage import Row
+from mlx_visalign.scorers import Score
+from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.training.dpo import PreferenceSettings, reward_accuracy
+from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.training_length import look_back
+from mlx_visalign.utils.config import load_recipe
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.utils.formatting import counted
+
+
+def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None, score: Score | None = None) -> Row:
+    """Align a model and report on it: returns what report.json holds.
+
+    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` is the
+    function that the recipe's `scorer` names.
+    """
+    report_file = run.folder / "report.json"
+    begun = load_recipe(run.config) if run.config.exists() else plan.config
+    # Controls that a finished run has, and that nobody asks for now, stay.
+    if report_file.exists() and begun in (plan.config, plan.config | {"controls": True}):
+        say(f"{run.folder}: this run is finished and nothing is left to do.")
+        return read_report(report_file)
+    if begun.get("method") != plan.recipe.method:
+        raise UserError(
+            f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
+            "Name another folder with --output; --reuse takes over what the two have in common."
+        )
+    require_same_model(run.config, run.checked, plan.recipe.model)
+    if score is None:
+        require_clip(plan)
+    with run:
+        if not run.config.exists():
+            run.start(plan.config)
+        page = ReportPage(run, plan.config, str(plan.method.__doc__).partition("\n")[0])
+        run.after_stage = page.refresh
+        try:
+            return _carry_out(plan, run, page, on_metrics, score)
+        except UserError as error:
+            page.stopped = str(error)
+            page.write()
+            raise
+
+
+def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
+    prompts, kept = ask(plan.recipe, run)
+    too_little = foretold(plan, prompts)
+    if too_little and not run.metrics.exists():  # or else the training has begun, and says it itself
+        say(f"warning: {too_little}")
+    expected = forecast_of(plan, prompts, kept)
+    warn_if_too_large(plan.recipe.model, expected)
+    if run.died_in is not None:
+        tell_of_death(run.died_in, expected)
+    policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
+    require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
+    require_sound(policy, run.checked)
+    shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
+    job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary_of(plan.recipe), score, name)
+    benchmark, protocol = _benchmark(plan.recipe, job), protocol_of(plan)
+    page.before = before = measure(job, benchmark, "before", {}, protocol)
+    measured: list[Evaluation] = []
+    job = replace(job, after_round=lambda: measured.append(_measure_trained(job, before)))
+    with run.working("the training"):
+        plan.method.train(job, plan.settings)
+    page.after = after = _measure_trained(job, before)
+    plan.method.picture(job, plan.settings)
+    held_out_pairs = _held_out_accuracy(job, plan.settings.train)
+    controls = _measure_controls(plan, job, before, page) if plan.recipe.controls else {}
+    run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
+    training = _finished_rows(run)
+    page.report = report = make_report(
+        before,
+        after,
+        training=training,
+        held_out_pairs=held_out_pairs,
+        versions=read_versions(run.versions),
+        settings=plan.config,
+    )
+    report["too_little"] = _looked_back(plan, run, training)
+    if measured:
+        report["rounds"] = _rounds(run, measured)
+    if controls:
+        report["controls"] = controls
+    page.write()
+    write_report(report, before, after, training, run.folder / "report.json", run.plots)  # last: where it is, all is done
+    return report
+
+
+def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callable[[Row], None]:
+    """What follows the training: the page, then whatever the caller wants."""
+
+    def follow(row: Row) -> None:
+        page.refresh()
+        if on_metrics is not None:
+            on_metrics(row)
+
+    return follow
+
+
+def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
+    """What each round cost and brought, and what was measured after it."""
+    costs = parse_json(read_text(run.rounds), str(run.rounds))
+    return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
+
+
+def _finished_rows(run: Run) -> list[Row]:
+    """A training's rows. UserError where none can be read any more, or the first of them was spoilt."""
+    rows = read_metrics(run.metrics)
+    if not rows or not {"iterations_per_second", "learning_rate"} <= rows[0].keys():
+        raise UserError(
+            f"{run.metrics} is damaged: no row of an update can be read, and the report is made of them. Bring it back from a "
+            "copy, or start again with another output folder."
+        )
+    return rows
+
+
+def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
+    """Why the training, or a round of it, can hardly have changed the model."""
+    train = plan.settings.train
+    if not isinstance(train, PreferenceSettings):
+        return look_back(training, train, None)
+    said = []
+    files = pair_files(run.folder)
+    for number, file in enumerate(files, 1):
+        rows = [row for row in training if row.get("round", 1) == number]
+        sentence = look_back(rows, train, len(read_jsonl(file, Pair)))
+        if sentence:
+            said.append(f"Round {number}: {sentence}" if len(files) > 1 else sentence)
+    return " ".join(said) or None
+
+
+def _measure_controls(plan: Plan, job: Alignment, before: Evaluation, page: ReportPage) -> Row:
+    """What each control changes, by the name that a report has for it."""
+    found = {}
+    for control in controls_of(plan.settings):
+        name = NAMES[control]
+        say(f"control: {name}")
+        policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
+        fresh = replace(job, policy=policy, on_metrics=lambda _: page.refresh())
+        with job.run.working(f"the control {control}"):
+            folder = job.run.control(control)
+            one = measure_control(control, fresh, folder, plan.method, plan.settings, before, "after")
+        found[name] = {"change": as_rows(changes(before, one))}
+    return found
+
+
+def _held_out_accuracy(job: Alignment, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
+    """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
+    file = job.run.folder / "held_out_pairs.jsonl"
+    pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
+    return reward_accuracy(job.policy, pairs, training.beta, training.batch_size) if pairs else None
+
+
+def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
+    """What the model is looked at before and after: scenes whose truth is known, or else the images held out."""
+    if recipe.images == TINY_WORLD:
+        return world_benchmark(recipe.split, recipe.scenes)
+    images = list(dict.fromkeys(prompt.image for prompt in job.held_out or job.prompts))[:PICTURES]
+    were = "that was" if len(images) == 1 else "that were"
+    name = f"{counted(len(images), 'image')} {were} {'not ' if job.held_out else ''}trained on"
+    return Benchmark(name, {image: job.image(image) for image in images})
+
+
+def _measure_trained(job: Alignment, before: Evaluation) -> Evaluation:
+    """What was asked before, in after.jsonl, after-2.jsonl ..., by the adapter's rounds: a further one keeps those so far."""
+    rounds = len(read_adapter(job.run.adapter)[0]["round_ranks"])
+    moment = "after" if rounds == 1 else f"after-{rounds}"
+    return measure(job, before.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, before.protocol)

@@ -1,0 +1,141 @@
+"""Controls: trainings that should not help, or help less, if a method does what it says, and what goes without one.
+
+random   the method's pairs, the preferred side drawn by a coin
+shorter  the method's pairs, the shorter answer preferred; equally long ones are left out
+blind    the same pairs, or the same answers with the same rewards, learned from as if every image were blank: what is
+         gained so needs no looking. It is sampled, judged and evaluated with the images as ever
+best     no training: of several answers of the base, the one that the method's own judge likes best (`best_of`)
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from mlx_visalign.data.records import Pair, read_jsonl
+from mlx_visalign.evaluation.runner import Evaluation
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.adapter_files import fingerprint
+from mlx_visalign.pipeline.evaluations import measure, measure_best
+from mlx_visalign.runs.run import Run
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs, with_reference
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import replacing
+from mlx_visalign.utils.seeding import number_for
+
+Control = Literal["random", "shorter", "blind", "best"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+BLANK = "blank.png"
+SCORED_TOGETHER = 16  # pairs
+UNGUARDED = {"max_kl": 1e9, "min_share": 0.0}  # a control is measured however far it strays from the base
+
+
+def controls_of(settings: Any) -> tuple[Control, ...]:
+    """The controls of a method with these settings: without pairs there is no side to swap."""
+    return CONTROLS if isinstance(settings.train, PreferenceSettings) else ("blind", "best")
+
+
+def measure_control(
+    control: Control, made: Alignment, folder: Path, method: Any, settings: Any, base: Evaluation, moment: str
+) -> Evaluation:
+    """What a control of the finished run `made` comes to, its policy fresh from the base: asked what `base` was asked.
+
+    All of it goes to `folder`, is done once, and gone on with after any stop; the answers are in MOMENT.jsonl.
+    """
+    job = own_job(made, folder)
+    with closing(job.run):
+        if control == "best":  # what judges may need what the run found out
+            return measure_best(job, method.ranking(made, settings), base, moment, {"settings": asdict(settings)})
+        train_control(control, job, made.run.folder, method, settings)
+        return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
+
+
+def own_job(job: Alignment, folder: Path) -> Alignment:
+    """The same seed, prompts and policy for a control, in a folder of its own that may move with the run's."""
+    prompts = [replace(prompt, image=os.path.relpath(job.image(prompt.image), folder)) for prompt in job.prompts]
+    run = Run(folder)
+    run.after_stage = job.run.after_stage
+    return replace(job, run=run, prompts=prompts, held_out=[], after_round=None)
+
+
+def train_control(control: Control, job: Alignment, made: Path, method: Any, settings: Any) -> None:
+    """Train `job.policy`, fresh from its base, as the method's run in the folder `made` was, but for the control."""
+    if control == "blind":
+        _draw_blank(job)
+    if isinstance(settings.train, PreferenceSettings):
+        _train_on_pairs(control, job, made, settings.train)
+    elif control == "blind":
+        unguarded = replace(settings, train=replace(settings.train, **UNGUARDED))
+        method.train(replace(job, blank=job.image(BLANK)), unguarded)
+    else:
+        raise UserError(f"The control {control!r} needs pairs, and this method makes none.")
+
+
+def controlled(control: Control, pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """The pairs as the control has them. Blind ones have lost their reference, which saw the images."""
+    if control == "blind":
+        return [replace(pair, images=(BLANK,), reference_logps=None) for pair in pairs]
+    if control == "random":
+        coins = np.random.default_rng(number_for(seed, "control")).random(len(pairs)) < 0.5
+        return [swapped(pair) if coin else pair for pair, coin in zip(pairs, coins, strict=True)]
+    words = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]
+    return [swapped(p) if c > r else p for p, (c, r) in zip(pairs, words, strict=True) if c != r]
+
+
+def swapped(pair: Pair) -> Pair:
+    logps = pair.reference_logps
+    turned = None if logps is None else (logps[1], logps[0])
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=turned)
+
+
+def _train_on_pairs(control: Control, job: Alignment, made: Path, settings: PreferenceSettings) -> None:
+    """A training for each of the run's rounds. The reference of a later one is where the control has got to itself."""
+    for number, file in enumerate(pair_files(made), 1):
+        pairs = [_from(job.run.folder, made, pair) for pair in read_jsonl(file, Pair)]
+        pairs = controlled(control, pairs, job.seed)
+        if number > 1 or control == "blind":
+            pairs = _scored(control, job, pairs, number)
+        pairs = [job.located(pair) for pair in pairs]
+        folder = job.run.folder if number == 1 else job.run.round(number)
+        train_on_pairs(job.policy, pairs, settings, folder, job.seed, job.on_metrics)
+    job.policy.save_adapter(job.run.adapter, method=f"control: {control}", round=number)
+
+
+def pair_files(made: Path) -> list[Path]:
+    """pairs.jsonl, pairs-2.jsonl ..., a round each."""
+    rounds = [made / f"pairs-{number}.jsonl" for number in range(2, 2 + len(list(made.glob("pairs-*.jsonl"))))]
+    return [made / "pairs.jsonl", *rounds]
+
+
+def _from(folder: Path, made: Path, pair: Pair) -> Pair:
+    return replace(pair, images=tuple(os.path.relpath(made / image, folder) for image in pair.images))
+
+
+def _scored(control: Control, job: Alignment, pairs: Sequence[Pair], number: int) -> list[Pair]:
+    """The pairs with the policy as it is now for their reference: a stage, done once."""
+
+    def score(some: Sequence[Pair]) -> list[dict[str, Any]]:
+        seen = with_reference(job.policy, [job.located(pair) for pair in some])
+        return [replace(pair, reference_logps=now.reference_logps).to_row() for pair, now in zip(some, seen, strict=True)]
+
+    rows = job.run.stage(
+        f"pairs-{number}" if number > 1 else "pairs",
+        pairs,
+        score,
+        settings=job.about() | {"control": control},
+        batch=SCORED_TOGETHER,
+        title="scoring the reference",
+    )
+    return [Pair.from_row(row) for row in rows]
+
+
+def _draw_blank(job: Alignment) -> None:
+    """An image of the mean colour, which is 0 to the tower."""
+    preprocessing = job.policy.preprocessing
+    with replacing(job.image(BLANK), durable=False) as file:
+        Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")

@@ -1,0 +1,78 @@
+"""What a run will do and what that asks of the machine, told from its recipe, without a model."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.evaluation.runner import Protocol
+from mlx_visalign.models.hub import find_config
+from mlx_visalign.pipeline.best_of_n import SAMPLES
+from mlx_visalign.pipeline.controls import controls_of
+from mlx_visalign.pipeline.evaluations import READ_TOGETHER
+from mlx_visalign.pipeline.prompts_stage import ask
+from mlx_visalign.preflight.estimate import Forecast, forecast, in_full, training_needs
+from mlx_visalign.preflight.workload import Answering
+from mlx_visalign.runs.recipe import TINY_WORLD, Plan
+from mlx_visalign.runs.run import Run
+from mlx_visalign.runs.stage import Row
+from mlx_visalign.scorers.clip import require_judge
+from mlx_visalign.training.dpo import PreferenceSettings
+from mlx_visalign.training.training_length import foretell
+
+PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
+
+
+def protocol_of(plan: Plan) -> Protocol:
+    """What the model is asked before and after: its answers may be as long as those it learns from."""
+    return Protocol(max_tokens=plan.settings.max_tokens)
+
+
+def require_clip(plan: Plan) -> None:
+    """UserError where a CLIP is to judge and none is named: before the images are read, not hours later."""
+    if plan.recipe.scorer is None and plan.recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
+        require_judge(find_config(plan.recipe.model))
+
+
+def foresee(plan: Plan) -> Row:
+    """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
+    require_clip(plan)
+    with TemporaryDirectory() as folder, Run(folder) as run:
+        prompts, kept = ask(plan.recipe, run, draw=False)
+    too_little = foretold(plan, prompts)
+    return {
+        **({"too_little": too_little} if too_little else {}),
+        "images": len({prompt.image for prompt in prompts}),
+        "images_held_out": len({prompt.image for prompt in kept}),
+        "prompts": Counter(prompt.kind or "other" for prompt in prompts),
+        **plan.settings.foresee(prompts),
+        **(_foresee_controls(plan) if plan.recipe.controls else {}),
+        **in_full(forecast_of(plan, prompts, kept)),
+    }
+
+
+def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
+    """Why the run will hardly change its model, even if every prompt made a pair; None where that cannot be told yet."""
+    train, count = plan.settings.train, plan.settings.learns_from(prompts)
+    return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
+
+
+def _foresee_controls(plan: Plan) -> Row:
+    names = controls_of(plan.settings)
+    trainings = len(names) - names.count("best")
+    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.scenes:,} more answers, in time beside what is told here"
+    return {"controls": f"{', '.join(names)}: {words}"}
+
+
+def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
+    """What the run asks of the machine: the method's own stages, and the answers before and after."""
+    workload = plan.settings.workload(prompts)
+    pictures = min(PICTURES, len({prompt.image for prompt in kept or prompts}))
+    looked_at = 2 * (plan.recipe.scenes if plan.recipe.images == TINY_WORLD else pictures)
+    longest = protocol_of(plan).max_tokens
+    looking = Answering("before and after", looked_at, looked_at * longest, READ_TOGETHER, longest, adapters=1)
+    cached = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
+    answer = max(stage.tokens for stage in workload.stages)
+    needs = {**training_needs(plan.settings.train), **cached, "answer": answer}
+    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, looking)))

@@ -1,0 +1,71 @@
+"""What a report's controls mean, in plain sentences that follow from the figures, whichever way they turned out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_visalign.data.training_log import Row
+from mlx_visalign.utils.formatting import with_minus
+
+GAINS = {"chair": ("F1 of descriptions", "f1"), "pope_adversarial": ("accuracy on adversarial yes/no questions", "accuracy")}
+BLIND, BEST = "image blanked", "untrained, best of 8"
+NAMES = {
+    "random": "preferred by a coin",
+    "shorter": "the shorter preferred",
+    "blind": BLIND,
+    "best": BEST,
+}
+"""How a report calls its controls."""
+
+
+def in_words(report: Mapping[str, Any]) -> list[str]:
+    """How much of each gain needs the image, what the untrained model reaches, and whether other abilities are kept."""
+    change, controls = report["change"], report.get("controls", {})
+    said = []
+    for group, (label, name) in GAINS.items():
+        if BLIND in controls and group in change and (group == "chair" or change[group][name]["low"] > 0):
+            said.append(_needs_the_image(label, change[group][name], controls[BLIND]["change"][group][name]))
+    if "chair" in change and BEST in controls:
+        said.append(_untrained(change["chair"]["f1"], controls[BEST]["change"]["chair"]["f1"]))
+    if "capability" in change:
+        said.append(_capability(report["before"]["capability"]["accuracy"], change["capability"]["accuracy"]))
+    return said
+
+
+def _needs_the_image(label: str, change: Row, blind: Row) -> str:
+    gain, without = change["value"], blind["value"]
+    same = f"the same training with a blank image in every image's place changes it by {_points(without)}"
+    if change["low"] <= 0:
+        return f"The {label} has no clear gain ({_points(gain)}), so there is none for the image to explain; {same}."
+    if without >= gain:
+        return f"Nothing of the gain in {label} of {_points(gain)} needs the image: {same}."
+    if without <= 0:
+        return f"The whole gain in {label} of {_points(gain)} needs the image: {same}."
+    return f"Of the gain in {label} of {_points(gain)}, {_points(gain - without)} need the image: {same}."
+
+
+def _untrained(change: Row, best: Row) -> str:
+    verdict = "more than" if change["value"] > best["value"] else "no more than"
+    return (
+        f"Training changes the F1 of one greedy answer by {_points(change['value'])}, {verdict} the untrained model gets "
+        f"({_points(best['value'])}) when the best of eight sampled answers is taken by the method's own measure."
+    )
+
+
+def _capability(before: Row, change: Row) -> str:
+    interval = f"{_points(change['value'])} [{_number(change['low'])}, {_number(change['high'])}]"
+    if change["high"] < 0:
+        verdict = "some of that ability was lost"
+    elif change["low"] > 0:
+        verdict = "that ability grew"
+    else:
+        verdict = "no clear change"
+    asked = f"Questions about colour and count, which were not trained, were answered right in {100 * before['value']:.1f} %"
+    return f"{asked} before and change by {interval}: {verdict}."
+
+
+def _points(value: float) -> str:
+    return f"{_number(value)} points"
+
+
+def _number(value: float) -> str:
+    return with_minus(f"{100 * value:z.1f}")

@@ -1,0 +1,196 @@
+"""report.html: a run for people to look at, in one file, written anew while the run goes on.
+
+A method leaves `plots/METHOD.png` and, where words say more than a picture, `plots/METHOD.html`, a fragment built with
+`page`; the page holds the fragment, or else the picture.
+"""
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_visalign.data.image_folder import called
+from mlx_visalign.data.training_log import read_metrics, warning_signs
+from mlx_visalign.evaluation.runner import Evaluation
+from mlx_visalign.reporting.before_after import before_after_cells, legend, tally, which
+from mlx_visalign.reporting.html import Html, commands, facts, gallery, page, paragraphs, png, section, tag
+from mlx_visalign.reporting.metrics_table import figures_table, meanings, one_evaluation, rounds_table, tiles
+from mlx_visalign.reporting.summary import in_short, notes
+from mlx_visalign.reporting.svg_plots import curves
+from mlx_visalign.runs.recipe import TINY_WORLD
+from mlx_visalign.runs.run import Run, read_versions
+from mlx_visalign.utils.files import read_text, write_atomically
+from mlx_visalign.utils.formatting import counted, duration
+
+SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
+
+
+@dataclass
+class ReportPage:
+    """The page of one run. Whoever carries the run out fills in what is there so far.
+
+    config   the recipe, as config.yaml has it
+    about    what the method says of itself: "SeVa: ..."
+    report   what report.json holds, once the run is finished
+    stopped  why the run stopped, if it did
+    """
+
+    run: Run
+    config: Mapping[str, Any]
+    about: str
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    report: Mapping[str, Any] | None = None
+    stopped: str = ""
+    _written: float = -SECONDS
+
+    def refresh(self) -> None:
+        """Write the page, unless that was a moment ago."""
+        if time.monotonic() - self._written >= SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        write_atomically(self.run.folder / "report.html", self.html())
+        self._written = time.monotonic()
+
+    def html(self) -> str:
+        title = f"{self._method_name} on {Path(self.config['model']).name}"
+        sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
+        shown = [part for make in sections for part in make()]
+        about = tag("p", self.about, cls="lead")
+        head = (tag("h1", title), *self._verdict(), about, self._lead(), *self._outcome())
+        return page(title, *head, *shown, reload_after=None if self.report or self.stopped else SECONDS)
+
+    @property
+    def _method_name(self) -> str:
+        return self.about.partition(":")[0]
+
+    def _verdict(self) -> Iterator[Html]:
+        """Where the training cannot have changed anything, that stands above all else."""
+        if self.report is not None and self.report.get("too_little"):
+            yield tag("p", self.report["too_little"], cls="warning")
+
+    def _lead(self) -> Html:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        if self.stopped:
+            return tag("p", f"This run stopped at {now}. {self.stopped}", cls="warning")
+        if self.report is None:
+            done = ", ".join([*(name for name, _ in self._stages()), *self._updates()]) or "nothing"
+            words = (
+                f"This run is not finished. Done at {now}: {done}. The page renews itself; should this time stand still for "
+                "long, the run has stopped, and the same command goes on with it."
+            )
+            return tag("p", words, cls="note")
+        training = self.report["training"]
+        cost = f"{counted(training['updates'], 'update')} in {duration(training['seconds'])}"
+        return tag("p", f"{_about_images(self.config)} The training: {cost}{_memory(training)}.", cls="lead")
+
+    def _updates(self) -> list[str]:
+        rows = read_metrics(self.run.metrics)
+        return [f"{counted(len(rows), 'update')} of the training"] if rows else []
+
+    def _outcome(self) -> Iterator[Html]:
+        """What the first screen has to say: the figures to look for, what got better, and what got worse."""
+        if self.report is None or self.before is None:
+            return
+        yield tiles(self.report)
+        yield from (tag("p", tag("b", f"{side}: "), words, cls="outcome") for side, words in in_short(self.report).items())
+        yield tag("p", self.before.benchmark.limits, cls="note")
+        yield paragraphs(self.report["warnings"], "warning")
+
+    def _figures(self) -> Iterator[Html]:
+        if self.before is None:
+            return
+        benchmark, about = self.before.benchmark, meanings(self.before.counts)
+        if self.report is None:
+            limits = tag("p", benchmark.limits, cls="note")
+            figures, units = one_evaluation(self.before.figures), tag("p", "Shares are in %.", cls="soft")
+            yield section(f"Before training: {benchmark.name}", limits, figures, about, units)
+            return
+        below = [*notes(self.report), *(words for words in self.report["limits"] if words != benchmark.limits)]
+        yield section(f"Before and after: {benchmark.name}", figures_table(self.report), about, paragraphs(below, "soft"))
+
+    def _rounds(self) -> Iterator[Html]:
+        if self.report is not None and "rounds" in self.report:
+            yield section("Round by round", rounds_table(self.report))
+
+    def _images(self) -> Iterator[Html]:
+        if self.before is not None and self.after is not None:
+            benchmark = self.before.benchmark
+            yield section(
+                "What it said",
+                paragraphs([f"{which(benchmark)}.", tally(self.before, self.after)]),
+                gallery(before_after_cells(self.before, self.after), legend(benchmark)),
+            )
+
+    def _training(self) -> Iterator[Html]:
+        rows = read_metrics(self.run.metrics)
+        if rows:
+            signs = () if self.report else warning_signs(rows).values()
+            yield section("Training", paragraphs(signs, "warning"), curves(rows))
+
+    def _picture(self) -> Iterator[Html]:
+        method = self.config["method"]
+        fragment, drawn = (self.run.plots / f"{method}.{kind}" for kind in ("html", "png"))
+        if fragment.exists():
+            yield section(f"How {self._method_name} works", Html(read_text(fragment)))
+        elif drawn.exists():
+            yield section(f"How {self._method_name} works", png(drawn.read_bytes(), f"What {method} does, drawn"))
+
+    def _adapter(self) -> Iterator[Html]:
+        if self.report is not None:
+            yield section("Use the adapter", commands(_commands(self.run, self.config)))
+
+    def _what_ran(self) -> Iterator[Html]:
+        versions = read_versions(self.run.versions) if self.run.versions.exists() else {}
+        yield section(
+            "What ran",
+            facts(flat(self.config)),
+            facts(versions.items(), "With"),
+            facts(self._stages(), "Rows written, by stage"),
+        )
+
+    def _stages(self) -> list[tuple[str, str]]:
+        """The finished stages in the order in which they were finished, and how many rows each has."""
+        files = [file for file in self.run.folder.glob("*.jsonl") if file.with_suffix(".settings.json").exists()]
+        return [(file.stem, f"{_lines(file):,}") for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+
+
+def _about_images(config: Mapping[str, Any]) -> str:
+    """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
+    tiny = f"{config['count']} scenes of the tiny world"
+    images = tiny if config["images"] == TINY_WORLD else f"the images in {called(config['images'] or config['prompts'])}"
+    labels = config["settings"].get("labels")
+    told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
+    return f"Trained on {images}, {told}."
+
+
+def _memory(training: Mapping[str, float]) -> str:
+    return f", {training['peak_memory']:.1f} GB of memory at most" if "peak_memory" in training else ""
+
+
+def _commands(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """What one can do with the adapter, to be copied."""
+    model, adapter = (shlex.quote(str(path)) for path in (config["model"], run.adapter))
+    images = TINY_WORLD if config["images"] == TINY_WORLD else "PHOTOS"
+    return [
+        f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',
+        f"visalign compare {model} {adapter} --model {model} --images {images}",
+        f"visalign run -c {shlex.quote(str(run.config))} --output ANOTHER-FOLDER    # the same run again",
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by their dotted names, as --set takes them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, called(value) if name == "images" else str(value)
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)

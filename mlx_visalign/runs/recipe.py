@@ -1,0 +1,213 @@
+"""A recipe: which model is aligned, on which images, by which method and with which settings.
+
+It is a YAML file (see `config`) with the fields of `Recipe` and, under `settings`, those of the method's `Settings`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_visalign.utils.config import with_overrides
+from mlx_visalign.utils.errors import UserError, collect, refuse
+from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, within
+from mlx_visalign.utils.provenance import as_json
+from mlx_visalign.utils.files import read_text
+
+# Inside the package once installed, beside it in a checkout.
+RECIPES = next(path for path in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes") if path.is_dir())
+TINY_WORLD = "tiny-world"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is aligned, on which images.
+
+    method      a method's name, such as seva
+    model       the folder of a LLaVA, one on the Hub (owner/name), or "tiny", the embedded one; not named, it is "tiny" for
+                the tiny world's images, and must be named for any others
+    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or "tiny-world",
+                whose scenes are drawn
+    prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
+                are (none: in the file's own folder) and nothing more
+    count       at most so many images, at least 1; of the tiny world exactly so many
+    questions   existence questions about each image, 0 or more
+    vocabulary  a file of objects they may be about beside COCO's 80
+    scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
+    skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
+    cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
+    scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
+    split       split: held-out ones are for reporting, never for choosing settings
+    controls    train and measure the controls too (see `controls`), which takes scenes whose content is known
+    seed        everything random depends on it and on nothing else; in the tiny world also which scenes
+    """
+
+    method: str
+    model: str = ""
+    images: str | tuple[str, ...] | None = None
+    prompts: str | None = None
+    count: int | None = None
+    questions: int = 2
+    vocabulary: str | None = None
+    scorer: str | None = None
+    skip_bad: bool = False
+    cache_gb: float = 1.0
+    scenes: int = 500
+    split: Literal["validation", "held-out"] = "validation"
+    controls: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.images is None and self.prompts is None) or (self.prompts is not None and self.images == TINY_WORLD):
+            raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
+        if isinstance(self.images, tuple) and (self.prompts is not None or TINY_WORLD in self.images):
+            what = "where the images of --prompts are" if self.prompts is not None else f"{TINY_WORLD}, which stands alone"
+            raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {what}.")
+        if not self.model:
+            object.__setattr__(self, "model", named_model(None, toy=self.images == TINY_WORLD))
+        require(
+            self,
+            count=(self.count is None or self.count >= 1, "1 or more"),
+            questions=(self.questions >= 0, "0 or more"),
+            cache_gb=(self.cache_gb >= 0, "0 or more"),
+            scenes=(self.scenes >= 1, "1 or more"),
+            seed=(self.seed >= 0, "0 or more"),
+        )
+        if self.images == TINY_WORLD and self.count is None:
+            raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
+        if self.controls and self.images != TINY_WORLD:
+            raise UserError(
+                "Controls need images whose content is known, or they measure nothing, and of your own images nobody knows it: "
+                "leave --controls out, or take --images tiny-world."
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, the module of its method, and that method's checked settings."""
+
+    recipe: Recipe
+    method: Any
+    settings: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting by its name; as YAML it is a recipe again."""
+        return as_json({**asdict(self.recipe), "settings": asdict(self.settings)})
+
+
+def named_model(model: str | None, toy: bool) -> str:
+    """The model that was named; none: the embedded toy where `toy` allows it, for people mean their own model."""
+    if model is not None:
+        return model
+    if toy:
+        return "tiny"
+    raise UserError(
+        "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python, `model:` in a recipe). "
+        "The embedded toy is called tiny."
+    )
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file, by its path or, for those that come with the package, by its name."""
+    for path in (Path(name), RECIPES / f"{name}.yaml"):
+        if os.path.isfile(path):  # Path.is_file raises for a name that is too long
+            return path
+    raise UserError(f"There is no recipe '{name}', neither a file nor a built-in one. {nearest(name, list_recipes())}")
+
+
+def list_recipes() -> dict[str, str]:
+    """The recipes that come with the package, and what each says of itself in its first line."""
+    return {path.stem: read_text(path).partition("\n")[0].strip("# ") for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def make_plan(
+    path: Path,
+    find_method: Callable[[str], Any],
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    called: Callable[[str], str] = str,
+) -> Plan:
+    """Read a recipe. `find_method` gives the module of a method by its name.
+
+    `overrides` are as in `load_recipe`, and `called` gives one as its user wrote it.
+    """
+
+    def make(values: dict[str, Any]) -> Plan:
+        return _make(values, str(path), find_method)
+
+    try:
+        return with_overrides(make, path, preset, overrides or {}, called)
+    except UserError as error:  # nobody wrote a recipe that comes with the package, so nothing is wrong with it
+        refuse([fault.removeprefix(f"{path}: " if path.parent == RECIPES else "") for fault in error.each])
+        raise
+
+
+def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any]) -> Plan:
+    settings = values.pop("settings", {})
+    if "method" not in values:
+        raise UserError(
+            f"{where}: no method is named. Add a line such as `method: seva`, or say `visalign run METHOD -c FILE`."
+        )
+    name = convert(values["method"], str, f"{where}: method")
+
+    def named_method() -> Any:
+        with within(where):
+            return find_method(name)
+
+    try:
+        method = named_method()
+    except UserError:
+        both: list[Callable[[], Any]] = [named_method, partial(build, Recipe, values, where)]
+        collect(both)  # which raises the faults of both
+        raise
+    own = [field.name for field in fields(Recipe)]
+    jobs: list[Callable[[], Any]] = [
+        partial(_require_known, values, settings, method.Settings, where),
+        partial(build, Recipe, {name: value for name, value in values.items() if name in own}, where),
+        partial(build, method.Settings, _without(settings, own), f"{where}: settings"),
+    ]
+    _, recipe, checked = collect(jobs)
+    with within(where):
+        _require_there(recipe, checked)
+    if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
+        raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
+    return Plan(recipe, method, checked)
+
+
+def _without(settings: Any, names: Sequence[str]) -> Any:
+    """The settings but those of these names; what is no mapping is left for `build` to refuse."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: str) -> None:
+    """UserError for a setting of the method that stands beside `settings`, and for what belongs there and stands in it."""
+    own = [field.name for field in fields(Recipe)]
+    known = [*own, *(f"settings.{setting}" for setting in dotted(kind))]
+    inside = [name for name in settings if name in own] if isinstance(settings, Mapping) else []
+    refuse(
+        [f"{where}: {unknown(name, known)}" for name in values if name not in own]
+        + [f"{where}: settings: {n} is no setting of the method; it stands beside `settings`, not in it." for n in inside]
+    )
+
+
+def _require_there(recipe: Recipe, settings: Any) -> None:
+    """What is missing is told now, and not when everything before it is done."""
+    from mlx_visalign.models.hub import find_config  # only now, for they bring MLX along
+    from mlx_visalign.data.image_folder import places
+
+    models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}
+    files = {name: asdict(recipe)[name] for name in ("prompts", "vocabulary")}
+    lost = [name for name, model in models.items() if model not in (None, "tiny") and not os.path.exists(find_config(model))]
+    problems = [f"{n}: there is no file or folder {models[n]}, and it is no name on the Hub (owner/name)." for n in lost]
+    problems += [f"{n}: there is no file or folder {path}." for n, path in files.items() if path and not os.path.exists(path)]
+    if recipe.images not in (None, TINY_WORLD):
+        try:
+            places(recipe.images)
+        except UserError as error:
+            problems += error.each
+    refuse(problems)

@@ -1,0 +1,181 @@
+"""A run is a folder. This module alone decides where its files go, and lets one process at a time work in it."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
+
+import yaml
+
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import convert
+from mlx_visalign.utils.files import claim, remove, write_atomically
+from mlx_visalign.utils.links import check_links, named
+from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.provenance import as_json
+from mlx_visalign.data.records import Record, read_jsonl
+from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.runs.stage import Row, Stage, Work, fingerprint
+
+R = TypeVar("R", bound=Record)
+
+PACKAGES = ("mlx-visalign", "mlx", "mlx-lm", "mlx-vlm", "transformers", "tokenizers", "numpy", "pillow")
+
+
+class Run:
+    """The folder of one run. Looking at it is free; the first write claims it until `close`, or the process's end.
+
+    `reuse` is the folder of another run whose finished stages are taken over where their settings agree.
+    As a context manager it also tells, on Ctrl-C, what `command` goes on from there.
+    """
+
+    def __init__(self, folder: Path | str, *, reuse: Path | str | None = None, command: str = "the same command"):
+        self.folder = check_links(named(folder))  # read too, to go on from what is there
+        self.reuse = None if reuse is None else Path(reuse)
+        if self.reuse is not None:
+            if not self.reuse.is_dir():
+                raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
+            check_links(self.reuse)
+        self.command = command
+        self.config = self.folder / "config.yaml"
+        self.versions = self.folder / "versions.json"
+        self.metrics = self.folder / "metrics.jsonl"  # written by train.fit(..., run.folder)
+        self.rounds = self.folder / "rounds.json"  # what each round cost and brought, of a method that has rounds
+        self.checked = self.folder / "doctor.json"  # the model that passed the doctor's quick checks
+        self.adapter = self.folder / "adapter"
+        self.plots = self.folder / "plots"
+        self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
+        self.died_in: str | None = None  # what an earlier process was doing here when it was killed
+        self._doing: str | None = None
+        self._lock: BinaryIO | None = None
+
+    def round(self, number: int) -> Path:
+        """The folder of a round's training, counted from 1."""
+        return self.folder / f"round-{number}"
+
+    def control(self, name: str) -> Path:
+        """The folder of a control's own run."""
+        return self.folder / "controls" / name
+
+    def join_metrics(self, rounds: int) -> None:
+        """Make `metrics.jsonl` of those of the rounds so far, the updates counted on."""
+        rows = [
+            {**row, "iteration": 0, "round": number}
+            for number in range(1, rounds + 1)
+            for row in read_metrics(self.round(number) / "metrics.jsonl")
+        ]
+        write_atomically(self.metrics, "".join(json.dumps(row | {"iteration": i}) + "\n" for i, row in enumerate(rows, 1)))
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Claim the folder and write down what is to be done (`config.yaml`) and with what (`versions.json`)."""
+        self._claim()
+        write_atomically(self.config, yaml.safe_dump(as_json(config), sort_keys=False, allow_unicode=True))
+        write_atomically(self.versions, json.dumps(installed_versions(), indent=1))
+
+    def stage(
+        self, name: str, items: Sequence[Any], work: Work, *, settings: Mapping[str, Any], batch: int, title: str
+    ) -> list[Row]:
+        """The rows of `NAME.jsonl`, made now as far as they are not there yet.
+
+        `work` takes up to `batch` consecutive items and returns any number of JSON rows; it must not depend on anything
+        but the items and `settings`. Rows with a count named "tokens" make the bar show tokens/s.
+
+        UserError if rows are there that other settings or items made, naming the setting, both values and the file.
+        """
+        return self._finished(name, items, work, settings, batch, title).rows()
+
+    def records(
+        self,
+        kind: type[R],
+        name: str,
+        items: Sequence[Any],
+        work: Work,
+        *,
+        settings: Mapping[str, Any],
+        batch: int,
+        title: str,
+    ) -> list[R]:
+        """The rows of a `stage` as records. UserError, with file and line, for a row that was spoilt since."""
+        return read_jsonl(self._finished(name, items, work, settings, batch, title).whole, kind)
+
+    def _finished(
+        self, name: str, items: Sequence[Any], work: Work, settings: Mapping[str, Any], batch: int, title: str
+    ) -> Stage:
+        self._claim()
+        everything = as_json({**settings, "items": fingerprint(items)})
+        stage = Stage(self.folder, name)
+        if not stage.begun(everything) and self.reuse is not None:
+            stage.adopt(Stage(self.reuse, name), everything)
+        with self.working(f"the stage {name}"):
+            stage.complete(items, work, everything, batch, title)
+        if self.after_stage is not None:
+            self.after_stage()
+        return stage
+
+    @contextmanager
+    def working(self, place: str) -> Iterator[None]:
+        """Within the block the folder says what is being done; whoever is killed cannot take that back."""
+        before = self._doing
+        self._says(place)
+        try:
+            yield
+        finally:
+            self._says(before)
+
+    def _says(self, place: str | None) -> None:
+        self._doing = place
+        if place is None:
+            remove(self._working)
+        else:
+            write_atomically(self._working, place)
+
+    @property
+    def _working(self) -> Path:
+        return self.folder / ".working"
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        self._claim()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            say(f"Stopped. What is finished is kept in {self.folder}; to go on, run:\n  {self.command}")
+
+    def _claim(self) -> None:
+        if self._lock is not None:
+            return
+        self._lock = claim(self.folder / ".lock")
+        if self._lock is None:
+            raise UserError(
+                f"Another process is working in {self.folder}. Wait until it ends, stop it, or use another output folder."
+            )
+        if self._working.exists():
+            self.died_in = self._working.read_text(encoding="utf-8")
+            remove(self._working)
+
+
+def read_versions(file: Path) -> dict[str, str]:
+    """What `Run.start` wrote down of the machine and its packages. UserError for anything else."""
+    return convert(parse_json(read_text(file), str(file)), dict[str, str], str(file))
+
+
+def installed_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a bare checkout is not installed
+            versions[package] = "not installed"
+    return versions

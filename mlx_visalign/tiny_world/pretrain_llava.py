@@ -1,0 +1,152 @@
+"""Stage 2 of the tiny world: LLaVA over the frozen image tower of stage 1, in the end on the biased annotator's word.
+
+Each image is read once, then described and asked several questions over the same prefix (fold.py). The loss is
+
+    mean of -logp over the tokens of the descriptions + QUESTION_WEIGHT * the same mean over the tokens of the other answers
+
+end tokens included. Two means, because the answers are a few tokens each, and yes and no are skills that come late.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from transformers import PreTrainedTokenizerFast
+
+from mlx_visalign.data.prompt_template import prompt_ids, response_ids
+from mlx_visalign.inference.logprobs import token_logps
+from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
+from mlx_visalign.models import vlm
+from mlx_visalign.models.clip import CLIP
+from mlx_visalign.tiny_world import annotator
+from mlx_visalign.tiny_world.architecture import IMAGE_TOKENS, llava_config
+from mlx_visalign.tiny_world.drawing import draw
+from mlx_visalign.tiny_world.language import DESCRIBE, caption, random_question
+from mlx_visalign.tiny_world.pretrain_clip import pixels
+from mlx_visalign.tiny_world.scenes import Scene
+from mlx_visalign.training.config import TrainSettings
+from mlx_visalign.training.trainer import fit
+
+SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup=0.05, save_every=100)
+EXACT_UPDATES = 600  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it
+BATCH = 32
+QUESTIONS = 3  # per image
+QUESTION_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What comes after the image, right-padded: the rest of the prompt, then the answer."""
+
+    ids: Int[mx.array, "n l"]
+    real: Bool[np.ndarray, "n l"]
+    answer: Bool[mx.array, "n l"]  # true on the answer's tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: Float[mx.array, "b t d"]
+    descriptions: Turns  # one per image
+    questions: Turns  # QUESTIONS per image, neighbours
+
+
+class Conversations:
+    """Random scenes with fresh words of the annotator. Step n draws from (seed, n)."""
+
+    def __init__(
+        self, scenes: Sequence[Scene], features: Float[mx.array, "n t d"], tokenizer: PreTrainedTokenizerFast, seed: int
+    ):
+        self.scenes, self.features, self.seed, self.step = scenes, features, seed, 0
+        self.answer_ids = lambda text: response_ids(tokenizer, text)
+        self.prompt_ids = cache(lambda question: after_image(tokenizer, question))
+
+    def next(self) -> Batch:
+        rng = np.random.default_rng((self.seed, self.step))
+        self.step += 1
+        chosen = rng.choice(len(self.scenes), BATCH, replace=False)
+        scenes = [self.scenes[index] for index in chosen]
+        exact = self.step <= EXACT_UPDATES
+        descriptions = [(DESCRIBE, caption(scene.things) if exact else annotator.describe(scene, rng)) for scene in scenes]
+        questions = [_turn(scene, rng, exact) for scene in scenes for _ in range(QUESTIONS)]
+        return Batch(self.features[mx.array(chosen)].astype(mx.float32), self._turns(descriptions), self._turns(questions))
+
+    def observe(self, metrics: dict[str, Any]) -> None:
+        """Nothing depends on how training goes."""
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+    def _turns(self, texts: list[tuple[str, str]]) -> Turns:
+        rows = [(self.prompt_ids(question), self.answer_ids(answer)) for question, answer in texts]
+        ids, real = right_pad([prompt + answer for prompt, answer in rows])
+        starts = np.array([[len(prompt)] for prompt, _ in rows])
+        return Turns(ids, real, mx.array(real & (np.arange(real.shape[1]) >= starts)))
+
+
+def _turn(scene: Scene, rng: np.random.Generator, exact: bool) -> tuple[str, str]:
+    question = random_question(scene, rng)
+    return question.prompt, question.answer if exact else annotator.answer(scene, question, rng)
+
+
+def before_question(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The prompt's tokens up to the end of the image, the same for every question."""
+    ids = prompt_ids(tokenizer, "vicuna_v1", "", IMAGE_TOKENS)
+    return ids[: ids.index(tokenizer.image_token_id) + IMAGE_TOKENS]
+
+
+def after_image(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    return prompt_ids(tokenizer, "vicuna_v1", question, IMAGE_TOKENS)[len(before_question(tokenizer)) :]
+
+
+def train_llava(clip: CLIP, scenes: Sequence[Scene], tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path) -> Any:
+    """An mlx-vlm LLaVA with CLIP's image tower, its projector and language model trained."""
+    mx.random.seed(seed)
+    model = vlm.build_model(llava_config(tokenizer))
+    model.vision_tower.vision_model.update(clip.vision_model.parameters())
+    source = Conversations(scenes, tower_features(model, scenes), tokenizer, seed)
+    before = mx.array(before_question(tokenizer))
+
+    def loss(batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+        prefix = read_images(model, before, batch.features)
+        description, questions = (_mean_loss(model, prefix, turns) for turns in (batch.descriptions, batch.questions))
+        return description + QUESTION_WEIGHT * questions, {"description_loss": description, "question_loss": questions}
+
+    trained = {"projector": model.multi_modal_projector, "language": model.language_model}
+    fit(trained, loss, source, SETTINGS, folder, depends_on={"seed": seed})
+    return model
+
+
+def tower_features(model: Any, scenes: Sequence[Scene], chunk: int = 200) -> Float[mx.array, "n t d"]:
+    """The frozen tower's features of many scenes, in float16, as the feature cache of a policy keeps them."""
+    parts = []
+    for start in range(0, len(scenes), chunk):
+        images = np.stack([draw(scene) for scene in scenes[start : start + chunk]])
+        parts.append(vlm.tower_features(model, pixels(images)).astype(mx.float16))
+        mx.eval(parts)
+    return mx.concatenate(parts)
+
+
+def read_images(model: Any, before: Int[mx.array, " p"], features: Float[mx.array, "b t d"]) -> Prefix:
+    """The part of the prompt that all questions about an image share."""
+    ids = mx.broadcast_to(before, (len(features), len(before)))
+    decoder = vlm.decoder(model)
+    image_token = model.config.image_token_index
+    embeds = vlm.merge(decoder.embed(ids), ids, image_token, vlm.project(model, features))
+    return prefill(decoder, embeds, np.ones(ids.shape, dtype=bool))
+
+
+def _mean_loss(model: Any, prefix: Prefix, turns: Turns) -> mx.array:
+    decoder = vlm.decoder(model)
+    copies = len(turns.real) // len(prefix.mask)
+    states, _ = extend(decoder, prefix.branch(copies), turns.ids, turns.real)
+    logps = token_logps(states, turns.ids, decoder.head)
+    counted = turns.answer[:, 1:]
+    return -mx.where(counted, logps, 0.0).sum() / counted.sum()

@@ -1,0 +1,165 @@
+"""Recipes: settings in YAML files, read safely, with presets below them and the command line above.
+
+    method: seva
+    preset: laptop                      # the preset taken unless another is asked for
+    presets:
+      laptop: {train: {learning_rate: 1e-5}}
+      paper: {train: {learning_rate: 2e-6}}
+    train: {warmup: 0.03}
+
+Precedence: command line > recipe > preset > the defaults of the settings' dataclass. Names and types are checked when
+the merged values become that dataclass (`mlx_visalign.utils.schema.build`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mlx_visalign.utils.errors import UserError, plainly, refuse
+from mlx_visalign.utils.files import read_text
+from mlx_visalign.utils.schema import shown, unknown
+
+T = TypeVar("T")
+
+# PyYAML follows YAML 1.1, where a float needs a dot and its exponent a sign: it takes 1e-7 for text.
+FLOAT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*[eE][-+]?[0-9]+|\.[0-9]+([eE][-+]?[0-9]+)?)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds plain values only, never objects; a name given twice is an error, where PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{name}' is given twice", problem_mark=node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e-7", so that our loader reads it back as text."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def load_recipe(path: Path, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The values of a recipe file over those of a preset of it, with the overrides on top.
+
+    `preset` names a block of the file's `presets`; without it the file's own `preset` counts, if it has one.
+    `overrides` come from the command line: dotted names ("train.iters") with their values; None is a value like any other,
+    null. Raises UserError for a file that is no such recipe or a preset it does not have.
+    """
+    recipe = _read_yaml(path)
+    presets, default = recipe.pop("presets", {}), recipe.pop("preset", None)
+    layers = [_preset(presets, preset or default, str(path)), recipe, *map(_nested, (overrides or {}).items())]
+    return reduce(_merge, layers, {})
+
+
+def with_overrides(
+    make: Callable[[dict[str, Any]], T],
+    path: Path,
+    preset: str | None,
+    overrides: Mapping[str, Any],
+    called: Callable[[str], str],
+) -> T:
+    """What `make` makes of a recipe's values. A UserError is told of the overrides that it comes from, if it does.
+
+    `make` begins its errors with the file; `called` gives an override as its user wrote it, by its dotted name.
+    """
+    try:
+        return make(load_recipe(path, preset, overrides))
+    except UserError as error:
+        without = {name: _faults_without(make, path, preset, overrides, name) for name in overrides}
+        refuse(
+            [
+                _told(fault, [n for n in overrides if _is_named(n, fault) and fault not in without[n]], path, called)
+                for fault in error.each
+            ]
+        )
+        raise
+
+
+def _told(fault: str, blamed: list[str], path: Path, called: Callable[[str], str]) -> str:
+    """A fault in the words of whoever made it, where that is an override and not the file."""
+    if not blamed:
+        return fault
+    fault = fault.removeprefix(f"{path}: ")
+    for section in blamed[0].split(".")[:-1]:
+        fault = fault.removeprefix(f"{section}: ")
+    last = blamed[0].rpartition(".")[2]
+    own = len(blamed) == 1 and re.match(rf"{re.escape(last)}(?= is | must |: )", fault)
+    return called(blamed[0]) + fault.removeprefix(last) if own else f"{', '.join(map(called, blamed))}: {fault}"
+
+
+def _is_named(name: str, fault: str) -> bool:
+    """Whether a fault speaks of an override, by the last part of its name."""
+    return re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", fault) is not None
+
+
+def _faults_without(
+    make: Callable[[dict[str, Any]], T], path: Path, preset: str | None, overrides: Mapping[str, Any], name: str
+) -> tuple[str, ...]:
+    """What is wrong where one of the overrides is not given."""
+    try:
+        make(load_recipe(path, preset, {one: value for one, value in overrides.items() if one != name}))
+    except UserError as error:
+        return error.each
+    return ()
+
+
+def dotted_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.iters": 5} for {"train": {"iters": 5}}: sections as overrides."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """The values as YAML that `load_recipe` reads back unchanged (tuples as lists), in their order."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    try:
+        values = yaml.load(text, _Loader)
+    except Exception as error:  # of a tag on a value that is not of its kind PyYAML raises what it comes upon
+        why = str(error) if isinstance(error, yaml.YAMLError) else plainly(error)
+        raise UserError(f"{path} is not a valid YAML file: {why}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe consists of named values, got {shown(values)}.")
+    return values
+
+
+def _preset(presets: object, name: object, where: str) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if not isinstance(presets, dict) or name not in presets:
+        raise UserError(f"{where}: presets: {unknown(name, presets if isinstance(presets, dict) else ())}")
+    if not isinstance(presets[name], dict):
+        raise UserError(f"{where}: the preset '{name}' must consist of named values, got {shown(presets[name])}.")
+    return presets[name]
+
+
+def _nested(override: tuple[str, Any]) -> dict[str, Any]:
+    """{"train": {"iters": 5}} for ("train.iters", 5)."""
+    name, value = override
+    return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """`low` with the values of `high` instead where both have one; sections are merged, not replaced."""
+    merged = dict(low)
+    for name, value in high.items():
+        both = isinstance(low.get(name), dict) and isinstance(value, dict)
+        merged[name] = _merge(low[name], value) if both else value
+    return merged

@@ -1,0 +1,195 @@
+"""Build a dataclass from what a JSON or YAML file holds, refusing wrong names and types in words a user can act on.
+
+Understood field types: str, int, float, bool, Literal, `X | None`, `X | tuple[X, ...] | None`, tuple[X, ...], tuple[X, Y],
+list[X], dict[str, X] and other dataclasses. Any other type is a programmer's mistake and raises TypeError.
+"""
+
+import dataclasses
+import difflib
+import re
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from mlx_visalign.utils.errors import UserError, collect, refuse
+
+T = TypeVar("T")
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+LARGEST = 10**18  # below it is what C, MLX and JSON of other programs take for a whole number
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # of a model
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def build(cls: type[T], values: object, where: str) -> T:
+    """An instance of the dataclass `cls` from a mapping of its field names; fields with a default may be left out.
+
+    `where` names the file (and line or section) in errors. Raises UserError for unknown names (with the nearest known
+    one), missing fields, and values of the wrong type: all that there are, in one.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected named values, got {shown(values)}.")
+    known: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    faults = [f"{where}: {unknown(name, dotted(cls))}" for name in values if name not in known]
+    missing = [name for name, field in known.items() if name not in values and _is_required(field)]
+    faults += [f"{where}: the field '{name}' is missing." for name in missing]
+    kinds, built = typing.get_type_hints(cls), {}
+    for name in [name for name in known if name in values]:
+        try:
+            built[name] = convert(values[name], kinds[name], f"{where}: {name}")
+        except UserError as error:
+            faults += error.each
+    refuse(faults)
+    with within(where):
+        return cls(**built)
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """What a dataclass says of its own values gets the place where they stand in front."""
+    try:
+        yield
+    except UserError as error:
+        refuse([f"{where}: {fault}" for fault in error.each])
+
+
+def dotted(cls: Any) -> list[str]:
+    """The names of a dataclass's fields, those of its sections behind the section's: "train", "train.beta", ..."""
+    kinds = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    sections = [name for name in names if dataclasses.is_dataclass(kinds[name])]
+    return names + [f"{section}.{name}" for section in sections for name in dotted(kinds[section])]
+
+
+def unknown(name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the `nearest` one that does."""
+    return f"unknown name '{name}'. {nearest(name, known)}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is nearest, as a question; or all of them.
+
+    Known names may be dotted, as `dotted` gives them: "beta" then is near "train.beta". Case does not count.
+    """
+    names = sorted(known, key=lambda known_name: (known_name.count("."), known_name))
+    spellings: dict[str, str] = {}
+    for known_name in names:
+        for spelling in (known_name, known_name.rpartition(".")[2]):
+            spellings.setdefault(spelling.lower(), known_name)
+    found = difflib.get_close_matches(str(name).lower(), spellings, n=1)
+    return f"Did you mean '{spellings[found[0]]}'?" if found else f"Known names: {', '.join(names)}."
+
+
+def require(settings: Any, **allowed: tuple[bool, str]) -> None:
+    """UserError that names every setting outside of its range, with its value and the range in words.
+
+    `allowed` says by the settings' names whether a value is in its range, and what that is: rank=(rank >= 1, "1 or more").
+    """
+    outside = {name: words for name, (holds, words) in allowed.items() if not holds}
+    refuse([f"{name} is {shown(getattr(settings, name))}; it must be {words}." for name, words in outside.items()])
+
+
+class _Shown(reprlib.Repr):
+    """Values as a file has them (null, true), and what no file can hold by its kind alone."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802, reprlib finds it by the type's name
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+    def repr_float(self, value: float, level: int) -> str:
+        return repr(value)
+
+    def repr_tuple(self, value: tuple, level: int) -> str:
+        return self.repr1(list(value), level)
+
+    def repr_instance(self, value: object, level: int) -> str:
+        return "a function" if callable(value) else f"an object of type {type(value).__name__}"
+
+
+def shown(value: object) -> str:
+    """A value as it appears in an error: short, and with its kind where the kind is the point."""
+    if value is None:
+        return "nothing (null)"
+    text = _Shown().repr(value)  # of a few parts of it only: aliases in a YAML file may stand for billions
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return f"the text {short}" if isinstance(value, str) else short
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the type `kind`: lists become tuples and whole numbers floats where those are wanted.
+
+    Raises UserError, beginning with `where`, if the value is of another type, not finite, or not one of the choices.
+    """
+    if kind in WORDS:
+        return _scalar(value, kind, where)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), value, where)
+    origin: Any = typing.get_origin(kind)
+    parts = typing.get_args(kind)
+    if origin is Literal:
+        return _choice(value, parts, where)
+    if origin in (typing.Union, types.UnionType) and parts[-1] is type(None):
+        return None if value is None else convert(value, parts[len(parts) == 3 and isinstance(value, list | tuple)], where)
+    if origin in (list, tuple):
+        return _sequence(value, origin, parts, where)
+    if origin is dict:
+        return _mapping(value, parts[1], where)
+    raise TypeError(f"{where}: fields of type {kind} are not supported")
+
+
+def check_architecture(values: Mapping[str, object], where: str) -> None:
+    """Refuse numbers that no model has: a damaged config must not take all memory, or for ever."""
+    for name, value in values.items():
+        most = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+        if (type(value) is int and not 1 <= value <= most) or (type(value) is float and value <= 0):
+            raise UserError(f"{where}.{name} is {shown(value)}, which no model has.")
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _scalar(value: Any, kind: type, where: str) -> Any:
+    # In Python True is an int; in a file it is a slip.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number and abs(value) <= sys.float_info.max:  # false for NaN as well
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise UserError(f"{where} must be {WORDS[kind]}, got {shown(value)}.")
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise UserError(f"{where} must be a whole number of fewer than 19 digits, got {shown(value)}.")
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise UserError(f"{where} is broken text: it holds half of a two-part character (a lone surrogate).")
+    return value
+
+
+def _choice(value: Any, choices: tuple, where: str) -> Any:
+    if value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(map(str, choices))}, got {shown(value)}.")
+    return value
+
+
+def _sequence(value: Any, origin: Any, parts: tuple, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where} must be a list, got {shown(value)}.")
+    if origin is list or parts[-1] is Ellipsis:
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        raise UserError(f"{where} must hold {len(parts)} values, got {len(value)}.")
+    pairs = zip(value, parts, strict=True)
+    return origin(collect(partial(convert, item, part, f"{where}[{index}]") for index, (item, part) in enumerate(pairs)))
+
+
+def _mapping(value: Any, kind: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be named values, got {shown(value)}.")
+    names = collect(partial(convert, name, str, where) for name in value)
+    items = collect(partial(convert, item, kind, f"{where}: {name}") for name, item in value.items())
+    return dict(zip(names, items, strict=True))

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from sample_photos import write_photos
 
-from mlx_visalign.cli import commands
+from mlx_visalign.cli import world
 from mlx_visalign.cli.main import main
 from mlx_visalign.data.records import Pair, read_rows, write_jsonl
 from mlx_visalign.evaluation import runner as evaluate
@@ -190,7 +190,7 @@ def test_ctrl_c_is_exit_code_130(visalign, monkeypatch):
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.COMMANDS, "world", stop)
+    monkeypatch.setattr(world, "run", stop)
     assert visalign("world", "draw", "--output", "x.png")[0] == 130
 
 
@@ -376,8 +376,8 @@ def test_the_terminal_holds_no_library_code(data, tmp_path):
     """What transformers, Pillow or matplotlib have to say to programmers is no help to others."""
     script = """
 import os, sys, warnings
+from mlx_visalign.cli import check
 from mlx_visalign.cli import main as cli
-from mlx_visalign.cli import commands
 def noisy(options):
     import transformers.utils.logging as logs
     from huggingface_hub.utils import logging as hub_logs
@@ -385,7 +385,7 @@ def noisy(options):
     hub_logs.get_logger("huggingface_hub.file_download").warning("another one")
     warnings.warn("a FutureWarning", FutureWarning)
     sys.exit(print("advisory", os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")))
-commands.COMMANDS["check"] = noisy
+check.run = noisy
 cli.main(["check", "--model", "tiny", "--data", "x"])
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRANSFORMERS_", "HF_HUB_"))}

@@ -9,7 +9,7 @@ import random_onevision
 from random_policy import random_policy
 from small_runs import write_recipe
 
-from mlx_visalign.cli.commands import COMMANDS
+from mlx_visalign.cli import doctor as command
 from mlx_visalign.cli.main import main
 from mlx_visalign.cli.parser import build_parser
 from mlx_visalign.data import prompt_template as template
@@ -231,7 +231,7 @@ def test_every_check_says_what_it_means_and_what_to_do():
 
 
 def doctor(*arguments):
-    return COMMANDS["doctor"](build_parser("").parse_args(["doctor", *arguments]))
+    return command.run(build_parser("").parse_args(["doctor", *arguments]))
 
 
 def test_the_command_tells_and_passes(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 import mlx_visalign
 from mlx_visalign.cli.main import main
 from mlx_visalign.cli.parser import build_parser
-from mlx_visalign.cli.training_options import recipe_values
+from mlx_visalign.cli.recipe_flags import recipe_values
 from mlx_visalign.data.image_folder import find_photos
 from mlx_visalign.data.object_vocabulary import coco80
 from mlx_visalign.evaluation.listed import listed_benchmark

@@ -1,4 +1,4 @@
-"""The command line: `visalign`, `mlx_visalign` and `python -m mlx_visalign`. What a command does stands in `commands`."""
+"""The command line: `visalign`, `mlx_visalign` and `python -m mlx_visalign`. Each command is a module beside this one."""
 
 import json
 import shlex
@@ -7,10 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from mlx_visalign.cli.parser import TO_BEGIN_WITH, build_parser
-from mlx_visalign.methods import find_method, list_methods
-from mlx_visalign.runs.recipe import list_recipes
-from mlx_visalign.scorers import find_scorer
+from mlx_visalign.cli.parser import COMMANDS, TO_BEGIN_WITH, build_parser
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, sentence
 from mlx_visalign.utils.library_warnings import quiet_libraries
@@ -26,13 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(build_parser(_version()).format_help() + TO_BEGIN_WITH, end="")
         return 0
     if arguments[:1] == ["convert"]:
-        from mlx_visalign.convert.cli import main as convert
-
-        return convert(arguments[1:])
+        return COMMANDS["convert"].main(arguments[1:])
     options = build_parser(_version()).parse_args(arguments)
     options.again = shlex.join(["visalign", *arguments])
-    options.find_method = find_method
-    options.find_scorer = find_scorer
     try:
         with following_links(getattr(options, "follow_links", False)):
             return 0 if _do(options) else 2
@@ -45,19 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _do(options: Namespace) -> bool:
     """Do what is asked; is it well? The result goes to stdout, as JSON or for people to read; all else goes to stderr."""
-    if options.command in ("methods", "recipes"):
-        listed = list_methods() if options.command == "methods" else list_recipes()
-        print(json.dumps(listed) if options.json else "\n".join(f"{name:12} {line}" for name, line in listed.items()))
-        return True
-    from mlx_visalign.cli.commands import COMMANDS  # only now, for it takes seconds
-
     with working():
-        result = COMMANDS[options.command](options)
+        result = COMMANDS[options.command].run(options)
         if options.json:
             print(json.dumps(result.data))
         else:
             result.show()
-    return result.well
+    return bool(result.well)
 
 
 def _version() -> str:

@@ -46,6 +46,13 @@ def told(figures: dict[str, Any], *more: str) -> Result:
     return Result(figures, Group(lines(figures), *map(plain, more)))
 
 
+def planned(figures: dict[str, Any], config: str) -> Result:
+    """What a dry run says: the figures, then the settings as a recipe."""
+    from mlx_visalign.preflight.estimate import for_people
+
+    return Result(figures, Group(lines(for_people(figures)), plain(config)))
+
+
 def lines(figures: dict[str, Any]) -> Text:
     width = max([18, *map(len, figures)])
     return plain("\n".join(f"{name.replace('_', ' '):{width}} {_words(value)}" for name, value in figures.items()))

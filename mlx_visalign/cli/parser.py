@@ -1,11 +1,16 @@
-"""The options of every command, as argparse declares them. Nothing is imported here that `--help` would wait for."""
+"""The parser of every command. Nothing is imported here that `--help` would wait for.
+
+A command is a module beside this one: its docstring's first line says what it does, EXAMPLES how it is called,
+`add_arguments(parser)` declares its options, and `run(options)` does it, importing what is slow by itself.
+"""
 
 import argparse
-from typing import Any
+from types import ModuleType
 
-from mlx_visalign.cli.model_options import compare, doctor, evaluate, fuse, generate, upload
-from mlx_visalign.cli.training_options import check, demo, run, train
-from mlx_visalign.utils.arguments import SPLITS, command, positive
+from mlx_visalign.cli import check, compare, demo, doctor, fuse, generate, methods, recipes, run, train, upload, world
+from mlx_visalign.cli import eval as evaluate
+from mlx_visalign.convert import cli as converters
+from mlx_visalign.utils.arguments import command
 from mlx_visalign.utils.flags import Parser
 
 EXAMPLES = """
@@ -25,6 +30,24 @@ To begin with:
 """
 
 
+COMMANDS: dict[str, ModuleType] = {
+    "demo": demo,
+    "run": run,
+    "train": train,
+    "check": check,
+    "generate": generate,
+    "compare": compare,
+    "eval": evaluate,
+    "doctor": doctor,
+    "world": world,
+    "convert": converters,  # only to be listed: main hands it over to `convert.cli`, where its options are
+    "fuse": fuse,
+    "upload": upload,
+    "methods": methods,
+    "recipes": recipes,
+}
+
+
 def build_parser(version: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog="visalign",
@@ -35,51 +58,11 @@ def build_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        demo,
-        run,
-        train,
-        check,
-        generate,
-        compare,
-        evaluate,
-        doctor,
-        _world,
-        _convert,
-        fuse,
-        upload,
-        _methods,
-        _recipes,
-    ):
-        add(commands)
+    for name, module in COMMANDS.items():
+        if module is converters:
+            commands.add_parser(name, help="convert models and adapters to MLX and back", add_help=False)
+            continue
+        about = str(module.__doc__).partition("\n")[0]
+        examples = [f"visalign {name} {example}".rstrip() for example in module.EXAMPLES]
+        module.add_arguments(command(commands, name, f"{about[0].lower()}{about[1:]}".rstrip("."), *examples))
     return parser
-
-
-def _world(commands: Any) -> None:
-    parser = commands.add_parser("world", help="the tiny world: draw its scenes, train its models again", allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    draw = command(actions, "draw", "draw scenes with what is in them", "visalign world draw --output scenes.png")
-    draw.add_argument("--output", metavar="FILE.png", required=True, help="the picture")
-    draw.add_argument("--split", default="unlabelled", choices=SPLITS, help="%(default)s")
-    draw.add_argument("--count", type=positive, metavar="N", default=12, help="how many; %(default)s")
-    train = command(
-        actions,
-        "train",
-        "train the tiny CLIP and the tiny LLaVA from nothing, in about half an hour",
-        "visalign world train --output my-world --seed 7",
-    )
-    train.add_argument("--output", metavar="FOLDER", required=True, help="where both go")
-    train.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
-
-
-def _convert(commands: Any) -> None:
-    """Only to be listed: cli hands the command over to `convert.cli`, where its options are."""
-    commands.add_parser("convert", help="convert models and adapters to MLX and back", add_help=False)
-
-
-def _methods(commands: Any) -> None:
-    command(commands, "methods", "list the methods", "visalign methods")
-
-
-def _recipes(commands: Any) -> None:
-    command(commands, "recipes", "list the recipes that come along", "visalign recipes")

@@ -36,7 +36,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "MLX_DISABLE_COMPILE": "1"}
 import fuzzing  # noqa: E402
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fuzzing", "mlx_visalign.cli.commands", "mlx_vlm.models.llava", "transformers"])
+CONTEXT.set_forkserver_preload(
+    ["fuzzing", "mlx_visalign.pipeline.compare", "mlx_visalign.convert.fuse", "mlx_vlm.models.llava", "transformers"]
+)
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 BATCH = 500  # inputs that a process gets
 SILENT = 120  # seconds without a word from a process whose alarm of 10 s of processor time has not woken it

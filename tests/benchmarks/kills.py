@@ -44,7 +44,12 @@ from mlx_visalign.models.lora import LoRASettings, adapters
 
 CONTEXT = multiprocessing.get_context("forkserver")  # every attempt is a process of its own, spared the imports
 CONTEXT.set_forkserver_preload(
-    [*(f"mlx_visalign.{name}" for name in ("commands", "convert.llava", "convert.clip", "convert.peft", "methods.csr"))]
+    [
+        *(
+            f"mlx_visalign.{name}"
+            for name in ("pipeline.align", "convert.fuse", "convert.llava", "convert.clip", "convert.peft", "methods.csr")
+        )
+    ]
 )
 COMMANDS = {
     **{method: f"run -c {method}.yaml --output {{}}/run" for method in SETTINGS},

@@ -1,7 +1,7 @@
-"""The options of the commands that train, or show what would be trained.
+"""Flags that several commands have for a recipe's values, and what the command line then says.
 
-An option that sets a recipe's value has the value's dotted name, behind "recipe.", as its destination and no default:
-what is not given on the command line is the recipe's to say.
+A flag that sets a recipe's value has the value's dotted name, behind "recipe.", as its destination and no default: what is
+not given on the command line is the recipe's to say.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from mlx_visalign.runs.recipe import Recipe
-from mlx_visalign.utils.arguments import MODEL, Images, OneFolder, command, link_option
+from mlx_visalign.utils.arguments import MODEL, OneFolder, link_option
 from mlx_visalign.utils.errors import UserError
 
 
@@ -42,53 +42,7 @@ def as_given(options: argparse.Namespace) -> Callable[[str], str]:
     return called
 
 
-def demo(commands: Any) -> None:
-    parser = command(
-        commands,
-        "demo",
-        "align the embedded tiny LLaVA with SeVa and show what changed",
-        "visalign demo",
-        "visalign demo --seed 1 --output runs/demo-1",
-    )
-    _run_options(parser, "runs/demo")
-    parser.set_defaults(config="tiny", method=None, preset=None, output="runs/demo")
-
-
-def run(commands: Any) -> None:
-    parser = command(
-        commands,
-        "run",
-        "align a model on unlabelled images with a method",
-        "visalign run seva --model MODEL --images PHOTOS --output runs/photos",
-        "visalign run seva --model MODEL --images PHOTOS --preset paper --dry-run",
-        "visalign run -c my-recipe.yaml --set view=crop --set train.lora.rank=32",
-    )
-    parser.add_argument("method", nargs="?", help="a method (see `visalign methods`); its recipe gives the settings")
-    parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
-    )
-    parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--images", dest="recipe.images", action=Images, help="unlabelled images; of folders those in subfolders too"
-    )
-    parser.add_argument(
-        "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
-    )
-    parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about beside COCO's 80")
-    parser.add_argument(
-        "--skip-bad",
-        dest="recipe.skip_bad",
-        action="store_const",
-        const=True,
-        help="leave out images that do not open, and bad rows of --prompts",
-    )
-    _run_options(parser, "runs/METHOD")
-
-
-def _run_options(parser: argparse.ArgumentParser, output: str) -> None:
+def run_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help=f"where everything goes, and where the same command goes on; {output}"
     )
@@ -103,38 +57,19 @@ def _run_options(parser: argparse.ArgumentParser, output: str) -> None:
     )
     parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, metavar="GB", help="memory for image features")
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, metavar="N", help="longest answer")
-    _training_options(parser, "recipe.settings.train.")
+    training_options(parser, "recipe.settings.train.")
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
         action="append",
-        type=_method_setting,
+        type=method_setting,
         help="any setting of the method; --set help names them",
     )
     link_option(parser)
     parser.add_argument("--seed", dest="recipe.seed", type=int, metavar="N", help="everything random depends on it")
 
 
-def train(commands: Any) -> None:
-    parser = command(
-        commands,
-        "train",
-        "DPO on a file of preference pairs",
-        "visalign train --data pairs.jsonl --model MODEL --adapter-path OUT",
-        "visalign train --data csr.json --images coco/train2014 --model MODEL --adapter-path OUT --iters 500 --dry-run",
-    )
-    _data_options(parser)
-    parser.add_argument("--adapter-path", metavar="OUT", required=True, help="where the adapter and the training's log go")
-    parser.add_argument("-c", "--config", metavar="RECIPE", default="dpo", help="a recipe of training settings")
-    parser.add_argument("--preset", metavar="NAME", help="which of the recipe's presets, if it has any")
-    _training_options(parser, "recipe.")
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", type=_setting, help="any training setting; --set help names them"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
-
-
-def _training_options(parser: argparse.ArgumentParser, section: str) -> None:
+def training_options(parser: argparse.ArgumentParser, section: str) -> None:
     parser.add_argument("--iters", dest=f"{section}iters", type=int, metavar="N", help="updates")
     parser.add_argument("--batch-size", dest=f"{section}batch_size", type=int, metavar="N", help="pairs in one forward")
     parser.add_argument(
@@ -148,17 +83,7 @@ def _training_options(parser: argparse.ArgumentParser, section: str) -> None:
     )
 
 
-def check(commands: Any) -> None:
-    parser = command(
-        commands,
-        "check",
-        "show a pairs file as it will be trained: format, lengths, which tokens count",
-        "visalign check --data pairs.jsonl --model MODEL",
-    )
-    _data_options(parser)
-
-
-def _data_options(parser: argparse.ArgumentParser) -> None:
+def data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -171,7 +96,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=MODEL)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """("train.iters", 5) for "train.iters=5"; a value that is not JSON (numbers, true, null, lists) is text."""
     name, equals, value = text.partition("=")
     if text == "help":  # which is no setting, so that its error names them all
@@ -184,6 +109,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _method_setting(text: str) -> tuple[str, Any]:
-    name, value = _setting(text)
+def method_setting(text: str) -> tuple[str, Any]:
+    name, value = setting(text)
     return f"settings.{name}", value

@@ -1,0 +1,18 @@
+"""Align the embedded tiny LLaVA with SeVa and show what changed."""
+
+import argparse
+
+from mlx_visalign.cli.recipe_flags import run_options
+from mlx_visalign.cli.run import run
+
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "",
+    "--seed 1 --output runs/demo-1",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    run_options(parser, "runs/demo")
+    parser.set_defaults(config="tiny", method=None, preset=None, output="runs/demo")

@@ -1,0 +1,40 @@
+"""Check a model: masks, cache, batches, template, images, adapter, memory; exit code 2 if something is broken."""
+
+import argparse
+from dataclasses import asdict
+
+from mlx_visalign.cli.output import Result, lines, plain
+from mlx_visalign.runs.recipe import named_model
+from mlx_visalign.utils.arguments import model_options
+
+EXAMPLES = (
+    "--model MODEL",
+    "--model MODEL --adapter-path runs/seva/adapter --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    model_options(parser)
+
+
+def run(options: argparse.Namespace) -> Result:
+    from rich.console import Group
+
+    from mlx_visalign.inference.policy import find_folder, load
+    from mlx_visalign.models.hub import find_model
+    from mlx_visalign.preflight.doctor import examine, examine_adapter, stated_by, verdict
+    from mlx_visalign.preflight.estimate import for_people, forecast, in_full
+
+    model = named_model(options.model, toy=options.adapter_path is None)
+    folder = find_folder(model)
+    policy = load(model)
+    findings = [stated_by(folder), *examine(policy)]
+    if options.adapter_path is not None:
+        findings.append(examine_adapter(policy, find_model(options.adapter_path)))
+    memory = in_full(forecast(model, {}))
+    shown = [plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
+    shown += [plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
+    data = {"checks": [asdict(each) for each in findings], **memory}
+    whose = f"{model}: " if options.model else "The embedded toy (name your own with --model): "
+    shown += [plain(""), lines(for_people(memory)), plain(""), plain(whose + verdict(findings))]
+    return Result(data, Group(*shown), all(each.ok for each in findings))

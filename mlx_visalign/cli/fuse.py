@@ -1,0 +1,54 @@
+"""Merge an adapter into its model, tensor by tensor."""
+
+import argparse
+from pathlib import Path
+
+from mlx_visalign.cli.output import Result, told
+from mlx_visalign.utils.arguments import MODEL, link_option
+
+EXAMPLES = (
+    "--model MODEL --adapter-path runs/seva/adapter --mlx-path llava-seva",
+    "--model llava-4bit --adapter-path runs/seva/adapter --mlx-path llava-seva --dequantize",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help=f"{MODEL}; only read")
+    parser.add_argument(
+        "--adapter-path", metavar="FOLDER", required=True, help="ours, PEFT's, or a LoRA folder of LLaVA's authors"
+    )
+    parser.add_argument("--mlx-path", metavar="OUT", required=True, help="the new folder")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="%(default)s; bfloat16 is coarse"
+    )
+    parser.add_argument("--dequantize", action="store_true", help="from a quantised model make an unquantised one")
+    parser.add_argument(
+        "--allow-rounding", action="store_true", help="merge even where rounding loses over 10 %% of the adapter's change"
+    )
+    parser.add_argument(
+        "--base-projector", action="store_true", help="take the base's projector where the trained one is not in a LoRA folder"
+    )
+    parser.add_argument("--no-probe", action="store_true", help="do not compare logits, for which both models are loaded")
+    link_option(parser)
+
+
+def run(options: argparse.Namespace) -> Result:
+    from mlx_visalign.convert.fuse import fuse
+    from mlx_visalign.inference.policy import find_folder
+    from mlx_visalign.models.hub import find_model
+    from mlx_visalign.preflight.fused_check import compare_fused
+
+    model = find_folder(options.model)
+    adapter, output = find_model(options.adapter_path), Path(options.mlx_path)
+    figures = fuse(
+        model,
+        adapter,
+        output,
+        options.dtype,
+        options.dequantize,
+        options.allow_rounding,
+        options.base_projector,
+    )
+    if not options.no_probe:
+        figures["probe"] = compare_fused(model, adapter, output)
+    return told(figures)

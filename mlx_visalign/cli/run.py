@@ -1,0 +1,87 @@
+"""Align a model on unlabelled images with a method."""
+
+import argparse
+from pathlib import Path
+
+from mlx_visalign.cli.output import Result, lines, planned
+from mlx_visalign.cli.recipe_flags import as_given, recipe_values, run_options
+from mlx_visalign.methods import find_method
+from mlx_visalign.runs.recipe import find_recipe, list_recipes, make_plan
+from mlx_visalign.utils.arguments import MODEL, Images, swallowed
+from mlx_visalign.utils.config import dump
+from mlx_visalign.utils.errors import UserError
+
+EXAMPLES = (
+    "seva --model MODEL --images PHOTOS --output runs/photos",
+    "seva --model MODEL --images PHOTOS --preset paper --dry-run",
+    "-c my-recipe.yaml --set view=crop --set train.lora.rank=32",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", nargs="?", help="a method (see `visalign methods`); its recipe gives the settings")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
+    )
+    parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--images", dest="recipe.images", action=Images, help="unlabelled images; of folders those in subfolders too"
+    )
+    parser.add_argument(
+        "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
+    )
+    parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about beside COCO's 80")
+    parser.add_argument(
+        "--skip-bad",
+        dest="recipe.skip_bad",
+        action="store_const",
+        const=True,
+        help="leave out images that do not open, and bad rows of --prompts",
+    )
+    run_options(parser, "runs/METHOD")
+
+
+def run(options: argparse.Namespace) -> Result:
+    from rich.console import Group
+
+    from mlx_visalign.pipeline.align import run_recipe
+    from mlx_visalign.pipeline.dry_run import foresee
+    from mlx_visalign.reporting.summary import show
+    from mlx_visalign.runs.run import Run
+    from mlx_visalign.scorers import find_scorer
+
+    if options.config is None:
+        swallowed(options, "recipe.images", "method")
+    name = options.config or options.method
+    if name is None:
+        raise UserError("Name a method (visalign run seva ...) or a recipe (visalign run -c recipe.yaml ...).")
+    values = recipe_values(options)
+    if options.method is not None:
+        _require_method(options.method)
+        values["method"] = options.method
+    plan = make_plan(find_recipe(name), find_method, options.preset, values, as_given(options))
+    if options.dry_run:
+        return planned(foresee(plan), dump(plan.config))
+    run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
+    score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
+    report = run_recipe(plan, run, score=score)
+    files = {"report": "report.html", "figures": "report.json"}
+    places = {"adapter": str(run.adapter), **{name: str(run.folder / file) for name, file in files.items()}}
+    return Result(report | places, Group(show(report), lines(places)))
+
+
+def _require_method(name: str) -> None:
+    """A recipe's name where a method's is expected gets the command that takes it."""
+    try:
+        find_method(name)
+    except UserError:
+        if name == "dpo":
+            raise UserError(
+                "DPO on pairs of your own is `visalign train --data PAIRS --model MODEL --adapter-path OUT`."
+            ) from None
+        if name in list_recipes():
+            raise UserError(f"{name} is a recipe and no method: visalign run -c {name}") from None
+        raise

@@ -1,0 +1,56 @@
+"""Training on a file of pairs: what is read, what it needs, and the reference's scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_visalign.data.image_folder import content_id
+from mlx_visalign.data.pair_formats import PlacedPair, read_placed_pairs
+from mlx_visalign.data.records import Pair
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.methods.job import Alignment
+from mlx_visalign.models.adapter_files import WEIGHTS
+from mlx_visalign.pipeline.prompts_stage import images_of_run
+from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.runs.run import Run
+from mlx_visalign.runs.stage import fingerprint
+from mlx_visalign.training.dpo import PreferenceSettings, with_reference
+from mlx_visalign.utils.errors import UserError
+
+REFERENCE_BATCH = 8  # pairs scored together
+
+
+def read_pairs(data: str, images: Path | None, skip_bad: bool) -> tuple[list[PlacedPair], str]:
+    """The pairs with their places, and their format's name. A file in a run's folder may be about images that the run knows."""
+    file = Path(data)
+    return read_placed_pairs(file, images, skip_bad, images_of_run(file.parent))
+
+
+def workload_of(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
+    """What a training on pairs does: both answers are read once for the reference, and then trained on."""
+    stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
+    return Workload((stage,), settings.prompts_trained(len(pairs)))
+
+
+def score_reference(policy: Policy, pairs: Sequence[Pair], run: Run, seed: int) -> list[Pair]:
+    """The pairs with the reference's log-probabilities, as a stage of the run."""
+    return run.records(
+        Pair,
+        "pairs",
+        pairs,
+        lambda some: [pair.to_row() for pair in with_reference(policy, some)],
+        settings=Alignment(run, policy, [], seed).about() | {"image_contents": _contents(pairs)},
+        batch=REFERENCE_BATCH,
+        title="scoring the reference",
+    )
+
+
+def require_own(folder: Path) -> None:
+    """`train` writes its adapter where other commands read one: it must not write over an adapter it did not make."""
+    if (folder / WEIGHTS).exists() and not (folder / "pairs.jsonl").exists():
+        raise UserError(f"{folder} holds an adapter that `visalign train` did not make. Name another --adapter-path.")
+
+
+def _contents(pairs: Sequence[Pair]) -> str:
+    """Tells the pairs' images, as they are now, from what any of them was before it changed."""
+    images = dict.fromkeys(image for pair in pairs for image in pair.images)
+    return fingerprint([content_id(Path(image)) for image in images])

@@ -12,12 +12,12 @@ import yaml
 from PIL import Image
 from sample_photos import write_photos
 
+from mlx_visalign import methods
 from mlx_visalign.cli import world
 from mlx_visalign.cli.main import main
 from mlx_visalign.data.records import Pair, read_rows, write_jsonl
 from mlx_visalign.evaluation import runner as evaluate
 from mlx_visalign.inference.policy import TINY, load
-from mlx_visalign.methods import find_method
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.runs.recipe import Recipe, find_recipe, list_recipes, make_plan
@@ -362,7 +362,7 @@ def test_a_name_of_the_hub_stands_wherever_a_folder_may(visalign, data, tmp_path
         code, out, err = visalign(*command, "--model", "me/llava", "--json")
         failed = command[0] == "doctor"  # as this adapter changes nothing, but it was found
         assert code == 2 * failed and (not failed or "adapter" in out), (command, err)
-    config = make_plan(find_recipe("csr"), find_method, None, {"images": str(photos), "model": "me/llava"}).config
+    config = make_plan(find_recipe("csr"), methods.find, None, {"images": str(photos), "model": "me/llava"}).config
     assert config["model"] == "me/llava"
     shutil.copytree(TINY, "me/llava")  # a folder that is there goes first
     (tmp_path / "me/llava/config.json").unlink()

@@ -267,8 +267,8 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
 
 
 def test_what_a_run_would_do_is_told(whole):
-    foreseen = THREE.foresee(whole.prompts)
-    assert foreseen == {"rounds": 3, "trees": 9, "sampled_tokens_at_most": 9 * 6 * 43, "updates_at_most": 9}
+    work = THREE.workload(whole.prompts)
+    assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, [(9, 9 * 6 * 43)])
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"groups": 0}])

@@ -69,11 +69,11 @@ def test_every_fault_of_named_values_is_told():
 
 
 def test_a_recipe_and_its_methods_settings_are_looked_at_together():
-    from mlx_visalign.methods import find_method
+    from mlx_visalign import methods
 
     values = {"imagse": "photos", "seed": "x", "settings.stepz": 3, "settings.train.betta": 1}
     with pytest.raises(UserError) as told:
-        make_plan(find_recipe("seva"), find_method, overrides=values)
+        make_plan(find_recipe("seva"), methods.find, overrides=values)
     assert [next(name for name in ("imagse", "seed", "stepz", "betta") if name in fault) for fault in told.value.each] == [
         "imagse",
         "seed",
@@ -84,10 +84,10 @@ def test_a_recipe_and_its_methods_settings_are_looked_at_together():
 
 @pytest.mark.parametrize("named", [{"images": "no photos", "vocabulary": "no.json"}])
 def test_every_path_of_a_recipe_that_is_not_there_is_told(named):
-    from mlx_visalign.methods import find_method
+    from mlx_visalign import methods
 
     with pytest.raises(UserError) as told:
-        make_plan(find_recipe("seva"), find_method, overrides={"model": "tiny"} | named)
+        make_plan(find_recipe("seva"), methods.find, overrides={"model": "tiny"} | named)
     assert len(told.value.each) == 2 and all(path in str(told.value) for path in named.values())
 
 

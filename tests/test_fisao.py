@@ -244,11 +244,8 @@ def test_what_cannot_work_is_said_before_anything_is_done(tmp_path):
         fisao.Settings(phrase="a photo")
     with pytest.raises(UserError, match="repeat"):
         RewardSettings(repeat=0.5)
-    assert SETTINGS.foresee([Prompt("a", "a.png", "?", "describe")] * 12) == {
-        "answers": 12 + 6,
-        "answer_tokens_at_most": 18 * 48,
-        "updates": 6,
-    }
+    stages = SETTINGS.workload([Prompt("a", "a.png", "?", "describe")] * 12).stages
+    assert [(stage.total, stage.sampled) for stage in stages] == [(12, 12 * 48), (6, 6 * 48)]
 
 
 @pytest.mark.parametrize(("change", "dtype", "critic"), [(bf16, "bfloat16", "linear"), (four_bit, "4-bit", "none")])

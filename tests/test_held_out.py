@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageEnhance
 from sample_photos import write_photos
 
+from mlx_visalign import methods
 from mlx_visalign.data.image_folder import Photo, find_photos, held_out, near_identical
 from mlx_visalign.data.images import check_image, difference_hash
 from mlx_visalign.data.records import Prompt
-from mlx_visalign.methods import find_method
 from mlx_visalign.pipeline.prompts_stage import ask, images_of_run
 from mlx_visalign.runs.recipe import TINY_WORLD, Recipe, find_recipe, make_plan
 from mlx_visalign.runs.run import Run
@@ -144,7 +144,7 @@ def folder(tmp_path_factory):
 
 
 def plan(**values):
-    return make_plan(find_recipe("seva"), find_method, "laptop", {"model": "tiny", **values}).recipe
+    return make_plan(find_recipe("seva"), methods.find, "laptop", {"model": "tiny", **values}).recipe
 
 
 def sides(recipe: Recipe, run: Path) -> tuple[set[str], set[str]]:

@@ -7,8 +7,8 @@ import pytest
 from measured_peaks import LLAVA_7B
 from weightless import CLIP_L14, LLAVA
 
+from mlx_visalign import methods
 from mlx_visalign.data.records import Prompt
-from mlx_visalign.methods import find_method
 from mlx_visalign.preflight import estimate as memory_plan
 from mlx_visalign.preflight.estimate import (
     DEFAULT,
@@ -32,7 +32,7 @@ ASKED = [Prompt(str(i), f"{i}.png", "Describe this image.", "describe") for i in
 
 
 def settings_of(method, preset="laptop", **settings):
-    return make_plan(find_recipe(method), find_method, preset, {"model": "tiny", "images": ".", "settings": settings}).settings
+    return make_plan(find_recipe(method), methods.find, preset, {"model": "tiny", "images": ".", "settings": settings}).settings
 
 
 def usable(monkeypatch, gigabytes):

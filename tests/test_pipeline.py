@@ -10,9 +10,9 @@ from sample_photos import write_photos
 from small_runs import write_recipe
 
 import mlx_visalign
+from mlx_visalign import methods
 from mlx_visalign.data.records import Prompt, read_jsonl, read_rows
 from mlx_visalign.inference.policy import TINY
-from mlx_visalign.methods import find_method
 from mlx_visalign.pipeline.dry_run import foresee
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.estimate import SIZES_OF_MACS
@@ -167,7 +167,7 @@ def test_a_judge_that_is_not_named_is_missed_before_the_first_answer(photos, tmp
 
 
 def plan(**values):
-    return make_plan(find_recipe("seva"), find_method, None, {"model": "tiny"} | values)
+    return make_plan(find_recipe("seva"), methods.find, None, {"model": "tiny"} | values)
 
 
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
@@ -183,7 +183,7 @@ def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
         "images": 18,
         "images_held_out": 2,
         "prompts": {"describe": 18, "exists": 36},
-        "answers": 2 * 54,
+        "prompts_answered": {"answering": 54},
         "answer_tokens_at_most": 2 * (18 * 256 + 36 * 64),
         "updates_at_most": 4,  # 54 pairs at most, 16 an update
     }

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
+from mlx_visalign import methods
 from mlx_visalign.data.records import Prompt
-from mlx_visalign.methods import find_method, list_methods
 from mlx_visalign.runs.recipe import Recipe, find_recipe, list_recipes, make_plan
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.config import dump, load_recipe
@@ -14,7 +14,7 @@ from mlx_visalign.utils.schema import build
 
 
 def plan(name="seva", preset=None, **values):
-    return make_plan(find_recipe(name), find_method, preset, {"model": "tiny", "images": "."} | values)
+    return make_plan(find_recipe(name), methods.find, preset, {"model": "tiny", "images": "."} | values)
 
 
 def test_the_recipes_that_come_along_say_what_they_are():
@@ -41,7 +41,7 @@ def test_the_laptop_preset_is_the_default_and_the_command_line_goes_over_it():
 
 
 def test_the_demo_needs_nothing_from_its_user():
-    demo = make_plan(find_recipe("tiny"), find_method)
+    demo = make_plan(find_recipe("tiny"), methods.find)
     assert (demo.recipe.model, demo.recipe.images, demo.recipe.split) == ("tiny", "tiny-world", "validation")
 
 
@@ -49,17 +49,17 @@ def test_the_training_recipe_is_one_of_training_settings():
     assert build(PreferenceSettings, load_recipe(find_recipe("dpo")), "dpo").lora.rank == 64
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", methods.names())
 def test_what_is_a_recipes_own_is_no_setting_of_a_method(method):
     """So that --set can tell where a name belongs."""
-    own, settings = ({field.name for field in fields(cls)} for cls in (Recipe, find_method(method).Settings))
+    own, settings = ({field.name for field in fields(cls)} for cls in (Recipe, methods.find(method).Settings))
     assert own.isdisjoint(settings)
 
 
 def test_a_config_is_a_recipe_again(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump(plan(count=5).config))
-    assert make_plan(path, find_method).config == plan(count=5).config
+    assert make_plan(path, methods.find).config == plan(count=5).config
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_an_unknown_recipe_is_met_with_the_nearest():
 @pytest.mark.parametrize(("preset", "updates"), [("laptop", 2 * 125), ("paper", 4 * 500), ("tiny", 240)])
 def test_fisaos_presets_make_so_many_updates(preset, updates):
     overrides = {} if preset == "tiny" else {"model": "tiny", "images": "."}
-    made = make_plan(find_recipe("fisao"), find_method, preset, overrides)
+    made = make_plan(find_recipe("fisao"), methods.find, preset, overrides)
     asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.count)]
-    assert made.settings.foresee(asked)["updates"] == updates
+    assert made.settings.train.loop(made.settings.learns_from(asked)).iters == updates
     assert made.settings.train.lora.scale == 2

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mlx_visalign import methods
 from mlx_visalign.cli.main import main
 from mlx_visalign.data.records import read_jsonl
-from mlx_visalign.methods import find_method
 from mlx_visalign.methods.csr.rewards import Tree
 from mlx_visalign.methods.fisao.calibration import Scored
 from mlx_visalign.runs.recipe import find_recipe, make_plan
@@ -68,7 +68,7 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
     recipe = {"method": method, "images": "tiny-world", "count": 10, "questions": 0, "scenes": 1, "settings": SMALL[method]}
     (tmp_path / "mine.yaml").write_text(json.dumps(recipe | {"scorer": "my_scorer_of_scenes:fits"}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(find_method(method), "picture", stop)  # all is done by then
+    monkeypatch.setattr(methods.find(method), "picture", stop)  # all is done by then
     assert main(["run", "-c", "mine.yaml", "--output", "out"]) == 130, capsys.readouterr().err
     assert (tmp_path / "out/adapter/adapters.safetensors").exists()
     if method == "csr":
@@ -87,12 +87,12 @@ def test_what_is_no_function_says_so(name):
 def test_a_method_that_scores_nothing_refuses_a_scorer():
     values = {"model": "tiny", "images": ".", "scorer": "json:dumps"}
     with pytest.raises(UserError, match="seva scores nothing"):
-        make_plan(find_recipe("seva"), find_method, None, values)
-    assert make_plan(find_recipe("csr"), find_method, None, values).recipe.scorer == "json:dumps"
+        make_plan(find_recipe("seva"), methods.find, None, values)
+    assert make_plan(find_recipe("csr"), methods.find, None, values).recipe.scorer == "json:dumps"
 
 
 @pytest.mark.parametrize("preset", ["laptop", "paper", "tiny"])
 def test_csrs_presets_are_settings(preset):
-    settings = make_plan(find_recipe("csr"), find_method, preset, {"model": "tiny", "images": ".", "count": 1}).settings
+    settings = make_plan(find_recipe("csr"), methods.find, preset, {"model": "tiny", "images": ".", "count": 1}).settings
     assert settings.reward.kind == ("calibrated" if preset == "tiny" else "rank")
     assert (settings.prune, settings.rounds) == (("language", 3) if preset == "paper" else ("reward", 1))

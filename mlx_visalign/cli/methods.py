@@ -3,7 +3,7 @@
 import argparse
 
 from mlx_visalign.cli.output import Result, plain
-from mlx_visalign.methods import list_methods
+from mlx_visalign.methods import descriptions
 
 EXAMPLES = ("",)
 
@@ -13,5 +13,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Result:
-    found = list_methods()
+    found = descriptions()
     return Result(found, plain("\n".join(f"{name:12} {line}" for name, line in found.items())))

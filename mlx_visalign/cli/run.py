@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from mlx_visalign import methods
 from mlx_visalign.cli.output import Result, lines, planned
 from mlx_visalign.cli.recipe_flags import as_given, recipe_values, run_options
-from mlx_visalign.methods import find_method
 from mlx_visalign.runs.recipe import find_recipe, list_recipes, make_plan
 from mlx_visalign.utils.arguments import MODEL, Images, swallowed
 from mlx_visalign.utils.config import dump
@@ -20,6 +20,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", nargs="?", help="a method (see `visalign methods`); its recipe gives the settings")
+    parser.add_argument(
+        "--method-file", metavar="FILE.py", help="a method of your own, in a file that has the parts of a method"
+    )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
     parser.add_argument(
         "--preset",
@@ -53,6 +56,8 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.runs.run import Run
     from mlx_visalign.scorers import find_scorer
 
+    if options.method_file is not None:
+        options.method = methods.add_file(options.method_file)
     if options.config is None:
         swallowed(options, "recipe.images", "method")
     name = options.config or options.method
@@ -62,7 +67,8 @@ def run(options: argparse.Namespace) -> Result:
     if options.method is not None:
         _require_method(options.method)
         values["method"] = options.method
-    plan = make_plan(find_recipe(name), find_method, options.preset, values, as_given(options))
+    recipe = methods.recipe_of(name) if options.config is None else find_recipe(name)
+    plan = make_plan(recipe, methods.find, options.preset, values, as_given(options))
     if options.dry_run:
         return planned(foresee(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
@@ -76,7 +82,7 @@ def run(options: argparse.Namespace) -> Result:
 def _require_method(name: str) -> None:
     """A recipe's name where a method's is expected gets the command that takes it."""
     try:
-        find_method(name)
+        methods.find(name)
     except UserError:
         if name == "dpo":
             raise UserError(

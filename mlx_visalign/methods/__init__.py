@@ -1,27 +1,113 @@
-"""The methods, one file or folder each, found by name and never importing each other."""
+"""The methods: those in this folder, installed ones, and files of one's own, all found by name.
+
+An installed package offers methods as entry points of the group `mlx_visalign.methods`, each naming a module. A method never
+imports another.
+"""
 
 import ast
 import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from mlx_visalign.utils.errors import UserError
+from mlx_visalign.runs.recipe import RECIPES
+from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.files import read_text
 from mlx_visalign.utils.schema import nearest
 
-METHODS = Path(__file__).parent
+GROUP = "mlx_visalign.methods"
+FOLDER = Path(__file__).parent
 NO_METHODS = ("__init__", "job")
+CONTRACT = ("Settings", "train", "ranking", "picture")  # what a method's module must have
+
+_from_files: dict[str, ModuleType] = {}
 
 
-def find_method(name: str) -> ModuleType:
-    """The module of the method called `name`."""
-    if name not in list_methods():
-        raise UserError(f"There is no method '{name}'. {nearest(name, list_methods())}")
-    return importlib.import_module(f"mlx_visalign.methods.{name}")
+def names() -> list[str]:
+    """The names of all methods there are."""
+    return sorted({*_built_in(), *_installed(), *_from_files})
 
 
-def list_methods() -> dict[str, str]:
-    """The methods, and what each says of itself in its first line. Reads their files without running them."""
-    files = {path.stem: path for path in METHODS.glob("*.py") if path.stem not in NO_METHODS}
-    files |= {path.parent.name: path for path in METHODS.glob("*/__init__.py")}
-    return {name: str(ast.get_docstring(ast.parse(read_text(files[name])))).split("\n")[0] for name in sorted(files)}
+def descriptions() -> dict[str, str]:
+    """Every method's name with the first line of its docstring.
+
+    None is imported for it: of an installed one it is said which package it comes from.
+    """
+    found = {name: f"from the package {point.value.partition('.')[0]}" for name, point in _installed().items()}
+    found |= {name: _first_line(module.__doc__) for name, module in _from_files.items()}
+    found |= {name: _first_line(ast.get_docstring(ast.parse(read_text(path)))) for name, path in _built_in().items()}
+    return {name: found[name] for name in names()}
+
+
+def find(name: str) -> ModuleType:
+    """The module of the method called `name`.
+
+    Raises `UserError` for a name that no method has, and for an installed module that is no method.
+    """
+    if name in _built_in():
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _from_files:
+        return _from_files[name]
+    if name in _installed():
+        what = f"The installed method {name}"
+        return _checked(_run(what, _installed()[name].load), what)
+    raise UserError(f"There is no method '{name}'. {nearest(name, names())}")
+
+
+def add_file(path: str | Path) -> str:
+    """Make a Python file a method, called as the file is.
+
+    The file is run, and found by its name, which is returned, as long as this process lives. Raises `UserError` for a file
+    that is missing, fails, lacks a part of the contract, or has a name that is taken.
+    """
+    path = Path(path)
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(f"mlx_visalign_method_{name}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"A method's file is a Python file, and there is none at {path}.")
+    if name in _built_in() or name in _installed():
+        raise UserError(f"{path}: there is a method called {name} already. Give the file another name.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for the module they are in
+    _run(str(path), partial(spec.loader.exec_module, module))
+    _from_files[name] = _checked(module, str(path))
+    return name
+
+
+def recipe_of(method: str) -> Path:
+    """The recipe that comes with a method; for one without, the recipe with nothing but the method's own defaults."""
+    own = RECIPES / f"{method}.yaml"
+    return own if own.is_file() or method not in names() else RECIPES / "own.yaml"
+
+
+def _built_in() -> dict[str, Path]:
+    files = {path.stem: path for path in FOLDER.glob("*.py") if path.stem not in NO_METHODS}
+    return files | {path.parent.name: path for path in FOLDER.glob("*/__init__.py")}
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _run(what: str, work: Callable[[], Any]) -> Any:
+    """Somebody's code is run, so anything may come of it."""
+    try:
+        return work()
+    except Exception as error:
+        raise UserError(f"{what} cannot be imported ({type(error).__name__}: {plainly(error)}).") from error
+
+
+def _checked(module: ModuleType, what: str) -> ModuleType:
+    missing = [part for part in CONTRACT if not hasattr(module, part)]
+    if missing:
+        raise UserError(f"{what} is no method: it lacks {', '.join(missing)}. A method has {', '.join(CONTRACT)}.")
+    return module
+
+
+def _first_line(docstring: str | None) -> str:
+    return str(docstring or "").partition("\n")[0]

@@ -106,14 +106,6 @@ class Settings:
         """Pairs, at most."""
         return len(prompts)
 
-    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
-        """The most there can be to do: two answers a prompt, and every prompt a pair."""
-        return {
-            "answers": 2 * len(prompts),
-            "answer_tokens_at_most": 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts),
-            "updates_at_most": self.train.loop(self.learns_from(prompts)).iters,
-        }
-
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Clean and distorted answers one after the other, both read once more about the clean image; DPO."""
         sampled = 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.methods import find_method
+from mlx_visalign import methods
 from mlx_visalign.pipeline.align import run_recipe
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
@@ -28,7 +28,7 @@ def align(
 ) -> dict[str, Any]:
     """Align a model as `visalign run` does, and return the report (what report.json holds).
 
-    recipe      a method's name or a recipe file
+    recipe      a method's name, a recipe file, or a file with a method of your own (its name ends in .py)
     output      the run's folder; with the same one and the same settings a stopped run goes on
     on_metrics  gets a row, a dict, after every update: print it, plot it, or raise KeyboardInterrupt to stop
     settings    the method's settings that differ from the recipe: {"view": "crop", "train": {"epochs": 2}}; None sets null
@@ -50,7 +50,10 @@ def align(
         score = values["scorer"]
         values["scorer"] = _name_of(score)
     overrides = {**_plain(values), **_plain(dotted_values(settings or {}, "settings."))}
-    plan = make_plan(find_recipe(str(recipe)), find_method, preset, overrides, _as_given)
+    if Path(recipe).suffix == ".py":
+        recipe = overrides["method"] = methods.add_file(recipe)
+    path = methods.recipe_of(str(recipe)) if str(recipe) in methods.names() else find_recipe(str(recipe))
+    plan = make_plan(path, methods.find, preset, overrides, _as_given)
     name = plan.recipe.scorer
     if name is not None:
         score = find_scorer(name) if score is None else checked(score, name)

@@ -46,7 +46,7 @@ def foresee(plan: Plan) -> Row:
         "images": len({prompt.image for prompt in prompts}),
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
-        **plan.settings.foresee(prompts),
+        **_work(plan, prompts),
         **(_foresee_controls(plan) if plan.recipe.controls else {}),
         **in_full(forecast_of(plan, prompts, kept)),
     }
@@ -56,6 +56,17 @@ def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
     """Why the run will hardly change its model, even if every prompt made a pair; None where that cannot be told yet."""
     train, count = plan.settings.train, plan.settings.learns_from(prompts)
     return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
+
+
+def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
+    """What each stage answers, and how long the training is: the most there can be to do."""
+    workload, settings = plan.settings.workload(prompts), plan.settings
+    return {
+        **({"rounds": workload.rounds} if workload.rounds > 1 else {}),
+        "prompts_answered": {stage.title: stage.total for stage in workload.stages},
+        "answer_tokens_at_most": sum(stage.sampled for stage in workload.stages),
+        "updates_at_most": workload.rounds * settings.train.loop(settings.learns_from(prompts)).iters,
+    }
 
 
 def _foresee_controls(plan: Plan) -> Row:

@@ -96,16 +96,6 @@ class Settings(AnswerSettings):
         """Pairs of a round, at most."""
         return len(described(prompts))
 
-    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
-        """The most there can be to do: every description's tree as wide and as deep as may be, and every one a pair."""
-        count = self.learns_from(prompts)
-        return {
-            "rounds": self.rounds,
-            "trees": self.rounds * count,
-            "sampled_tokens_at_most": self.rounds * count * self.tokens_at_most,
-            "updates_at_most": self.rounds * self.train.loop(count).iters,
-        }
-
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
         count = self.learns_from(prompts)

@@ -103,14 +103,6 @@ class Settings:
         """Prompts that are answered in rollouts."""
         return len(descriptions(prompts))
 
-    def foresee(self, prompts: Sequence[Prompt]) -> dict[str, int]:
-        """The most there can be to do, unless rollouts end early."""
-        asked = self.learns_from(prompts)
-        loop = self.train.loop(asked)
-        sampled = loop.iters * self.train.batch_size * loop.grad_accumulation // self.train.inner_epochs
-        answers = min(asked, self.calibration_images) + sampled
-        return {"answers": answers, "answer_tokens_at_most": answers * self.max_tokens, "updates": loop.iters}
-
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
         asked = self.learns_from(prompts)

@@ -1,6 +1,7 @@
 """Set-up that must happen before the first import of mlx: a fast BLAS where one is found, no compiling, checked shapes."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import sysconfig
@@ -30,7 +31,7 @@ def kit(tmp_path_factory):
     """Sound inputs of every kind, an almost finished run of every method among them: see `spoiling`."""
     from spoiling import make_kit
 
-    return make_kit(tmp_path_factory.mktemp("kit"))
+    return made_once(tmp_path_factory, "kit", make_kit)
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +39,17 @@ def inputs(tmp_path_factory):
     """Sound inputs of every command, for those that only read them: see `spoiling`."""
     from spoiling import make_all_inputs
 
-    return make_all_inputs(tmp_path_factory.mktemp("given") / "inputs")
+    return made_once(tmp_path_factory, "inputs", make_all_inputs)
+
+
+def made_once(tmp_path_factory, name, make):
+    """What `make` makes in a new folder: once for all processes that tests run in, of which the others wait."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / f"{name}.made").exists():
+            make(shared / name)
+            (shared / f"{name}.made").touch()
+    return shared / name

@@ -12,7 +12,7 @@ What is named here is loaded when it is first used: `import mlx_visalign` itself
 
 from typing import Any
 
-__all__ = ["Policy", "align", "following_links", "load"]
+__all__ = ["Pair", "Policy", "align", "dpo_train", "following_links", "load"]
 
 
 def __dir__() -> list[str]:
@@ -24,10 +24,14 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mlx-visalign")
-    if name == "align":
-        from mlx_visalign.pipeline.api import align
+    if name in ("align", "dpo_train"):
+        from mlx_visalign.pipeline import api
 
-        return align
+        return getattr(api, name)
+    if name == "Pair":
+        from mlx_visalign.data.records import Pair
+
+        return Pair
     if name == "following_links":
         from mlx_visalign.utils.links import following_links
 

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
 from mlx_visalign.models.chat_template import choose
 from mlx_visalign.models.hub import find_model
-from mlx_visalign.models.lora import LoRASettings, attach, bind, save_adapter
+from mlx_visalign.models.lora import LoRASettings, adapter_at, attach, bind, save_adapter
 from mlx_visalign.models.model_folder import TOKENIZER, WORDS, remarks, require_whole
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, plainly
@@ -238,11 +239,28 @@ class Policy:
         prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(asked(question))])
         return self.generate(prefix, sampling, [key_for(seed, "answer")])[0].text
 
+    def logps(self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[str]) -> Float[mx.array, " n"]:
+        """Summed log-probabilities of answers to questions about images.
+
+        logp(y) = sum over t of log p(y_t | image, question, y_<t), in nats, at most 0, the end token included; one for each
+        row. Differentiable in an adapter that is trained. Raises `UserError` where the three are not equally many, or where
+        there are none.
+        """
+        counts = [len(images), len(questions), len(answers)]
+        if len(set(counts)) > 1 or not answers:
+            raise UserError(f"Give as many images as questions and answers, got {counts[0]}, {counts[1]} and {counts[2]}.")
+        prefix = self.prefill(self.image_features(images), [self.prompt_ids(asked(question)) for question in questions])
+        return self.score(prefix, [[self.response_ids(answer)] for answer in answers])[:, 0]
+
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def attach(self, settings: LoRASettings, seed: int) -> None:
         """Freeze everything and add one trainable round of LoRA to the language model."""
         attach(self.model, settings, mx.random.key(seed))
+
+    def adapter_off(self) -> AbstractContextManager[None]:
+        """The base model, within a `with` block."""
+        return adapter_at(self.model, 0)
 
     def save_adapter(self, folder: Path, **about: Any) -> None:
         """Write the adapter so that this package and mlx-vlm load it."""

@@ -1,18 +1,44 @@
 """What the command line does, for notebooks."""
 
-from collections.abc import Callable, Mapping
+import html
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_visalign import methods
+from mlx_visalign.data.images import check_image
+from mlx_visalign.data.pair_formats import PlacedPair
+from mlx_visalign.data.records import Pair
+from mlx_visalign.inference.context_length import pairs_that_fit
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.models.lora import adapters
 from mlx_visalign.pipeline.align import run_recipe
+from mlx_visalign.pipeline.pair_training import read_pairs, require_own, score_reference
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Score, checked, find_scorer
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
 from mlx_visalign.utils.config import dotted_values
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import read_text
 from mlx_visalign.utils.links import are_followed, following_links
-from mlx_visalign.utils.schema import shown
+from mlx_visalign.utils.schema import build, shown
+
+
+class Aligned(dict[str, Any]):
+    """A finished run: the report as a dict, the places of what it made.
+
+    adapter  the adapter's folder, for `load(model, adapter_path=...)`
+    page     report.html, which a notebook shows in place of this object
+    """
+
+    def __init__(self, report: Mapping[str, Any], run: Run):
+        super().__init__(report)
+        self.adapter, self.page = run.adapter, run.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        frame = "width: 100%; height: 48em; border: 0"
+        return f'<iframe style="{frame}" srcdoc="{html.escape(read_text(self.page))}"></iframe>'
 
 
 def align(
@@ -25,8 +51,8 @@ def align(
     settings: Mapping[str, Any] | None = None,
     follow_links: bool = False,
     **values: Any,
-) -> dict[str, Any]:
-    """Align a model as `visalign run` does, and return the report (what report.json holds).
+) -> Aligned:
+    """Align a model as `visalign run` does, and return the report (what report.json holds) with the places of what was made.
 
     recipe      a method's name, a recipe file, or a file with a method of your own (its name ends in .py)
     output      the run's folder; with the same one and the same settings a stopped run goes on
@@ -58,7 +84,54 @@ def align(
     if name is not None:
         score = find_scorer(name) if score is None else checked(score, name)
     with following_links(follow_links or are_followed()):
-        return run_recipe(plan, Run(output, reuse=reuse), on_metrics, score)
+        run = Run(output, reuse=reuse)
+        return Aligned(run_recipe(plan, run, on_metrics, score), run)
+
+
+def dpo_train(
+    policy: Policy,
+    pairs: Sequence[Pair] | str | Path,
+    *,
+    output: str | Path,
+    seed: int = 0,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a policy with DPO on pairs of your own; returns the adapter's folder.
+
+    pairs       `Pair`s, whose images are paths, or a file in any of the formats that `visalign train` reads
+    output      the folder of adapter and training log; with the same one and the same settings a stopped training goes on
+    on_metrics  gets a row, a dict, after every update
+    settings    fields of `PreferenceSettings`: beta, epochs, iters, learning_rate, lora={"rank": 16} and so on
+
+    The reference is the policy as it is when it comes, scored once before; afterwards it holds what was learned, and
+    `policy.adapter_off()` is the reference again. Raises `UserError` for a setting that is unknown or out of its range,
+    pairs that do not fit, and an output folder that is another training's.
+    """
+    _require("policy", policy, (Policy,), "a loaded policy")
+    _require("output", output, (str, Path), "a folder's path")
+    _require("pairs", pairs, (str, Path, Sequence), "a file of pairs, or a list of Pair")
+    if isinstance(pairs, str | Path):
+        placed, _ = read_pairs(str(pairs), None, skip_bad=False)
+    else:
+        placed = [PlacedPair(_pair(pair, number), f"pairs[{number}]") for number, pair in enumerate(pairs)]
+    wanted = build(PreferenceSettings, _plain(settings), "dpo_train")
+    if adapters(policy.model):
+        raise UserError("The policy has an adapter, and would be its own reference: load the model anew and train that.")
+    with Run(output) as run:
+        require_own(run.folder)
+        scored = score_reference(policy, [one.pair for one in pairs_that_fit(policy, placed, skip_bad=False)], run, seed)
+        train_on_pairs(policy, scored, wanted, run.folder, seed, on_metrics)
+        policy.save_adapter(run.folder, method="dpo", round=1)
+    return run.folder
+
+
+def _pair(pair: object, number: int) -> Pair:
+    if not isinstance(pair, Pair):
+        raise UserError(f"pairs[{number}] must be a Pair, got {shown(pair)}.")
+    for image in pair.images:
+        check_image(image)
+    return pair
 
 
 def _name_of(scorer: Score) -> str:

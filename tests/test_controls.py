@@ -31,7 +31,9 @@ SETTINGS = seva.Settings(
 
 
 def pair(number, chosen=LONG, rejected=SHORT):
-    return Pair(str(number), (f"{number}.png",), "Q?", chosen, rejected, reference_logps=(-1.0 - number, -2.0))
+    return Pair(
+        str(number), (f"{number}.png",), "Q?", chosen, rejected, reference_logps={"chosen": -1.0 - number, "rejected": -2.0}
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def control(made, name):
 
 
 def test_swapping_turns_the_reference_too():
-    assert swapped(pair(3)) == replace(pair(3, SHORT, LONG), reference_logps=(-2.0, -4.0))
+    assert swapped(pair(3)) == replace(pair(3, SHORT, LONG), reference_logps={"chosen": -2.0, "rejected": -4.0})
 
 
 def test_a_coin_turns_about_half_of_the_pairs_and_the_same_ones_again():
@@ -83,8 +85,8 @@ def test_blind_pairs_see_the_mean_colour_and_have_a_reference_that_saw_it_too(ma
     fresh = [job.located(one) for one in after]
     assert {one.images for one in after} == {(BLANK,)}
     logps = np.array(pair_logps(random_policy(), pair_batch(random_policy(), fresh)))
-    np.testing.assert_allclose(logps, [one.reference_logps for one in after], atol=SAME_SUM)
-    assert abs(logps - [one.reference_logps for one in before]).max() > 1e-3
+    np.testing.assert_allclose(logps, [[*one.reference_logps.values()] for one in after], atol=SAME_SUM)
+    assert abs(logps - [[*one.reference_logps.values()] for one in before]).max() > 1e-3
     assert read_metrics(job.run.metrics)[0]["margin"] == pytest.approx(0, abs=1e-4)  # policy and reference see the same
 
 

@@ -22,7 +22,7 @@ from flops import grown_tree, hot_reference, mlx_vlm_step, pair_of, rolled_out, 
 from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from mlx_visalign.models.lora import LoRASettings, adapter_at
-from mlx_visalign.training.dpo import pair_logps, preference_loss
+from mlx_visalign.training.dpo import PreferenceSettings, pair_logps, preference_loss
 
 pytestmark = pytest.mark.alone
 
@@ -116,7 +116,7 @@ def test_a_dpo_step_is_what_its_shapes_say(policy, photos):
     first = (P + 2 * R) * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
     backward = whole * LINEAR + P * KEYS_AND_VALUES + 2 * attention + HEAD + 2 * lora - first
     again = (attention - LAST_ATTENTION) // 2 + (whole - 1) * SHRUNK + P * SHRUNK_KV
-    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
+    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, PreferenceSettings()), batch))
     assert step == forward + lora + backward + again
 
 

@@ -17,10 +17,13 @@ from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.preflight import memory as footprint
 from mlx_visalign.preflight.memory import Setting, read_shape
 from mlx_visalign.training.config import TrainSettings
-from mlx_visalign.training.dpo import PairBatch, preference_loss
+from mlx_visalign.training.dpo import PairBatch, PreferenceSettings, preference_loss
 from mlx_visalign.training.trainer import fit
 
 pytestmark = [pytest.mark.alone, pytest.mark.usefixtures(nothing_else.__name__)]
+
+
+DPO, MDPO = (PreferenceSettings(loss_type=name) for name in ("sigmoid", "mdpo"))
 
 
 class Same:
@@ -39,7 +42,7 @@ class Same:
     def restore(self, state): ...
 
 
-def measured_training(model, setting, folder, monkeypatch):
+def measured_training(model, setting, folder, monkeypatch, train=DPO):
     policy = policy_of(model)
     features = mx.random.normal((setting.batch, IMAGE_TOKENS, 64))
     monkeypatch.setattr(policy, "image_features", lambda paths: features)
@@ -47,9 +50,10 @@ def measured_training(model, setting, folder, monkeypatch):
     policy.checkpoint = setting.checkpoint
     n = setting.batch
     answers = [[[8] * setting.answer, [9] * setting.answer]] * n
-    batch = PairBatch(["a"] * n, ["a"] * n, prompts(n, setting.prompt), answers, [(-1.0, -2.0)] * n, [0.0] * n)
+    logps = dict.fromkeys(train.loss.names, -1.0)
+    batch = PairBatch(["a"] * n, ["a"] * n, prompts(n, setting.prompt), answers, [logps] * n, [0.0] * n)
     with peak() as highest:
-        fit({"adapter": model}, preference_loss(policy, 0.1), Same(batch), TrainSettings(2, 1e-4), folder)
+        fit({"adapter": model}, preference_loss(policy, train), Same(batch), TrainSettings(2, 1e-4), folder)
     return highest()
 
 
@@ -58,6 +62,16 @@ def measured_training(model, setting, folder, monkeypatch):
 def test_training_peaks_as_told(name, checkpoint, tmp_path, monkeypatch):
     shape, model, setting = made(name, checkpoint=checkpoint)
     around(footprint.training_bytes(shape, setting), measured_training(model, setting, tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_training_that_reads_the_prompt_twice_peaks_as_told(name, checkpoint, tmp_path, monkeypatch):
+    """mDPO: three answers, the third about another image."""
+    shape, model, setting = made(name, checkpoint=checkpoint, copies=3, prefills=2)
+    monkeypatch.setattr(PairBatch, "pictures", lambda batch, variant: batch.images)
+    found = measured_training(model, setting, tmp_path, monkeypatch, MDPO)
+    around(footprint.training_bytes(shape, setting), found)
 
 
 @pytest.mark.parametrize("bits", [None, 4])

@@ -147,7 +147,16 @@ def test_datasets_and_trl_read_our_pairs(folder, monkeypatch):
     from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
     rows = [
-        Pair("1", ("a.png",), "What is it?", "A dog.", "A cat.", "seva", seed=1, reference_logps=(-1.0, -2.0)),
+        Pair(
+            "1",
+            ("a.png",),
+            "What is it?",
+            "A dog.",
+            "A cat.",
+            "seva",
+            seed=1,
+            reference_logps={"chosen": -1.0, "rejected": -2.0},
+        ),
         Pair("2", (str(folder / "photos/b.png"),), "Who?", "A cat.", "A dog sits.", "seva"),
     ]
     write_jsonl(folder / "pairs.jsonl", rows)

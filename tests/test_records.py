@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,8 @@ from mlx_visalign.utils.errors import UserError
 
 PROMPT = Prompt("p1", "images/a.png", "Is there a dog?", "exists")
 RESPONSE = Response("p1", "images/a.png", "Is there a dog?", "exists", "diffusion-500", "Non, c'est un café.\n“x”", True, 7)
-PAIR = Pair("p1", ("images/a.png",), "Describe.", "A dog.", "A cat.", "seva", 2, 0.5, -1.0, 0.1, 7, (-3.5, -4.25))
+LOGPS = {"chosen": -3.5, "rejected": -4.25, "corrupted_chosen": -9.0}
+PAIR = Pair("p1", ("images/a.png",), "Describe.", "A dog.", "A cat.", "seva", 2, 0.5, -1.0, 0.1, 7, LOGPS)
 
 
 @pytest.mark.parametrize("record", [PROMPT, RESPONSE, PAIR, Pair("p2", ("a.png",), "Q", "A", "B")])
@@ -25,7 +27,12 @@ def test_a_pair_row_has_trls_columns_and_flat_extras():
     assert row["prompt"] == [{"role": "user", "content": "Describe."}]
     assert row["chosen"] == [{"role": "assistant", "content": "A dog."}]
     assert row["rejected"] == [{"role": "assistant", "content": "A cat."}]
-    assert (row["method"], row["round"], row["reference_logps"]) == ("seva", 2, (-3.5, -4.25))
+    assert (row["method"], row["round"], row["reference_logps"]) == ("seva", 2, LOGPS)
+
+
+def test_a_list_of_two_is_the_reference_of_older_files():
+    older = Pair.from_row({**PAIR.to_row(), "reference_logps": [-3.5, -4.25]})
+    assert older == replace(PAIR, reference_logps={"chosen": -3.5, "rejected": -4.25})
 
 
 def test_a_pair_reads_trls_content_parts():
@@ -42,6 +49,8 @@ def test_a_pair_reads_trls_content_parts():
         ({"images": "a.png"}, "images must be a list"),
         ({"label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5"),
         ({"reference_logps": [1.0]}, "reference_logps must hold 2 values"),
+        ({"reference_logps": {"chosen": "-1"}}, "reference_logps: chosen must be a number"),
+        ({"reference_logps": -1.0}, "reference_logps must be named values"),
     ],
 )
 def test_a_bad_pair_is_refused_by_field(change, message):

@@ -76,7 +76,13 @@ def training_options(parser: argparse.ArgumentParser, section: str) -> None:
         "--learning-rate", dest=f"{section}learning_rate", type=float, metavar="RATE", help="the schedule's peak"
     )
     parser.add_argument(
-        "--beta", dest=f"{section}beta", type=float, metavar="BETA", help="strength of DPO's pull to the reference"
+        "--beta", dest=f"{section}beta", type=float, metavar="BETA", help="strength of the pull to the reference"
+    )
+    parser.add_argument(
+        "--loss-type",
+        dest=f"{section}loss_type",
+        metavar="LOSS",
+        help="loss of a pair: sigmoid, which is DPO, ipo, hinge, robust or mdpo",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would be done: rows, updates, memory; nothing is written"

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Result:
         if not run.config.exists():  # other settings may yet be refused
             run.start(config)
         require_sound(policy, run.checked)
-        scored = score_reference(policy, pairs, run, options.seed)
+        scored = score_reference(policy, pairs, settings, run, options.seed)
         with run.working("the training"):
             train_on_pairs(policy, scored, settings, run.folder, options.seed)
         policy.save_adapter(run.folder, method="dpo", round=1)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from mlx_visalign.utils.errors import UserError, collect
 from mlx_visalign.utils.files import parse_json, read_text, write_atomically
-from mlx_visalign.utils.schema import build, shown
+from mlx_visalign.utils.schema import build, convert, shown
 
 Kind = Literal["describe", "exists", ""]
 
@@ -72,7 +72,8 @@ class Pair(Record):
 
     `chosen_score` and `rejected_score` are the scorer's numbers, if one chose. `label_smoothing` in [0, 0.5) is the
     probability that the preference is the wrong way round. `reference_logps` are the reference's summed
-    log-probabilities of the chosen and the rejected answer, in nats.
+    log-probabilities by name, in nats: of the `chosen` and the `rejected` answer, and whatever else a loss needs. Files
+    from before had a list of these two.
     """
 
     id: str
@@ -86,7 +87,7 @@ class Pair(Record):
     rejected_score: float | None = None
     label_smoothing: float = 0.0
     seed: int | None = None
-    reference_logps: tuple[float, float] | None = None
+    reference_logps: dict[str, float] | None = None
 
     def to_row(self) -> dict[str, Any]:
         # A turn's content is plain text: TRL puts the image before it, and every row has the same columns and types.
@@ -103,6 +104,9 @@ class Pair(Record):
         for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             if name in values:
                 values[name] = turn_text(values[name], role, f"{where}: {name}")
+        if isinstance(values.get("reference_logps"), list | tuple):
+            two = convert(values["reference_logps"], tuple[float, float], f"{where}: reference_logps")
+            values["reference_logps"] = dict(zip(("chosen", "rejected"), two, strict=True))
         pair = build(cls, values, where)
         if not 0 <= pair.label_smoothing < 0.5:
             raise UserError(f"{where}: label_smoothing must be at least 0 and below 0.5, got {pair.label_smoothing}.")

@@ -56,16 +56,19 @@ def append_row(path: Path, row: Row) -> None:
 def warning_signs(rows: list[Row]) -> dict[str, str]:
     """What looks wrong in a preference training so far, in plain words by a short name; empty if nothing does.
 
-    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing.
+    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing. Rows whose
+    loss does not start at ln 2 have loss_at_start.
     Rules of thumb, ours: they point at where to look and prove nothing.
     """
     if not rows or not {"dpo_loss", "accuracy", "chosen_reward"} <= rows[0].keys():
         return {}
     last = rows[-WINDOW:]
     signs = {}
-    if rows[0]["iteration"] == 1 and abs(rows[0]["dpo_loss"] - math.log(2)) > 0.02:
+    start = rows[0].get("loss_at_start", math.log(2))
+    if rows[0]["iteration"] == 1 and abs(rows[0]["dpo_loss"] - start) > 0.02 * max(1, start / math.log(2)):
+        expected = "ln 2 = 0.693" if start == math.log(2) else f"{start:.3f}"
         signs["start"] = (
-            f"The first DPO loss is {rows[0]['dpo_loss']:.3f}, not ln 2 = 0.693: reference and policy disagree before any "
+            f"The first loss is {rows[0]['dpo_loss']:.3f}, not {expected}: reference and policy disagree before any "
             "update. Were the reference log-probabilities made with this model, adapter, template and image aspect?"
         )
     if len(rows) >= WINDOW and fmean(row["chosen_reward"] for row in last) < -1:

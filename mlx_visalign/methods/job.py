@@ -9,8 +9,13 @@ from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
 from mlx_visalign.data.records import Pair, Prompt
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.preflight.workload import SCORING
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Score
+from mlx_visalign.training.dpo import with_reference
+from mlx_visalign.training.losses import PairLoss
+
+SCORED_TOGETHER = 16  # pairs
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,22 @@ class Alignment:
     def located(self, pair: Pair) -> Pair:
         """The pair with its images' paths as they are from here."""
         return replace(pair, images=tuple(str(self.image(image)) for image in pair.images))
+
+    def scored(
+        self, pairs: Sequence[Pair], stage: str, loss: PairLoss, seed: int, batch: int = SCORED_TOGETHER, **depends: Any
+    ) -> list[Pair]:
+        """The pairs with the policy as it is now for their reference: a stage, done once.
+
+        `seed` is that of the training that comes; `depends` says what the policy is besides `about`.
+        """
+        damaging = {"reads": loss.names, "seed": seed} if loss.needs_more else {}
+
+        def score(some: Sequence[Pair]) -> list[dict[str, Any]]:
+            seen = with_reference(self.policy, [self.located(pair) for pair in some], loss.reads, seed)
+            return [replace(pair, reference_logps=now.reference_logps).to_row() for pair, now in zip(some, seen, strict=True)]
+
+        settings = self.about() | damaging | depends
+        return self.run.records(Pair, stage, pairs, score, settings=settings, batch=batch, title=SCORING)
 
     def about(self) -> dict[str, Any]:
         """What the model's answers depend on, whatever is asked of it."""

@@ -37,9 +37,9 @@ from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.methods.job import SCORED_TOGETHER, Alignment, Rank
 from mlx_visalign.models.lora import adapter_at
-from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.preflight.workload import Answering, Workload, further_scoring
 from mlx_visalign.reporting.before_after import changed_words
 from mlx_visalign.reporting.contact_sheet import Caption, Cell, Span, contact_sheet, save_sheet
 from mlx_visalign.reporting.html import gallery, join, tag
@@ -111,7 +111,8 @@ class Settings:
         sampled = 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts)
         longest = max(self.max_tokens, self.exists_max_tokens)
         answering = Answering("answering", len(prompts), sampled, self.batch, longest, read=2, prefills=2)
-        return Workload((answering,), self.train.prompts_trained(len(prompts)))
+        scoring = further_scoring(self.train.loss, len(prompts), SCORED_TOGETHER, longest)
+        return Workload((answering, *scoring), self.train.prompts_trained(len(prompts)))
 
 
 def train(job: Alignment, settings: Settings) -> None:
@@ -151,6 +152,8 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         title=f"pairing{aside}",
     )
     say(("Held-out images: " if prefix else "") + what_became(responses, len(pairs)))
+    if settings.train.loss.needs_more and not prefix:
+        pairs = job.scored(pairs, "references", settings.train.loss, job.seed)
     return [job.located(pair) for pair in pairs]
 
 
@@ -255,8 +258,8 @@ def in_twos(responses: Sequence[Response]) -> list[Two]:
     return twos
 
 
-def _both(chosen: float | None, rejected: float | None) -> tuple[float, float] | None:
-    return None if chosen is None or rejected is None else (chosen, rejected)
+def _both(chosen: float | None, rejected: float | None) -> dict[str, float] | None:
+    return None if chosen is None or rejected is None else {"chosen": chosen, "rejected": rejected}
 
 
 def differ(clean: Response, distorted: Response) -> bool:

@@ -118,9 +118,10 @@ def dpo_train(
     wanted = build(PreferenceSettings, _plain(settings), "dpo_train")
     if adapters(policy.model):
         raise UserError("The policy has an adapter, and would be its own reference: load the model anew and train that.")
+    fitting = pairs_that_fit(policy, placed, skip_bad=False)
     with Run(output) as run:
         require_own(run.folder)
-        scored = score_reference(policy, [one.pair for one in pairs_that_fit(policy, placed, skip_bad=False)], run, seed)
+        scored = score_reference(policy, [one.pair for one in fitting], wanted, run, seed)
         train_on_pairs(policy, scored, wanted, run.folder, seed, on_metrics)
         policy.save_adapter(run.folder, method="dpo", round=1)
     return run.folder

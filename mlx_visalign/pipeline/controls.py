@@ -23,7 +23,7 @@ from mlx_visalign.methods.job import Alignment
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.pipeline.evaluations import measure, measure_best
 from mlx_visalign.runs.run import Run
-from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs, with_reference
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import replacing
 from mlx_visalign.utils.seeding import number_for
@@ -31,7 +31,6 @@ from mlx_visalign.utils.seeding import number_for
 Control = Literal["random", "shorter", "blind", "best"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 BLANK = "blank.png"
-SCORED_TOGETHER = 16  # pairs
 UNGUARDED = {"max_kl": 1e9, "min_share": 0.0}  # a control is measured however far it strays from the base
 
 
@@ -88,8 +87,9 @@ def controlled(control: Control, pairs: Sequence[Pair], seed: int) -> list[Pair]
 
 
 def swapped(pair: Pair) -> Pair:
+    """The pair the other way round, with its reference about the clean image."""
     logps = pair.reference_logps
-    turned = None if logps is None else (logps[1], logps[0])
+    turned = None if logps is None else {"chosen": logps["rejected"], "rejected": logps["chosen"]}
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=turned)
 
 
@@ -98,8 +98,9 @@ def _train_on_pairs(control: Control, job: Alignment, made: Path, settings: Pref
     for number, file in enumerate(pair_files(made), 1):
         pairs = [_from(job.run.folder, made, pair) for pair in read_jsonl(file, Pair)]
         pairs = controlled(control, pairs, job.seed)
-        if number > 1 or control == "blind":
-            pairs = _scored(control, job, pairs, number)
+        if number > 1 or control == "blind" or settings.loss.needs_more:
+            stage = f"pairs-{number}" if number > 1 else "pairs"
+            pairs = job.scored(pairs, stage, settings.loss, job.seed, control=control)
         pairs = [job.located(pair) for pair in pairs]
         folder = job.run.folder if number == 1 else job.run.round(number)
         train_on_pairs(job.policy, pairs, settings, folder, job.seed, job.on_metrics)
@@ -114,24 +115,6 @@ def pair_files(made: Path) -> list[Path]:
 
 def _from(folder: Path, made: Path, pair: Pair) -> Pair:
     return replace(pair, images=tuple(os.path.relpath(made / image, folder) for image in pair.images))
-
-
-def _scored(control: Control, job: Alignment, pairs: Sequence[Pair], number: int) -> list[Pair]:
-    """The pairs with the policy as it is now for their reference: a stage, done once."""
-
-    def score(some: Sequence[Pair]) -> list[dict[str, Any]]:
-        seen = with_reference(job.policy, [job.located(pair) for pair in some])
-        return [replace(pair, reference_logps=now.reference_logps).to_row() for pair, now in zip(some, seen, strict=True)]
-
-    rows = job.run.stage(
-        f"pairs-{number}" if number > 1 else "pairs",
-        pairs,
-        score,
-        settings=job.about() | {"control": control},
-        batch=SCORED_TOGETHER,
-        title="scoring the reference",
-    )
-    return [Pair.from_row(row) for row in rows]
 
 
 def _draw_blank(job: Alignment) -> None:

@@ -10,10 +10,10 @@ from mlx_visalign.inference.policy import Policy
 from mlx_visalign.methods.job import Alignment
 from mlx_visalign.models.adapter_files import WEIGHTS
 from mlx_visalign.pipeline.prompts_stage import images_of_run
-from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.preflight.workload import Workload, reference_scoring
 from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.stage import fingerprint
-from mlx_visalign.training.dpo import PreferenceSettings, with_reference
+from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
 
 REFERENCE_BATCH = 8  # pairs scored together
@@ -26,22 +26,15 @@ def read_pairs(data: str, images: Path | None, skip_bad: bool) -> tuple[list[Pla
 
 
 def workload_of(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
-    """What a training on pairs does: both answers are read once for the reference, and then trained on."""
-    stage = Answering("scoring the reference", len(pairs), 0, REFERENCE_BATCH, longest, read=2)
+    """What a training on pairs does: the answers are read once for the reference, and then trained on."""
+    stage = reference_scoring(settings.loss, len(pairs), REFERENCE_BATCH, longest)
     return Workload((stage,), settings.prompts_trained(len(pairs)))
 
 
-def score_reference(policy: Policy, pairs: Sequence[Pair], run: Run, seed: int) -> list[Pair]:
+def score_reference(policy: Policy, pairs: Sequence[Pair], settings: PreferenceSettings, run: Run, seed: int) -> list[Pair]:
     """The pairs with the reference's log-probabilities, as a stage of the run."""
-    return run.records(
-        Pair,
-        "pairs",
-        pairs,
-        lambda some: [pair.to_row() for pair in with_reference(policy, some)],
-        settings=Alignment(run, policy, [], seed).about() | {"image_contents": _contents(pairs)},
-        batch=REFERENCE_BATCH,
-        title="scoring the reference",
-    )
+    job, contents = Alignment(run, policy, [], seed), _contents(pairs)
+    return job.scored(pairs, "pairs", settings.loss, seed, REFERENCE_BATCH, image_contents=contents)
 
 
 def require_own(folder: Path) -> None:

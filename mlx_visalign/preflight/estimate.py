@@ -23,6 +23,7 @@ from mlx_visalign.preflight.memory import (
 from mlx_visalign.preflight.throughput import rates_for, seconds_of
 from mlx_visalign.preflight.workload import Answering, Workload, answering_bytes
 from mlx_visalign.scorers.clip import CACHE_GB, TINY_CLIP
+from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.formatting import duration
@@ -91,7 +92,10 @@ def usable_bytes() -> float:
 
 def training_needs(train: Any) -> dict[str, Any]:
     """What the settings of a training, DPO's or PPO's, say of a `Setting`."""
-    return {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.checkpoint_layers}
+    needs = {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.checkpoint_layers}
+    if isinstance(train, PreferenceSettings):
+        needs |= {"copies": len(train.loss.reads), "prefills": train.loss.prefills}
+    return needs
 
 
 def forecast(model: str, needs: Mapping[str, Any], workload: Workload = DEFAULT) -> Forecast:

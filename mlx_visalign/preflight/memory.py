@@ -60,7 +60,8 @@ class Setting:
     prompt       tokens, the image's too
     answer       tokens of the longest answer
     batch        prompts in one forward of the training
-    copies       answers of each prompt there: DPO has two, PPO one
+    copies       answers of each prompt there: DPO has two, mDPO three, PPO one
+    prefills     times that each prompt is read there with an image: mDPO reads it twice
     checkpoint   layers are recomputed in the backward pass
     images       whose features are kept, as long as they take no more than
     cache_gb     so many GB
@@ -75,6 +76,7 @@ class Setting:
     answer: int = 256
     batch: int = 1
     copies: int = 2
+    prefills: int = 1
     checkpoint: bool = False
     images: int = 0
     cache_gb: float = 1.0
@@ -168,10 +170,11 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
     That is, per token in all n answers and their b prompts, T = b prompt + n answer, and in each layer:
     kept whole          `_kept_numbers`; of the prompts in the last layer, which reads their last tokens alone
                         (fold.prefill), no more than with checkpointing
-    with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole
+    with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole,
+                        of what is about one image at a time
     """
     width, kv, n = shape.width, shape.kv_width, setting.copies * setting.batch
-    prompts = setting.batch * setting.prompt
+    prompts = setting.prefills * setting.batch * setting.prompt
     tokens = prompts + n * setting.answer
     staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
     # In float32: the logits, and their exponentials and gradient by turns (logps.token_logps).
@@ -179,7 +182,7 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
     inputs, whole = setting.number * (width + 2 * kv), setting.number * _kept_numbers(shape)
     passing = _passing_bytes(shape, setting)
     if setting.checkpoint:
-        return staying + shape.layers * tokens * inputs + max(logits, tokens * whole + passing)
+        return staying + shape.layers * tokens * inputs + max(logits, tokens / setting.prefills * whole + passing)
     return staying + (shape.layers * tokens - prompts) * whole + prompts * inputs + max(logits, passing)
 
 

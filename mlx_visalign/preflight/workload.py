@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from mlx_visalign.models.attention import BLOCK
 from mlx_visalign.preflight.memory import FLOAT32, Setting, Shape, adapter_bytes, staying_bytes
+from mlx_visalign.training.losses import PairLoss
+
+SCORING = "scoring the reference"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,17 @@ class Workload:
     copies: int = 2
     rounds: int = 1
     judge: tuple[str | None, str] | None = None
+
+
+def reference_scoring(loss: PairLoss, pairs: int, together: int, longest: int) -> Answering:
+    """The stage in which pairs get the reference log-probabilities that a loss needs."""
+    images = loss.prefills
+    return Answering(SCORING, pairs, 0, together, longest, read=len(loss.reads), prefills=images, prefixes=images)
+
+
+def further_scoring(loss: PairLoss, pairs: int, together: int, longest: int) -> tuple[Answering, ...]:
+    """The same of pairs that a method has made and scored, where the loss needs more than that."""
+    return (reference_scoring(loss, pairs, together, longest),) if loss.needs_more else ()
 
 
 def answering_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
@@ -138,8 +152,8 @@ def training_flops(shape: Shape, setting: Setting) -> float:
 
     The base is frozen, so the backward pass is one forward more; checkpointing adds another. The head is for answers alone.
     """
-    answers = setting.copies * setting.answer
-    blocks = token_flops(shape) * (setting.prompt + answers)
-    blocks += _attention_flops(shape, setting.prompt, setting.prompt)
+    answers, prompts = setting.copies * setting.answer, setting.prefills * setting.prompt
+    blocks = token_flops(shape) * (prompts + answers)
+    blocks += _attention_flops(shape, prompts, setting.prompt)
     blocks += _attention_flops(shape, answers, setting.prompt + setting.answer)
     return (3 if setting.checkpoint else 2) * blocks + 2 * _head_flops(shape) * answers

@@ -1,7 +1,8 @@
-"""Preference training: pairs in, an adapter out. The source of batches for the loop, and DPO's loss on the policy.
+"""Preference training: pairs in, an adapter out. The source of batches for the loop, and a preference loss on the policy.
 
 Reference log-probabilities are data. A pair brings them from the stage that made it, where they were scored while the
-image was still hot; pairs from outside are scored once, here, before training. The reference is never a second model.
+image was still hot; what a loss needs beside them, and pairs from outside, is scored once, before training
+(`with_reference`). The reference is never a second model.
 """
 
 import math
@@ -9,31 +10,52 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
+from jaxtyping import Float
+from PIL import Image
 
+from mlx_visalign.data.augment.draws import random_box
+from mlx_visalign.data.images import Picture, open_image
 from mlx_visalign.data.records import Pair
 from mlx_visalign.data.training_log import WINDOW, warning_signs
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.training.config import LearningSettings
-from mlx_visalign.training.losses import dpo_loss
+from mlx_visalign.training.losses import (
+    LN2,
+    PAIR,
+    LossType,
+    PairLoss,
+    Read,
+    Scored,
+    Side,
+    Variant,
+    name_of,
+    pair_loss,
+    reward_metrics,
+)
 from mlx_visalign.training.trainer import fit
 from mlx_visalign.training.training_length import foretell
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import require
-from mlx_visalign.utils.seeding import number_for
+from mlx_visalign.utils.seeding import key_for, number_for
 
 BUCKET = 16  # batches are cut from a shuffled list of this many batches' pairs, sorted by length
+CROP = (0.01, 0.2)  # of an image's area, all that is left of a damaged one
 
 
 @dataclass(frozen=True)
 class PreferenceSettings(LearningSettings):
     """How pairs become an adapter.
 
-    beta               strength of DPO's pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA)
+    loss_type          sigmoid is DPO; ipo, hinge (SLiC) and robust (rDPO) as in TRL; mdpo also asks the image, see `losses`
+    beta               strength of the pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA); in ipo its tau
+    label_smoothing    sigmoid alone: the probability that a preference is the wrong way round, 0 to below 0.5 (cDPO); a
+                       pair's own, where it is not 0, goes before
+    noise              robust alone: the rate of preferences that are the wrong way round, 0 to below 0.5
     rpo_alpha          weight of the chosen answers' own likelihood in the loss, 0 and up; DPO alone is content where both
                        answers get less likely, as long as the rejected one does so faster, and ends in neither (0: DPO)
     epochs             passes over the pairs, above 0; `iters` updates instead where that is given
@@ -43,33 +65,54 @@ class PreferenceSettings(LearningSettings):
     The rest is as in the training loop.
     """
 
+    loss_type: LossType = "sigmoid"
     beta: float = 0.1
+    label_smoothing: float = 0.0
+    noise: float = 0.0
     rpo_alpha: float = 0.0
 
     def __post_init__(self) -> None:
         require(
             self,
+            loss_type=(self.loss_type in get_args(LossType), f"one of {', '.join(get_args(LossType))}"),
             beta=(self.beta > 0, "above 0"),
+            label_smoothing=_rate(self.label_smoothing, self.loss_type == "sigmoid", "sigmoid"),
+            noise=_rate(self.noise, self.loss_type == "robust", "robust"),
             rpo_alpha=(self.rpo_alpha >= 0, "0 or more"),
             epochs=(self.epochs > 0, "above 0"),
             batch_size=(self.batch_size >= 1, "1 or more"),
         )
         self.loop(1)  # the loop's settings are checked now, not when all answers are there
 
+    @property
+    def loss(self) -> PairLoss:
+        return pair_loss(self.loss_type, self.beta, self.noise)
+
     def updates(self, count: int) -> int:
         return max(1, math.ceil(self.epochs * count / (self.batch_size * self.grad_accumulation)))
 
 
+def _rate(value: float, is_used: bool, loss_type: str) -> tuple[bool, str]:
+    """Whether a rate of wrong preferences is in its range, which is 0 where no other loss than `loss_type` uses it."""
+    return (0 <= value < 0.5, "at least 0 and below 0.5") if is_used else (value == 0, f"0 unless loss_type is {loss_type}")
+
+
 @dataclass(frozen=True)
 class PairBatch:
-    """Some pairs as the model takes them."""
+    """Some pairs as the model takes them. Damaged images are drawn from `seed` and the pair's id."""
 
     ids: list[str]
     images: list[str]
     prompts: list[list[int]]
     responses: list[list[list[int]]]  # [chosen, rejected] a pair
-    reference_logps: list[tuple[float, float]]
+    reference_logps: list[dict[str, float]]
     label_smoothing: list[float]
+    seed: int = 0
+
+    def pictures(self, variant: Variant) -> Sequence[Picture]:
+        if variant == "clean":
+            return self.images
+        return [damaged(image, key_for(self.seed, id, variant)) for image, id in zip(self.images, self.ids, strict=True)]
 
     @property
     def tokens(self) -> int:
@@ -85,6 +128,7 @@ class PairSource:
     """
 
     def __init__(self, policy: Policy, pairs: Sequence[Pair], batch_size: int, seed: int):
+        """`seed` decides the order, and how images are damaged."""
         self.policy, self.batch_size, self.seed = policy, batch_size, seed
         self.pairs = list(pairs)
         self.lengths = [len(policy.response_ids(p.chosen)) + len(policy.response_ids(p.rejected)) for p in self.pairs]
@@ -95,7 +139,7 @@ class PairSource:
     def next(self) -> PairBatch:
         epoch, index = divmod(self.taken, self.batches_per_epoch)
         self.taken += 1
-        return pair_batch(self.policy, [self.pairs[i] for i in self._order(epoch)[index]])
+        return pair_batch(self.policy, [self.pairs[i] for i in self._order(epoch)[index]], self.seed)
 
     def observe(self, metrics: dict[str, Any]) -> None:
         """Pairs do not change with how the training goes."""
@@ -117,72 +161,106 @@ class PairSource:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def pair_batch(policy: Policy, pairs: Sequence[Pair]) -> PairBatch:
-    """Tokenise some pairs. Raises `UserError` where one has no reference."""
-    require_reference(pairs)
+def damaged(image: str, key: mx.array) -> Image.Image:
+    """A random crop of 1 to 20 % of an image.
+
+    Its width / height is log-uniform in 3/4..4/3; of images that are very long, or of a few pixels, more may be left (see
+    `random_box`). Source: mDPO (arXiv 2406.11839), section 3.
+    """
+    whole = open_image(image)
+    box = random_box(key, whole.height, whole.width, CROP)
+    return whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+
+
+def pair_batch(policy: Policy, pairs: Sequence[Pair], seed: int = 0) -> PairBatch:
+    """Tokenise some pairs."""
     return PairBatch(
         ids=[pair.id for pair in pairs],
         images=[image for pair in pairs for image in pair.images],
         prompts=[policy.prompt_ids(pair.prompt) for pair in pairs],
         responses=[[policy.response_ids(pair.chosen), policy.response_ids(pair.rejected)] for pair in pairs],
-        reference_logps=[pair.reference_logps for pair in pairs if pair.reference_logps is not None],
+        reference_logps=[pair.reference_logps or {} for pair in pairs],
         label_smoothing=[pair.label_smoothing for pair in pairs],
+        seed=seed,
     )
 
 
-def require_reference(pairs: Sequence[Pair]) -> None:
-    """Raises `UserError` for a pair without reference log-probabilities, as in a stage's file that somebody has edited."""
+def require_usable(pairs: Sequence[Pair], settings: PreferenceSettings) -> None:
+    """UserError for a pair without its reference log-probabilities, as in a stage's file that somebody has edited.
+
+    And for one with a smoothing of its own, where the loss knows none.
+    """
     for pair in pairs:
-        if pair.reference_logps is None:
+        if lacking := [name for name in settings.loss.names if name not in (pair.reference_logps or {})]:
             raise UserError(
-                f"The pair {pair.id} has no reference_logps, which DPO measures against: `with_reference` makes them, and "
-                "so does the stage that made the pair, once its file is moved away."
+                f"The pair {pair.id} has no reference_logps of {' and '.join(lacking)}, which the loss measures "
+                "against: `with_reference` makes them, and so does the stage that made the pair, once its file is moved away."
+            )
+        if pair.label_smoothing and settings.loss_type != "sigmoid":
+            raise UserError(
+                f"The pair {pair.id} has a label_smoothing of {pair.label_smoothing}, which {settings.loss_type} does not "
+                "know; expected none (0), or the loss_type sigmoid."
             )
 
 
-def pair_logps(policy: Policy, batch: PairBatch) -> mx.array:
-    """The policy's summed log-probabilities [b, 2] of chosen and rejected, the shared prompt and image read once.
+def pair_logps(policy: Policy, batch: PairBatch, reads: Sequence[Read] = PAIR) -> Float[mx.array, "b k"]:
+    """The policy's summed log-probabilities of each pair's answers, in nats.
 
-    The two are read one after the other: in one batch the shorter answer would be padded to the longer one's length.
+    k answers as in `reads`; the prompt is read once with each variant of the image. The answers are read one after the
+    other: in one batch the shorter one would be padded to the longer one's length.
     """
-    prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
-    sides = zip(*batch.responses, strict=True)
-    return mx.concatenate([policy.score(prefix, [[ids] for ids in side]) for side in sides], axis=1)
+    variants = dict.fromkeys(variant for variant, _ in reads)
+    prefixes = {one: policy.prefill(policy.image_features(batch.pictures(one)), batch.prompts) for one in variants}
+    sides = dict(zip(get_args(Side), zip(*batch.responses, strict=True), strict=True))
+    return mx.concatenate([policy.score(prefixes[one], [[ids] for ids in sides[side]]) for one, side in reads], axis=1)
 
 
 def preference_loss(
-    policy: Policy, beta: float, rpo_alpha: float = 0.0
+    policy: Policy, settings: PreferenceSettings
 ) -> Callable[[PairBatch], tuple[mx.array, dict[str, mx.array]]]:
-    """DPO + rpo_alpha * NLL of the chosen answers on a batch of pairs, with the metrics the training log shows.
+    """The loss on a batch of pairs, with its metrics.
+
+        loss = mean of settings.loss + rpo_alpha NLL
 
     The NLL is the mean over all tokens of the chosen answers, as in TRL (`loss_type=["sigmoid", "sft"]`); Pang et al. 2024
-    (arXiv 2404.19733, equation 1), whose idea it is, take each answer's own mean.
+    (arXiv 2404.19733, equation 1), whose idea it is, take each answer's own mean. The metric `dpo_loss` is the first term,
+    whichever loss that is, and `loss_at_start` where that begins, unless at ln 2.
     """
+    loss = settings.loss
+    begins = {} if loss.start == LN2 else {"loss_at_start": mx.array(loss.start)}
 
-    def loss(batch: PairBatch) -> tuple[mx.array, dict[str, mx.array]]:
-        logps = pair_logps(policy, batch)
-        reference = mx.array(batch.reference_logps)
-        smoothing = mx.array(batch.label_smoothing)
-        dpo, metrics = dpo_loss(logps[:, 0], logps[:, 1], reference[:, 0], reference[:, 1], beta, smoothing)
-        lengths = np.array([[len(ids) for ids in pair] for pair in batch.responses]).mean(axis=0)
-        value = dpo - rpo_alpha * logps[:, 0].mean() / float(lengths[0])
-        return value, metrics | {
-            "dpo_loss": dpo,
+    def of_batch(batch: PairBatch) -> tuple[mx.array, dict[str, mx.array]]:
+        logps = pair_logps(policy, batch, loss.reads)
+        reference = mx.array([[row[name] for name in loss.names] for row in batch.reference_logps])
+        rewards = {name: settings.beta * (logps[:, i] - reference[:, i]) for i, name in enumerate(loss.names)}
+        lengths = np.array([[len(ids) for ids in pair] for pair in batch.responses])
+        smoothing = mx.array([own or settings.label_smoothing for own in batch.label_smoothing])
+        scored = Scored(rewards, mx.array(lengths, dtype=mx.float32), smoothing)
+        preference, (chosen_length, rejected_length) = loss.values(scored).mean(), lengths.mean(axis=0)
+        value = preference - settings.rpo_alpha * logps[:, 0].mean() / float(chosen_length)
+        return value, reward_metrics(scored) | begins | {
+            "dpo_loss": preference,
             "chosen_logps": logps[:, 0].mean(),
             "rejected_logps": logps[:, 1].mean(),
-            "chosen_length": mx.array(lengths[0]),
-            "rejected_length": mx.array(lengths[1]),
+            "chosen_length": mx.array(chosen_length),
+            "rejected_length": mx.array(rejected_length),
             "tokens": mx.array(batch.tokens),
         }
 
-    return loss
+    return of_batch
 
 
-def with_reference(policy: Policy, pairs: Sequence[Pair]) -> list[Pair]:
-    """Score pairs under the policy as it is now: what DPO will measure every later step against."""
-    blank = [replace(pair, reference_logps=(0.0, 0.0)) for pair in pairs]
-    logps = np.array(pair_logps(policy, pair_batch(policy, blank)), dtype=np.float64)
-    return [replace(pair, reference_logps=(float(c), float(r))) for pair, (c, r) in zip(pairs, logps, strict=True)]
+def with_reference(policy: Policy, pairs: Sequence[Pair], reads: Sequence[Read] = PAIR, seed: int = 0) -> list[Pair]:
+    """Score pairs under the policy as it is now: what a loss will measure every later step against.
+
+    `seed` must be that of the training, for it decides how images are damaged.
+    """
+    logps = np.array(pair_logps(policy, pair_batch(policy, pairs, seed), reads), dtype=np.float64)
+    names = [name_of(read) for read in reads]
+    return [
+        replace(pair, reference_logps=dict(zip(names, row, strict=True)))
+        for pair, row in zip(pairs, logps.tolist(), strict=True)
+    ]
 
 
 def train_on_pairs(
@@ -193,13 +271,13 @@ def train_on_pairs(
     seed: int,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Add one round of LoRA to the policy and train it with DPO. Resumes by itself; see `trainer.fit`.
+    """Add one round of LoRA to the policy and train it on pairs. Resumes by itself; see `trainer.fit`.
 
-    Raises `UserError` where there are no pairs, and where one has no reference.
+    Raises `UserError` where there are no pairs, and where one is not `require_usable`.
     """
     if not pairs:
         raise UserError("There are no pairs to train on: all answers were the same, cut off or filtered out.")
-    require_reference(pairs)  # now, and not when the turn comes to the one that has none
+    require_usable(pairs, settings)  # now, and not when the turn comes to the one that has none
     too_little = foretell(settings.loop(len(pairs)), len(pairs))
     if too_little:
         say(f"warning: {too_little}")
@@ -214,6 +292,8 @@ def train_on_pairs(
         "pairs": _digest(pairs),
         "lora": asdict(settings.lora),
     }
+    more = ("loss_type", "label_smoothing", "noise")  # unless they are DPO's, without which trainings were begun
+    depends_on |= {name: vars(settings)[name] for name in more if vars(settings)[name] != getattr(PreferenceSettings, name)}
     watch = Watch()
 
     def each_row(row: dict[str, Any]) -> None:
@@ -223,7 +303,7 @@ def train_on_pairs(
 
     fit(
         {"adapter": policy.model},
-        preference_loss(policy, settings.beta, settings.rpo_alpha),
+        preference_loss(policy, settings),
         source,
         settings.loop(len(pairs)),
         folder,
@@ -250,15 +330,26 @@ class Watch:
 
 
 def _digest(pairs: Sequence[Pair]) -> int:
-    """Tells one list of pairs from another, wherever the images lie."""
-    return number_for(*(replace(pair, images=()) for pair in pairs))
+    """Tells one list of pairs from another, wherever the images lie.
+
+    As ever, so that trainings may go on which were begun when a reference was two numbers without names.
+    """
+
+    def known(pair: Pair) -> str:
+        logps = tuple(number for _, number in sorted((pair.reference_logps or {}).items()))
+        values = vars(pair) | {"images": (), "reference_logps": logps}
+        return f"Pair({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    return number_for(*map(known, pairs))
 
 
 def reward_accuracy(policy: Policy, pairs: Sequence[Pair], beta: float, batch: int) -> dict[str, float]:
     """On pairs that were not trained on: how often, and by how much, the chosen answer's reward is the higher."""
+    require_usable(pairs, PreferenceSettings())
     margins: list[float] = []
     for start in range(0, len(pairs), batch):
         scored = pair_batch(policy, pairs[start : start + batch])
-        change = np.array(pair_logps(policy, scored)) - np.array(scored.reference_logps)
+        reference = [[row["chosen"], row["rejected"]] for row in scored.reference_logps]
+        change = np.array(pair_logps(policy, scored)) - np.array(reference)
         margins += (beta * (change[:, 0] - change[:, 1])).tolist()
     return {"pairs": len(margins), "accuracy": float(np.mean(np.array(margins) > 0)), "margin": float(np.mean(margins))}

@@ -44,7 +44,7 @@ from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.training.dpo import PairBatch, pair_logps, preference_loss
+from mlx_visalign.training.dpo import PairBatch, PreferenceSettings, pair_logps, preference_loss
 from mlx_visalign.training.ppo import ppo_loss
 from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.training.rollouts import RolloutBatch, RolloutSource
@@ -94,7 +94,7 @@ def dpo_stages(photo: Path) -> list[Stage]:
     hot = count(lambda: hot_reference(policy, batch))
     tower = count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3))))
     policy.attach(LoRASettings(RANK), seed=0)
-    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, 0.1), batch))
+    step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, PreferenceSettings()), batch))
     theirs = count(lambda: mlx_vlm_step(batch))
     return [
         Stage(f"a DPO step on one pair, rank {RANK}", step, 24.2, theirs),
@@ -107,7 +107,14 @@ def dpo_stages(photo: Path) -> list[Stage]:
 def pair_of(policy: Policy, photo: Path, prompt: int, response: int) -> PairBatch:
     """A pair of so many tokens, with a reference."""
     words = np.random.default_rng(0).choice(plain_words(policy.tokenizer), (2, response)).tolist()
-    return PairBatch(["0"], [str(photo)], [policy.prompt_ids(question_of(policy, prompt))], [words], [(0.0, 0.0)], [0.0])
+    return PairBatch(
+        ["0"],
+        [str(photo)],
+        [policy.prompt_ids(question_of(policy, prompt))],
+        [words],
+        [{"chosen": 0.0, "rejected": 0.0}],
+        [0.0],
+    )
 
 
 def step_of(model: nn.Module, loss: Callable[..., Any], *batch: Any) -> Any:

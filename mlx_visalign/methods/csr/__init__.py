@@ -26,7 +26,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 
@@ -38,14 +38,15 @@ from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.methods.csr.rewards import Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
-from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.methods.job import SCORED_TOGETHER, Alignment, Rank
 from mlx_visalign.models.adapter_files import fingerprint
-from mlx_visalign.preflight.workload import Workload
+from mlx_visalign.preflight.workload import Workload, further_scoring
 from mlx_visalign.reporting.html import join
 from mlx_visalign.runs.stage import fingerprint as items_fingerprint
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.training.losses import Side
 from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.files import parse_json, read_text, write_atomically
@@ -101,7 +102,8 @@ class Settings(AnswerSettings):
         count = self.learns_from(prompts)
         stage = self.answering("answering and judging", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
-        return Workload((stage,), trained, rounds=self.rounds, judge=(self.clip, self.view))
+        scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
+        return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.view))
 
 
 def described(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -169,6 +171,9 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         batch=max(1, len(trees)),
         title=f"pairing{aside}",
     )
+    if settings.train.loss.needs_more and not prefix:
+        seed, about = number_for(job.seed, "round", number), {"adapter": depends["adapter"]}
+        made = job.scored(made, stage_name("references", number), settings.train.loss, seed, **about)
     pairs = [job.located(pair) for pair in made]
     say(("Held-out images: " if prefix else "") + what_became(trees, pairs))
     if isinstance(judge, CLIPScorer) and judge.cut:
@@ -226,7 +231,7 @@ def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int
                 chosen_score=scores[0],
                 rejected_score=scores[1],
                 seed=seed,
-                reference_logps=tree.reference_logps,
+                reference_logps=tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True)),
             )
         )
     return pairs if settings.length_gap is None else [pairs[i] for i in even_lengths(gaps, settings.length_gap)]

@@ -5,17 +5,22 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_visalign.training.losses import dpo_loss
+from mlx_visalign.training.losses import Scored, mdpo_loss, pair_loss, reward_metrics
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["cases"]
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 
 
-def loss_and_gradient(rows, beta, label_smoothing=0.0):
+def loss_and_gradient(rows, beta, rate=0.0, loss_type="sigmoid", lengths=None):
     """The loss, its gradient to the policy's log-probabilities (all chosen, then all rejected) and the metrics."""
     columns = list(mx.array(rows).T)
+    tokens = mx.array(lengths or [[1, 1]] * len(rows), dtype=mx.float32)
+    smoothing = mx.zeros(len(rows)) + rate
+    noise = rate if loss_type == "robust" else 0.0
 
-    def loss(policy_chosen, policy_rejected):
-        return dpo_loss(policy_chosen, policy_rejected, *columns[2:], beta, label_smoothing)
+    def loss(*policy):
+        rewards = {side: beta * (policy[i] - columns[i + 2]) for i, side in enumerate(("chosen", "rejected"))}
+        pairs = Scored(rewards, tokens, smoothing)
+        return pair_loss(loss_type, beta, noise).values(pairs).mean(), reward_metrics(pairs)
 
     (value, metrics), gradients = mx.value_and_grad(loss, argnums=(0, 1))(*columns[:2])
     return value.item(), mx.concatenate(gradients).tolist(), {name: mean.item() for name, mean in metrics.items()}
@@ -63,21 +68,46 @@ def test_a_smoothed_loss_is_lowest_where_the_margin_says_how_sure_one_may_be():
     assert loss_and_gradient([(margin, 0.0, 0.0, 0.0)], 1.0, 0.3)[1] == pytest.approx([0, 0], abs=1e-7)
 
 
-def check(cases):
-    for case in cases:
-        loss, gradient, metrics = loss_and_gradient(case["logps"], case["beta"], case["label_smoothing"])
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust"])
+def test_where_policy_and_reference_are_one_the_loss_is_its_start(loss_type, beta):
+    value = loss_and_gradient([(-9.0, -30.0, -9.0, -30.0)], beta, 0.2, loss_type, [[4, 9]])[0]
+    assert value == close(pair_loss(loss_type, beta, 0.2).start)
+
+
+@pytest.mark.parametrize("rows", [[(-12.5, -15.0, -13.0, -14.0)], [(-50.0, -40.0, -45.0, -44.0)]])
+def test_robust_is_unbiased_by_flips(rows):
+    """Of true and flipped preferences at their rates, the mean is DPO's loss of the true ones."""
+    flipped = [(row[1], row[0], row[3], row[2]) for row in rows]
+    right, wrong = (loss_and_gradient(some, 0.1, 0.2, "robust")[0] for some in (rows, flipped))
+    assert 0.8 * right + 0.2 * wrong == close(loss_and_gradient(rows, 0.1)[0])
+
+
+def check(found):
+    for case in found["cases"]:
+        loss, gradient, metrics = loss_and_gradient(*(case[name] for name in ("logps", "beta", "rate", "loss_type", "lengths")))
         assert loss == close(case["trl"]["loss"])
         assert gradient == pytest.approx(case["trl"]["gradient"], rel=1e-5, abs=1e-8)
         names = {"chosen_reward": "chosen", "rejected_reward": "rejected", "margin": "margins", "accuracy": "accuracies"}
         assert metrics == pytest.approx({ours: case["trl"][theirs] for ours, theirs in names.items()}, abs=1e-6)
+    mdpo = found["mdpo"]
+    columns = list(mx.array(mdpo["changes"]).T)
+
+    def loss(*changes):
+        return mdpo_loss(*(mdpo["beta"] * change for change in changes)).mean()
+
+    value, gradients = mx.value_and_grad(loss, argnums=(0, 1, 2))(*columns)
+    assert value.item() == close(mdpo["torch"]["loss"])
+    assert mx.concatenate(gradients).tolist() == pytest.approx(mdpo["torch"]["gradient"], rel=1e-5, abs=1e-8)
 
 
-def test_loss_gradient_and_metrics_are_those_trl_gave():
+def test_losses_gradients_and_metrics_are_those_trl_and_torch_gave():
+    assert {case["loss_type"] for case in GOLDEN["cases"]} == {"sigmoid", "ipo", "hinge", "robust"}
     check(GOLDEN)
 
 
 @pytest.mark.reference
-def test_loss_gradient_and_metrics_are_trls():
-    from golden.make_losses import cases
+def test_losses_gradients_and_metrics_are_trls_and_torchs():
+    from golden.make_losses import made
 
-    check(cases())
+    check(made())

@@ -13,6 +13,7 @@ from stopping import StopError, stop_at
 
 from mlx_visalign.data.records import Pair
 from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.inference.policy import load
 from mlx_visalign.models.lora import LoRASettings, adapter_at
 from mlx_visalign.training.dpo import (
     PairSource,
@@ -26,6 +27,7 @@ from mlx_visalign.training.dpo import (
     with_reference,
 )
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import build
 from mlx_visalign.utils.tolerances import SAME_SUM
 
 SETTINGS = PreferenceSettings(batch_size=2, epochs=4, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=2)
@@ -140,3 +142,115 @@ def test_what_looks_wrong_is_said_once(capsys):
 def test_bad_settings_are_refused_at_once(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         PreferenceSettings(**bad)
+
+
+# -- other losses -----------------------------------------------------------------------------------------------------
+
+MDPO = replace(SETTINGS, loss_type="mdpo")
+
+
+@pytest.fixture(scope="module")
+def damaged_pairs(pairs):
+    return with_reference(random_policy(), pairs, MDPO.loss.reads, seed=0)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
+def test_every_loss_begins_at_its_start_and_goes_down(pairs, tmp_path, loss_type):
+    settings = replace(SETTINGS, loss_type=loss_type, noise=0.1 if loss_type == "robust" else 0.0)
+    train_on_pairs(random_policy(), pairs, settings, tmp_path, seed=0)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[0]["dpo_loss"] == pytest.approx(settings.loss.start, rel=1e-5)
+    assert rows[-1]["dpo_loss"] < rows[0]["dpo_loss"] and rows[-1]["margin"] > 0.2
+
+
+def test_mdpo_begins_at_3_ln_2_and_learns_to_look(damaged_pairs, tmp_path):
+    policy = random_policy()
+    train_on_pairs(policy, damaged_pairs, MDPO, tmp_path, seed=0)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[0]["train_loss"] == pytest.approx(3 * math.log(2), abs=3e-5)
+    assert rows[0]["loss_at_start"] == pytest.approx(3 * math.log(2))
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert reward_accuracy(policy, damaged_pairs, beta=0.1, batch=2)["accuracy"] == 1
+
+
+def test_mdpo_on_the_tiny_model_begins_at_3_ln_2(pairs):
+    policy = load("tiny")
+    scored = with_reference(policy, pairs, MDPO.loss.reads)
+    policy.attach(LoRASettings(rank=4), seed=0)
+    loss, metrics = preference_loss(policy, MDPO)(pair_batch(policy, scored))
+    assert loss.item() == pytest.approx(3 * math.log(2), abs=1e-5)
+    assert metrics["corrupted_chosen_reward"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_mdpo_stopped_and_rerun_is_bit_identical(damaged_pairs, tmp_path):
+    whole, resumed = random_policy(), random_policy()
+    train_on_pairs(whole, damaged_pairs, MDPO, tmp_path / "whole", seed=0)
+    with pytest.raises(StopError):
+        train_on_pairs(random_policy(), damaged_pairs, MDPO, tmp_path / "stopped", seed=0, on_metrics=stop_at(5))
+    train_on_pairs(resumed, damaged_pairs, MDPO, tmp_path / "stopped", seed=0)
+    for name, array in weights(whole).items():
+        assert mx.array_equal(array, weights(resumed)[name]), name
+
+
+def test_a_damaged_image_is_a_small_part_of_it_by_seed_and_pair(tmp_path):
+    pixels = np.arange(60 * 80 * 3, dtype=np.uint32).reshape(60, 80, 3) % 251
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+
+    def seen(seed, id):
+        pair = Pair(id, (str(tmp_path / "a.png"),), "Describe.", "A cat.", "A dog.")
+        (image,) = pair_batch(random_policy(), [pair], seed).pictures("corrupted")
+        return image.size, image.tobytes()
+
+    shares = [width * height / (60 * 80) for (width, height), _ in (seen(0, str(i)) for i in range(50))]
+    assert 0.005 < min(shares) < 0.05 and 0.15 < max(shares) < 0.21
+    assert seen(0, "a") == seen(0, "a") != seen(1, "a") and seen(0, "a") != seen(0, "b")
+
+
+def test_what_else_a_loss_measures_against_is_named(pairs, tmp_path):
+    with pytest.raises(UserError, match="The pair 0 has no reference_logps of corrupted_chosen"):
+        train_on_pairs(random_policy(), pairs, MDPO, tmp_path, seed=0)
+
+
+def test_a_pairs_own_smoothing_is_refused_by_a_loss_that_knows_none(pairs, tmp_path):
+    with pytest.raises(UserError, match=r"The pair 0 has a label_smoothing of 0\.1, which hinge does not know"):
+        train_on_pairs(
+            random_policy(), [replace(pairs[0], label_smoothing=0.1)], replace(SETTINGS, loss_type="hinge"), tmp_path, seed=0
+        )
+
+
+def test_a_pairs_own_smoothing_goes_before_the_settings(pairs):
+    policy = random_policy()
+    policy.attach(LoRASettings(rank=4), seed=0)
+    unlike = [replace(pair, reference_logps={"chosen": 0.0, "rejected": 0.0}) for pair in pairs]
+
+    def loss(smoothing, own):
+        some = [replace(pair, label_smoothing=own) for pair in unlike]
+        return preference_loss(policy, PreferenceSettings(label_smoothing=smoothing))(pair_batch(policy, some))[0].item()
+
+    assert loss(0.3, 0.1) == loss(0.0, 0.1) == loss(0.1, 0.0) != loss(0.3, 0.0)
+
+
+def test_another_loss_in_the_same_folder_is_refused(pairs, tmp_path):
+    train_on_pairs(random_policy(), pairs, SETTINGS, tmp_path, seed=0)
+    with pytest.raises(UserError, match="loss_type"):
+        train_on_pairs(random_policy(), pairs, replace(SETTINGS, loss_type="hinge"), tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"noise": 0.1}, "noise is 0.1; it must be 0 unless loss_type is robust"),
+        ({"noise": 0.1, "loss_type": "mdpo"}, "noise is 0.1; it must be 0 unless loss_type is robust"),
+        ({"noise": 0.5, "loss_type": "robust"}, "noise is 0.5; it must be at least 0 and below 0.5"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing is 0.1; it must be 0 unless loss_type is sigmoid"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be at least 0 and below 0.5"),
+    ],
+)
+def test_settings_that_do_nothing_or_are_out_of_range_are_refused(bad, message):
+    with pytest.raises(UserError, match=message):
+        PreferenceSettings(**bad)
+
+
+def test_a_loss_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="loss_type must be one of sigmoid, ipo, hinge, robust, mdpo, got the text 'kto'"):
+        build(PreferenceSettings, {"loss_type": "kto"}, "recipe")

@@ -1,4 +1,4 @@
-"""What TRL's DPOTrainer makes of given log-probabilities; writes tests/golden/losses.json.
+"""What TRL's DPOTrainer, and torch for mDPO, make of given log-probabilities; writes tests/golden/losses.json.
 
 Run from the project's root: python tests/golden/make_losses.py (needs the `reference` extra).
 """
@@ -12,13 +12,26 @@ from types import SimpleNamespace
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
+from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 FILE = Path(__file__).with_name("losses.json")
 # Rows of policy_chosen, policy_rejected, reference_chosen, reference_rejected.
 LOGPS = [[-12.5, -15.0, -13.0, -14.0], [-30.0, -28.0, -31.0, -27.0], [-7.0, -7.0, -7.0, -7.0], [-50.0, -40.0, -45.0, -44.0]]
-CASES = [{"beta": 0.1, "label_smoothing": 0.0}, {"beta": 0.5, "label_smoothing": 0.0}, {"beta": 0.1, "label_smoothing": 0.2}]
+LENGTHS = [[3, 5], [8, 7], [2, 2], [11, 9]]  # tokens of chosen and rejected
+CASES = [
+    {"loss_type": "sigmoid", "beta": 0.1, "rate": 0.0},
+    {"loss_type": "sigmoid", "beta": 0.5, "rate": 0.0},
+    {"loss_type": "sigmoid", "beta": 0.1, "rate": 0.2},
+    {"loss_type": "hinge", "beta": 0.1, "rate": 0.0},
+    {"loss_type": "hinge", "beta": 0.5, "rate": 0.0},
+    {"loss_type": "robust", "beta": 0.1, "rate": 0.2},
+    {"loss_type": "ipo", "beta": 0.1, "rate": 0.0},
+    {"loss_type": "ipo", "beta": 0.5, "rate": 0.0},
+]  # rate: of wrong preferences, TRL's label_smoothing
+# mDPO, which TRL does not have: rows of d of chosen, rejected and chosen about the damaged image.
+MDPO = {"beta": 0.1, "changes": [[0.5, -1.0, -3.0], [1.0, -1.0, 2.5], [0.0, 0.0, 0.0], [-5.0, 4.0, -20.0]]}
 
 
 def trainer() -> DPOTrainer:
@@ -32,27 +45,40 @@ def trainer() -> DPOTrainer:
     return DPOTrainer(policy, reference, settings, train_dataset=rows, processing_class=tokenizer)
 
 
-def trl_loss(dpo: DPOTrainer, rows: list[list[float]], beta: float, label_smoothing: float) -> dict:
-    """TRL's loss, its gradient and its reward metrics for pairs whose answers are one token long."""
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = torch.tensor(rows).T
-    logps = torch.cat([policy_chosen, policy_rejected])[:, None].requires_grad_()
-    ones = torch.ones(2 * len(rows), 1)
-    dpo.beta, dpo.label_smoothing, dpo.precompute_ref_logps = beta, label_smoothing, True
+def trl_loss(dpo: DPOTrainer, logps: list, lengths: list, loss_type: str, beta: float, rate: float) -> dict:
+    """TRL's loss, its gradient and its reward metrics for pairs, whose tokens share each answer's log-probability evenly."""
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected = torch.tensor(logps).T
+    summed = torch.cat([policy_chosen, policy_rejected]).requires_grad_()
+    tokens = torch.tensor(lengths).T.flatten()
+    mask = (torch.arange(int(tokens.max()))[None] < tokens[:, None]).long()
+    by_token = mask * (summed / tokens)[:, None]
+    prompt = torch.ones(len(tokens), 1, dtype=torch.long)
+    dpo.beta, dpo.label_smoothing, dpo.precompute_ref_logps = beta, rate, True
     # TRL has no conservative DPO under its own name, but of a single pair `aot_unpaired` is just that.
-    dpo.loss_types = ["aot_unpaired" if label_smoothing else "sigmoid"]
+    dpo.loss_types = ["aot_unpaired" if loss_type == "sigmoid" and rate else loss_type]
     dpo._metrics["train"].clear()
     inputs = {
-        "input_ids": torch.ones(2 * len(rows), 2, dtype=torch.long),
-        "attention_mask": torch.ones(2 * len(rows), 2, dtype=torch.long),
-        "completion_mask": torch.tensor([[0, 1]] * 2 * len(rows)),
+        "input_ids": torch.cat([prompt, mask], dim=1),
+        "attention_mask": torch.cat([prompt, mask], dim=1),
+        "completion_mask": torch.cat([0 * prompt, mask], dim=1),
         "ref_chosen_logps": reference_chosen,
         "ref_rejected_logps": reference_rejected,
     }
-    outputs = SimpleNamespace(log_probs=logps, mean_logits=ones, is_top1=ones.bool(), entropy=ones)
+    ones = torch.ones_like(by_token)
+    outputs = SimpleNamespace(log_probs=by_token, mean_logits=ones, is_top1=ones.bool(), entropy=ones)
     loss = dpo._compute_loss(lambda **_: outputs, inputs, return_outputs=False)
     loss.backward()
     metrics = {name: dpo._metrics["train"][f"rewards/{name}"][0] for name in ("chosen", "rejected", "accuracies", "margins")}
-    return {"loss": loss.item(), "gradient": logps.grad.flatten().tolist(), **metrics}
+    return {"loss": loss.item(), "gradient": summed.grad.tolist(), **metrics}
+
+
+def torch_mdpo(beta: float, changes: list[list[float]]) -> dict:
+    """mDPO's loss and gradient, in float64, from its formula."""
+    given = torch.tensor(changes, dtype=torch.float64, requires_grad=True)
+    chosen, rejected, damaged = beta * given.T
+    loss = -sum(logsigmoid(term) for term in (chosen - rejected, chosen - damaged, chosen)).mean()
+    loss.backward()
+    return {"loss": loss.item(), "gradient": given.grad.T.flatten().tolist()}
 
 
 def cases() -> list[dict]:
@@ -60,11 +86,18 @@ def cases() -> list[dict]:
     dpo.model.train()
     found = []
     for case in CASES:
-        batches = [[row] for row in LOGPS] if case["label_smoothing"] else [LOGPS]
-        found += [{**case, "logps": rows, "trl": trl_loss(dpo, rows, **case)} for rows in batches]
+        alone = case["loss_type"] == "sigmoid" and case["rate"]
+        batches = [([row], [two]) for row, two in zip(LOGPS, LENGTHS, strict=True)] if alone else [(LOGPS, LENGTHS)]
+        for logps, lengths in batches:
+            given = {**case, "logps": logps, "lengths": lengths}
+            found.append({**given, "trl": trl_loss(dpo, **given)})
     return found
+
+
+def made() -> dict:
+    return {"cases": cases(), "mdpo": {**MDPO, "torch": torch_mdpo(**MDPO)}}
 
 
 if __name__ == "__main__":
     versions = {name: version(name) for name in ("trl", "torch")}
-    FILE.write_text(json.dumps({"versions": versions, "cases": cases()}, indent=1) + "\n")
+    FILE.write_text(json.dumps({"versions": versions, **made()}, indent=1) + "\n")

@@ -124,7 +124,7 @@ def test_logps_are_those_that_training_sees(own_pairs):
     policy = load("tiny")
     images, questions = [pair.images[0] for pair in own_pairs], [pair.prompt for pair in own_pairs]
     found = policy.logps(images, questions, [pair.chosen for pair in own_pairs])
-    expected = [pair.reference_logps[0] for pair in with_reference(policy, own_pairs)]
+    expected = [pair.reference_logps["chosen"] for pair in with_reference(policy, own_pairs)]
     assert found.tolist() == pytest.approx(expected, abs=1e-3)
     opened = [Image.open(image) for image in images]
     assert policy.logps(opened, questions, [pair.chosen for pair in own_pairs]).tolist() == found.tolist()

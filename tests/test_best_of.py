@@ -13,7 +13,7 @@ from mlx_visalign.evaluation.runner import evaluate
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods import csr, fisao, seva
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_descriptions
 from mlx_visalign.pipeline.evaluations import measure_best
 from mlx_visalign.runs.run import Run
@@ -35,7 +35,7 @@ def nobody(prompts, prefix, answers):
 def test_the_best_of_what_the_keys_draw_is_taken(tmp_path):
     policy, made = random_policy(), benchmark()
     images = as_files(made, tmp_path / "images")
-    job = Alignment(Run(tmp_path), policy, [], seed=4)
+    job = Job(Run(tmp_path), policy, [], seed=4)
     found = best_of(job, longest, images, PROTOCOL)(["b", "a"])
     for response in found:
         prefix = policy.prefill(policy.image_features([images[response.image]]), [policy.prompt_ids(PROTOCOL.prompt)])
@@ -48,7 +48,7 @@ def test_the_best_of_what_the_keys_draw_is_taken(tmp_path):
 def test_answers_to_questions_stay(tmp_path):
     policy, made = random_policy(), benchmark()
     base = evaluate(policy, made, PROTOCOL)
-    job = Alignment(Run(tmp_path), policy, [], seed=4)
+    job = Job(Run(tmp_path), policy, [], seed=4)
     best = measure_best(job, longest, base, "best", {})
     assert best.figures["pope_random"] == base.figures["pope_random"]
     assert any(best.description(image) != base.description(image) for image in made.pictures)
@@ -61,7 +61,7 @@ def world(tmp_path_factory):
     """A run's job, without a run, and two answers to each of two scenes: the truth, and what is not there."""
     folder = tmp_path_factory.mktemp("run")
     prompts = make_prompts(world_photos(folder, "unlabelled", 12, 0), world_mix(0), 0)
-    return Alignment(Run(folder), load("tiny"), prompts, 0, vocabulary=world_mix(0).vocabulary)
+    return Job(Run(folder), load("tiny"), prompts, 0, vocabulary=world_mix(0).vocabulary)
 
 
 @pytest.mark.parametrize("method", [seva, csr, fisao], ids=["seva", "csr", "fisao"])

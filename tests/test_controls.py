@@ -14,7 +14,7 @@ from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.data.records import Pair, read_jsonl, write_jsonl
 from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.methods import fisao, seva
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.pipeline.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
@@ -40,7 +40,7 @@ def pair(number, chosen=LONG, rejected=SHORT):
 def made(tmp_path):
     """A method's run, as far as pairs about two scenes."""
     photos = world_photos(tmp_path / "run", "unlabelled", 2, 0)
-    job = Alignment(Run(tmp_path / "run"), random_policy(), make_prompts(photos, world_mix(0), 0), seed=0)
+    job = Job(Run(tmp_path / "run"), random_policy(), make_prompts(photos, world_mix(0), 0), seed=0)
     pairs = [
         Pair(prompt.id, (prompt.image,), prompt.prompt, *sides)
         for prompt, sides in zip(job.prompts, [(LONG, SHORT), (SHORT, LONG)], strict=True)

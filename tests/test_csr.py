@@ -18,7 +18,7 @@ from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.inference.policy import TINY, load
 from mlx_visalign.methods import csr
 from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
@@ -69,7 +69,7 @@ def test_an_answer_that_the_model_did_not_end_is_no_candidate(tmp_path):
     pairs = csr.collect(short, settings, judge, short.prompts, 1, "")
     trees = read_jsonl(short.run.folder / "trees.jsonl", Tree)
     assert not pairs and all(csr.is_cut(tree) and tree.chosen is None for tree in trees)
-    assert f"{len(trees)} trees gave 0 pairs (every answer cut off: {len(trees)}, " in csr.what_became(trees, pairs)
+    assert f"{len(trees)} trees gave 0 pairs (every answer cut off: {len(trees)}, " in csr.summarize_pairs(trees, pairs)
     short.run.close()
     whole = job(tmp_path / "whole")
     csr.collect(whole, SETTINGS, judge, whole.prompts, 1, "")
@@ -86,7 +86,7 @@ def test_lengths_are_balanced_where_asked_for():
 
 def test_what_became_of_the_trees_is_told():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
-    told = csr.what_became(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
+    told = csr.summarize_pairs(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
     assert told.startswith(
         "2 trees gave 1 pair (every answer cut off: 0, no two different whole answers: 1, left out for their margin or for "
         "balance: 0)"
@@ -96,7 +96,7 @@ def test_what_became_of_the_trees_is_told():
 
 def job(folder, change=lambda policy: policy, images=3, **more):
     photos = world_photos(folder, "unlabelled", images, 0)
-    return Alignment(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, vocabulary=WORLD, **more)
+    return Job(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, vocabulary=WORLD, **more)
 
 
 @pytest.fixture(scope="module")

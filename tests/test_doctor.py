@@ -18,7 +18,7 @@ from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models import lora, vlm
 from mlx_visalign.models.lora import LoRASettings, RoundsLoRALinear, adapters
-from mlx_visalign.preflight import model_probe as patient
+from mlx_visalign.preflight import model_probe as probe
 from mlx_visalign.preflight.checks import CHECKS
 from mlx_visalign.preflight.doctor import Finding, examine, examine_adapter, require_sound, verdict
 from mlx_visalign.utils import tolerances as precision
@@ -285,5 +285,5 @@ def test_the_floor_grows_with_coarser_numbers():
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
         policy = random_policy()
         policy.model.set_dtype(dtype)
-        floors.append(patient.Patient(policy, pictures=True).allowed)
+        floors.append(probe.ModelProbe(policy, pictures=True).allowed)
     assert floors == sorted(floors) and floors[-1] > 100 * floors[0]

@@ -19,9 +19,9 @@ from mlx_visalign.inference.policy import load
 from mlx_visalign.methods import fisao
 from mlx_visalign.methods.fisao.calibration import Calibration, Scored
 from mlx_visalign.methods.fisao.labels import read_labels
-from mlx_visalign.methods.fisao.object_rewards import RewardSettings, Verifier, WordJudge, yes_probabilities
+from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, yes_probabilities
 from mlx_visalign.methods.fisao.token_mentions import Reader
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models import vlm
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.runs.run import Run
@@ -61,9 +61,7 @@ def knowing(images, texts):
 def job(folder, change=lambda policy: policy, on_metrics=None, score=knowing):
     prompts = make_prompts(world_photos(folder, "unlabelled", 12, 0), world_mix(1), 5)
     policy = change(load("tiny"))
-    return Alignment(
-        Run(folder), policy, prompts, 5, on_metrics=on_metrics, vocabulary=WORLD, score=score, score_name="made up"
-    )
+    return Job(Run(folder), policy, prompts, 5, on_metrics=on_metrics, vocabulary=WORLD, score=score, score_name="made up")
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------
@@ -73,8 +71,8 @@ def judged(text, settings, scores, truth=None):
     """(phrase, reward) of each mention in a text about one image, the scores given."""
     reader = Reader(tokenizer(), WORLD)
     calibration = Calibration("given", 0.3, 0.1, 0.1, 0.1, 60, 60, 0.9)
-    verifier = Verifier("made up", lambda images, texts: scores, "{}")
-    judge = WordJudge(reader, verifier, Path, calibration, settings, truth)
+    verifier = ObjectScorer("made up", lambda images, texts: scores, "{}")
+    judge = ObjectReward(reader, verifier, Path, calibration, settings, truth)
     ids = reader.tokenizer(text, add_special_tokens=False).input_ids
     [found] = judge([Prompt("a", "a.png", "?")], [ids])
     for part in found:
@@ -116,7 +114,7 @@ def test_debiasing_takes_off_a_words_own_level():
         calls.append(len(images))
         return [len(text) + int(Path(image).stem) for image, text in zip(images, texts, strict=True)]
 
-    verifier = Verifier("made up", score, "a {}", tuple(Path(f"{n}.png") for n in (1, 2, 3)))
+    verifier = ObjectScorer("made up", score, "a {}", tuple(Path(f"{n}.png") for n in (1, 2, 3)))
     assert verifier([Path("5.png"), Path("6.png")], ["cat", "zebra"]) == [5 - 2, 6 - 2]
     assert verifier([Path("7.png")], ["cat"]) == [5] and calls == [2, 3, 3, 1]
 

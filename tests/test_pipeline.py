@@ -13,7 +13,7 @@ import mlx_visalign
 from mlx_visalign import methods
 from mlx_visalign.data.records import Prompt, read_jsonl, read_rows
 from mlx_visalign.inference.policy import TINY
-from mlx_visalign.pipeline.dry_run import foresee
+from mlx_visalign.pipeline.dry_run import upper_bounds
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.estimate import SIZES_OF_MACS
 from mlx_visalign.reporting.controls_text import BEST, BLIND, NAMES
@@ -83,8 +83,8 @@ def test_before_it_starts_it_is_foretold(photos, model, tmp_path, capsys):
     """In a dry run and before the first answer: even if every prompt made a pair."""
     said = "at most 3 updates, 2 of them at a tenth or more of the learning rate, from at most 54 pairs"
     values = {"images": str(photos), "model": model, **{f"settings.{name}": value for name, value in SETTINGS.items()}}
-    assert said in foresee(plan(**values))["too_little"]
-    assert "too_little" not in foresee(plan(**values | {"settings.train": TRAIN | {"iters": 100}}))
+    assert said in upper_bounds(plan(**values))["too_little"]
+    assert "too_little" not in upper_bounds(plan(**values | {"settings.train": TRAIN | {"iters": 100}}))
 
 
 def test_another_model_is_refused_in_words_before_the_images_are_read(finished, align, photos, tmp_path, capsys):
@@ -172,7 +172,7 @@ def plan(**values):
 
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
     monkeypatch.setattr("mlx_visalign.models.vlm.load_model", None)
-    told = foresee(plan(images=str(photos)))
+    told = upper_bounds(plan(images=str(photos)))
     memory = told.pop("memory_gb")
     assert list(memory) == ["weights", "answering", "before and after", "training", "usable here"]
     assert memory["weights"] < memory["answering"] <= memory[told.pop("peak")] < memory["usable here"]
@@ -204,7 +204,7 @@ def test_controls_follow_the_alignment(method, names, tmp_path, capsys):
 
 
 def test_controls_are_told_before_they_are_trained():
-    told = foresee(plan(images=TINY_WORLD, count=10, controls=True))["controls"]
+    told = upper_bounds(plan(images=TINY_WORLD, count=10, controls=True))["controls"]
     assert told.startswith("random, shorter, blind, best: 3 more trainings and 4,000 more answers")
 
 

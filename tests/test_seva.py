@@ -13,7 +13,7 @@ from mlx_visalign.data.records import Pair, Response, read_jsonl
 from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods import seva
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.source import world_mix, world_photos
@@ -84,7 +84,7 @@ def test_a_yes_must_be_sure_where_asked_for():
 def test_what_gave_no_pair_is_told():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
     rows += two("d", "No.", "Yes.", "exists")
-    told = seva.what_became(rows, len(seva.make_pairs(rows, seed=0)))
+    told = seva.summarize_pairs(rows, len(seva.make_pairs(rows, seed=0)))
     assert told == "4 prompts gave 1 pair (both answers the same: 1, one cut off: 1, left out for balance: 1)."
 
 
@@ -95,7 +95,7 @@ def test_answers_that_do_not_belong_together_are_refused():
 
 def job(folder, change=lambda policy: policy, on_metrics=None):
     photos = world_photos(folder, "unlabelled", 4, 0)
-    return Alignment(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, on_metrics=on_metrics)
+    return Job(Run(folder), change(load("tiny")), make_prompts(photos, world_mix(1), 5), seed=5, on_metrics=on_metrics)
 
 
 @pytest.fixture(scope="module")

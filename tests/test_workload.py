@@ -13,7 +13,7 @@ from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods import fisao, seva
 from mlx_visalign.methods.csr.scoring import AnswerSettings
 from mlx_visalign.methods.csr.sentence_tree import Stops, grow
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models import vlm
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
@@ -50,7 +50,7 @@ def large(request, monkeypatch):
 def test_seva_answers_clean_and_distorted(large, tmp_path, monkeypatch):
     shape, setting, policy = large
     monkeypatch.setattr(seva, "see", lambda *_: mx.zeros((28, 28, 3)))
-    job = Alignment(Run(tmp_path), policy, ASKED, seed=0)
+    job = Job(Run(tmp_path), policy, ASKED, seed=0)
     settings = seva.Settings(max_tokens=ANSWER, batch=TOGETHER)
     (stage,) = settings.workload(ASKED).stages
     with peak() as highest:

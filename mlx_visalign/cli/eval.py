@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.evaluation.runner import Protocol, evaluate
     from mlx_visalign.inference.context_length import answer_length
     from mlx_visalign.inference.policy import load
-    from mlx_visalign.methods.job import Alignment
+    from mlx_visalign.methods.job import Job
     from mlx_visalign.models.adapter_files import fingerprint
     from mlx_visalign.models.hub import find_model
     from mlx_visalign.pipeline.evaluations import contents, measure
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> Result:
     else:
         adapter = {} if options.adapter_path is None else {"adapter": fingerprint(find_model(options.adapter_path))}
         with Run(options.output, command=options.again) as run:
-            job = Alignment(run, policy, [], seed=0)
+            job = Job(run, policy, [], seed=0)
             figures = measure(job, benchmark, "answers", {**adapter, **contents(benchmark)}, protocol).figures
             write_atomically(run.folder / "figures.json", json.dumps(as_rows(figures), indent=1))
         kept = f"Kept in {options.output}: answers.jsonl, figures.json."

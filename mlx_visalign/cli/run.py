@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> Result:
     from rich.console import Group
 
     from mlx_visalign.pipeline.align import run_recipe
-    from mlx_visalign.pipeline.dry_run import foresee
+    from mlx_visalign.pipeline.dry_run import upper_bounds
     from mlx_visalign.reporting.summary import show
     from mlx_visalign.runs.run import Run
     from mlx_visalign.scorers import find_scorer
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> Result:
     recipe = methods.recipe_of(name) if options.config is None else find_recipe(name)
     plan = make_plan(recipe, methods.find, options.preset, values, as_given(options))
     if options.dry_run:
-        return planned(foresee(plan), dump(plan.config))
+        return planned(upper_bounds(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
     score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
     report = run_recipe(plan, run, score=score)

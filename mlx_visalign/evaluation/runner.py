@@ -145,7 +145,7 @@ def evaluate(
 ) -> Evaluation:
     """The policy's answers about all images of the benchmark, `batch` images read together."""
     protocol = protocol or Protocol()
-    images, ask = examination(policy, benchmark, protocol)
+    images, ask = question_batches(policy, benchmark, protocol)
     responses: list[Response] = []
     with progress(title, len(images), unit="image") as bar:
         for start in range(0, len(images), batch):
@@ -157,7 +157,7 @@ def evaluate(
     return Evaluation(benchmark, protocol, responses)
 
 
-def examination(
+def question_batches(
     policy: Policy, benchmark: Benchmark, protocol: Protocol
 ) -> tuple[list[str], Callable[[Sequence[str]], list[Response]]]:
     """The images in the order to take them, and what asks the policy all there is to ask about some of them."""

@@ -17,7 +17,7 @@ from mlx_visalign.data import prompt_template as templates
 from mlx_visalign.data.images import Aspect, Picture, Preprocessing, image_digest
 from mlx_visalign.data.template_marks import asked
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
-from mlx_visalign.inference.prefix_cache import Branches, Prefix, extend, prefill, right_pad
+from mlx_visalign.inference.prefix_cache import Continuations, Prefix, extend, prefill, right_pad
 from mlx_visalign.inference.sampling import Sampling, sample
 from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
@@ -218,7 +218,9 @@ class Policy:
         last = states[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
         return self._answers(branches, last, sampling, None)
 
-    def _answers(self, branches: Branches, state: mx.array, sampling: Sampling, keys: list[mx.array] | None) -> list[Answer]:
+    def _answers(
+        self, branches: Continuations, state: mx.array, sampling: Sampling, keys: list[mx.array] | None
+    ) -> list[Answer]:
         rows = sample(vlm.decoder(self.model), branches, state, self.end, sampling, keys)
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]

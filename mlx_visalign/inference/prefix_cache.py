@@ -32,14 +32,14 @@ class Prefix:
     mask: np.ndarray  # [b, p], true where a token is real
     state: Float[mx.array, "b e"]  # the final hidden state of each row's last real token
 
-    def branch(self, copies: int) -> "Branches":
+    def branch(self, copies: int) -> "Continuations":
         """Start `copies` continuations of every row; the rows of one prompt stay next to each other."""
         owners = np.repeat(np.arange(len(self.mask)), copies)
-        return Branches(self, owners, mask=np.zeros((len(owners), 0), dtype=bool))
+        return Continuations(self, owners, mask=np.zeros((len(owners), 0), dtype=bool))
 
 
 @dataclass(frozen=True)
-class Branches:
+class Continuations:
     """n continuations, in the order of their prompts. They hold their own keys and values only; the prefix exists once."""
 
     prefix: Prefix
@@ -63,10 +63,10 @@ class Branches:
         """How many continuations each prompt has."""
         return np.bincount(self.owners, minlength=len(self.prefix.mask)).tolist()
 
-    def pick(self, rows: Integer[np.ndarray, " m"]) -> "Branches":
+    def pick(self, rows: Integer[np.ndarray, " m"]) -> "Continuations":
         """Some of the continuations, any of them more than once: forks, or those that are not finished."""
         index = mx.array(rows)
-        return Branches(self.prefix, self.owners[rows], self.mask[rows], [(k[index], v[index]) for k, v in self.kv])
+        return Continuations(self.prefix, self.owners[rows], self.mask[rows], [(k[index], v[index]) for k, v in self.kv])
 
 
 def _run_layer(
@@ -118,11 +118,11 @@ def prefill(
 
 def extend(
     decoder: Decoder,
-    branches: Branches,
+    branches: Continuations,
     ids: Integer[mx.array, "n l"],
     mask: Bool[np.ndarray, "n l"],
     checkpoint: bool = False,
-) -> tuple[Float[mx.array, "n l e"], Branches]:
+) -> tuple[Float[mx.array, "n l e"], Continuations]:
     """Read l more right-padded tokens on every continuation; return their final hidden states and the longer branches."""
     prompts, length = branches.prefix.mask[branches.owners], ids.shape[1]
     offset = mx.array((prompts.sum(axis=1) + branches.mask.sum(axis=1)).astype(np.int32))
@@ -134,7 +134,7 @@ def extend(
         x, keys, values = _run_layer(layer, x, offset, attend, [branches.prefix.kv[index], *own], checkpoint)
         kv.append(_joined(own, keys, values))
     mask = np.concatenate([branches.mask, mask], axis=1)
-    return decoder.norm(x), Branches(branches.prefix, branches.owners, mask, kv)
+    return decoder.norm(x), Continuations(branches.prefix, branches.owners, mask, kv)
 
 
 def _joined(own: KeysValues, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float, Integer
 
-from mlx_visalign.inference.prefix_cache import Branches, extend
+from mlx_visalign.inference.prefix_cache import Continuations, extend
 from mlx_visalign.models.vlm import Decoder
 from mlx_visalign.utils.schema import require
 
@@ -36,7 +36,7 @@ class Sampling:
 
 def sample(
     decoder: Decoder,
-    branches: Branches,
+    branches: Continuations,
     state: Float[mx.array, "n e"],
     end: int,
     sampling: Sampling,
@@ -53,7 +53,7 @@ def sample(
 
 def sample_steps(
     decoder: Decoder,
-    branches: Branches,
+    branches: Continuations,
     state: Float[mx.array, "n e"],
     end: int,
     sampling: Sampling,

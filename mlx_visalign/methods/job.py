@@ -19,7 +19,7 @@ SCORED_TOGETHER = 16  # pairs
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Job:
     """One alignment. Image paths in prompts, responses and pairs are absolute or relative to the run's folder."""
 
     run: Run

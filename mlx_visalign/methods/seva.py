@@ -37,7 +37,7 @@ from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.job import SCORED_TOGETHER, Alignment, Rank
+from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.workload import Answering, Workload, further_scoring
 from mlx_visalign.reporting.before_after import changed_words
@@ -115,7 +115,7 @@ class Settings:
         return Workload((answering, *scoring), self.train.prompts_trained(len(prompts)))
 
 
-def train(job: Alignment, settings: Settings) -> None:
+def train(job: Job, settings: Settings) -> None:
     """Answers, pairs, training, adapter; each a stage that is done once.
 
     Pairs about the held-out prompts are made as well, before training, and left in held_out_pairs.jsonl.
@@ -128,7 +128,7 @@ def train(job: Alignment, settings: Settings) -> None:
     job.policy.save_adapter(job.run.adapter, method="seva", round=1)
 
 
-def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: str) -> list[Pair]:
+def collect(job: Job, settings: Settings, prompts: list[Prompt], prefix: str) -> list[Pair]:
     """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
     names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
     depends = job.about() | {"seed": job.seed} | {name: getattr(settings, name) for name in names}
@@ -151,13 +151,13 @@ def collect(job: Alignment, settings: Settings, prompts: list[Prompt], prefix: s
         batch=len(responses),
         title=f"pairing{aside}",
     )
-    say(("Held-out images: " if prefix else "") + what_became(responses, len(pairs)))
+    say(("Held-out images: " if prefix else "") + summarize_pairs(responses, len(pairs)))
     if settings.train.loss.needs_more and not prefix:
         pairs = job.scored(pairs, "references", settings.train.loss, job.seed)
     return [job.located(pair) for pair in pairs]
 
 
-def what_became(responses: Sequence[Response], pairs: int) -> str:
+def summarize_pairs(responses: Sequence[Response], pairs: int) -> str:
     """How many prompts gave a pair, and why the others gave none."""
     twos = in_twos(responses)
     cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
@@ -168,7 +168,7 @@ def what_became(responses: Sequence[Response], pairs: int) -> str:
     )
 
 
-def answer_twice(job: Alignment, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+def answer_twice(job: Job, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Two responses a prompt, distorted first; both scored on the clean image while it is still hot."""
     rows: list[dict[str, Any]] = []
     for kind, group in groupby(prompts, key=lambda prompt: prompt.kind):
@@ -176,7 +176,7 @@ def answer_twice(job: Alignment, settings: Settings, prompts: Sequence[Prompt]) 
     return rows
 
 
-def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Prompt]) -> list[Response]:
+def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt]) -> list[Response]:
     policy, view, sampling = job.policy, settings.view_of(kind), settings.sampling_of(kind)
     ids = [policy.prompt_ids(prompt.prompt) for prompt in prompts]
     paths = [job.image(prompt.image) for prompt in prompts]
@@ -204,7 +204,7 @@ def _answer_kind(job: Alignment, settings: Settings, kind: str, prompts: list[Pr
     return responses
 
 
-def ranking(job: Alignment, settings: Settings) -> Rank:
+def ranking(job: Job, settings: Settings) -> Rank:
     """For the untrained baseline. SeVa has no judge, so an answer is worth its mean log-probability, in nats a token."""
 
     def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
@@ -286,7 +286,7 @@ def balance(twos: list[Two], seed: int) -> list[Two]:
     return [twos[i] for i in sorted(kept)]
 
 
-def picture(job: Alignment, settings: Settings) -> None:
+def picture(job: Job, settings: Settings) -> None:
     """`plots/seva.png` and `.html`: one image, clean and more and more distorted, and what the base model says of each."""
     described = [prompt for prompt in job.prompts if prompt.kind == "describe"]
     if not described:

@@ -9,7 +9,7 @@ from mlx_visalign.evaluation.benchmark import Benchmark
 from mlx_visalign.evaluation.runner import Evaluation, changes
 from mlx_visalign.inference.context_length import require_prompts_fit
 from mlx_visalign.inference.policy import load
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
 from mlx_visalign.pipeline.controls import controls_of, measure_control, pair_files
 from mlx_visalign.pipeline.dry_run import PICTURES, forecast_of, foretold, protocol_of, require_clip
@@ -81,7 +81,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)
     shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
-    job = Alignment(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary_of(plan.recipe), score, name)
+    job = Job(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary_of(plan.recipe), score, name)
     benchmark, protocol = _benchmark(plan.recipe, job), protocol_of(plan)
     page.before = before = measure(job, benchmark, "before", {}, protocol)
     measured: list[Evaluation] = []
@@ -155,7 +155,7 @@ def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
     return " ".join(said) or None
 
 
-def _measure_controls(plan: Plan, job: Alignment, before: Evaluation, page: ReportPage) -> Row:
+def _measure_controls(plan: Plan, job: Job, before: Evaluation, page: ReportPage) -> Row:
     """What each control changes, by the name that a report has for it."""
     found = {}
     for control in controls_of(plan.settings):
@@ -170,14 +170,14 @@ def _measure_controls(plan: Plan, job: Alignment, before: Evaluation, page: Repo
     return found
 
 
-def _held_out_accuracy(job: Alignment, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
+def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
     """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
     file = job.run.folder / "held_out_pairs.jsonl"
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
     return reward_accuracy(job.policy, pairs, training.beta, training.batch_size) if pairs else None
 
 
-def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
+def _benchmark(recipe: Recipe, job: Job) -> Benchmark:
     """What the model is looked at before and after: scenes whose truth is known, or else the images held out."""
     if recipe.images == TINY_WORLD:
         return world_benchmark(recipe.split, recipe.scenes)
@@ -187,7 +187,7 @@ def _benchmark(recipe: Recipe, job: Alignment) -> Benchmark:
     return Benchmark(name, {image: job.image(image) for image in images})
 
 
-def _measure_trained(job: Alignment, before: Evaluation) -> Evaluation:
+def _measure_trained(job: Job, before: Evaluation) -> Evaluation:
     """What was asked before, in after.jsonl, after-2.jsonl ..., by the adapter's rounds: a further one keeps those so far."""
     rounds = len(read_adapter(job.run.adapter)[0]["round_ranks"])
     moment = "after" if rounds == 1 else f"after-{rounds}"

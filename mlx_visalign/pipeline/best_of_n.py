@@ -13,16 +13,14 @@ from mlx_visalign.evaluation.benchmark import Benchmark
 from mlx_visalign.evaluation.runner import Evaluation, Protocol
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.methods.job import Job, Rank
 from mlx_visalign.utils.files import replacing
 from mlx_visalign.utils.seeding import key_for
 
 SAMPLES = 8  # at temperature 1
 
 
-def best_of(
-    job: Alignment, rank: Rank, images: dict[str, Path], protocol: Protocol
-) -> Callable[[Sequence[str]], list[Response]]:
+def best_of(job: Job, rank: Rank, images: dict[str, Path], protocol: Protocol) -> Callable[[Sequence[str]], list[Response]]:
     """What describes some of the images: each time the best of `SAMPLES` answers that the policy draws; the first of equals.
 
     What is drawn for an image depends on the job's seed and the image alone.

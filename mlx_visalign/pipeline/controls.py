@@ -19,7 +19,7 @@ from PIL import Image
 
 from mlx_visalign.data.records import Pair, read_jsonl
 from mlx_visalign.evaluation.runner import Evaluation
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.pipeline.evaluations import measure, measure_best
 from mlx_visalign.runs.run import Run
@@ -40,7 +40,7 @@ def controls_of(settings: Any) -> tuple[Control, ...]:
 
 
 def measure_control(
-    control: Control, made: Alignment, folder: Path, method: Any, settings: Any, base: Evaluation, moment: str
+    control: Control, made: Job, folder: Path, method: Any, settings: Any, base: Evaluation, moment: str
 ) -> Evaluation:
     """What a control of the finished run `made` comes to, its policy fresh from the base: asked what `base` was asked.
 
@@ -54,7 +54,7 @@ def measure_control(
         return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
 
 
-def own_job(job: Alignment, folder: Path) -> Alignment:
+def own_job(job: Job, folder: Path) -> Job:
     """The same seed, prompts and policy for a control, in a folder of its own that may move with the run's."""
     prompts = [replace(prompt, image=os.path.relpath(job.image(prompt.image), folder)) for prompt in job.prompts]
     run = Run(folder)
@@ -62,7 +62,7 @@ def own_job(job: Alignment, folder: Path) -> Alignment:
     return replace(job, run=run, prompts=prompts, held_out=[], after_round=None)
 
 
-def train_control(control: Control, job: Alignment, made: Path, method: Any, settings: Any) -> None:
+def train_control(control: Control, job: Job, made: Path, method: Any, settings: Any) -> None:
     """Train `job.policy`, fresh from its base, as the method's run in the folder `made` was, but for the control."""
     if control == "blind":
         _draw_blank(job)
@@ -93,7 +93,7 @@ def swapped(pair: Pair) -> Pair:
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=turned)
 
 
-def _train_on_pairs(control: Control, job: Alignment, made: Path, settings: PreferenceSettings) -> None:
+def _train_on_pairs(control: Control, job: Job, made: Path, settings: PreferenceSettings) -> None:
     """A training for each of the run's rounds. The reference of a later one is where the control has got to itself."""
     for number, file in enumerate(pair_files(made), 1):
         pairs = [_from(job.run.folder, made, pair) for pair in read_jsonl(file, Pair)]
@@ -117,7 +117,7 @@ def _from(folder: Path, made: Path, pair: Pair) -> Pair:
     return replace(pair, images=tuple(os.path.relpath(made / image, folder) for image in pair.images))
 
 
-def _draw_blank(job: Alignment) -> None:
+def _draw_blank(job: Job) -> None:
     """An image of the mean colour, which is 0 to the tower."""
     preprocessing = job.policy.preprocessing
     with replacing(job.image(BLANK), durable=False) as file:

@@ -35,7 +35,7 @@ def require_clip(plan: Plan) -> None:
         require_judge(find_config(plan.recipe.model))
 
 
-def foresee(plan: Plan) -> Row:
+def upper_bounds(plan: Plan) -> Row:
     """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
     require_clip(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:

@@ -7,21 +7,21 @@ from typing import Any
 from mlx_visalign.data.image_folder import content_id
 from mlx_visalign.data.records import Response
 from mlx_visalign.evaluation.benchmark import Benchmark
-from mlx_visalign.evaluation.runner import Evaluation, Protocol, examination
-from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.evaluation.runner import Evaluation, Protocol, question_batches
+from mlx_visalign.methods.job import Job, Rank
 from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_descriptions
 from mlx_visalign.runs.stage import fingerprint
 
 READ_TOGETHER = 8  # images
 
 
-def measure(job: Alignment, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol) -> Evaluation:
+def measure(job: Job, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol) -> Evaluation:
     """The policy's answers about the benchmark, kept in MOMENT.jsonl. `depends`: what made the policy what it is."""
-    images, ask = examination(job.policy, benchmark, protocol)
+    images, ask = question_batches(job.policy, benchmark, protocol)
     return Evaluation(benchmark, protocol, _kept(job, benchmark, protocol, moment, images, ask, depends))
 
 
-def measure_best(job: Alignment, rank: Rank, base: Evaluation, moment: str, judge: Mapping[str, Any]) -> Evaluation:
+def measure_best(job: Job, rank: Rank, base: Evaluation, moment: str, judge: Mapping[str, Any]) -> Evaluation:
     """The untrained policy again, its descriptions the best of several by `rank`; `judge` tells that from others."""
     benchmark, protocol = base.benchmark, base.protocol
     images = as_files(benchmark, job.run.folder / "images")
@@ -38,7 +38,7 @@ def contents(benchmark: Benchmark) -> dict[str, str]:
 
 
 def _kept(
-    job: Alignment,
+    job: Job,
     benchmark: Benchmark,
     protocol: Protocol,
     moment: str,

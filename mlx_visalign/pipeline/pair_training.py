@@ -7,7 +7,7 @@ from mlx_visalign.data.image_folder import content_id
 from mlx_visalign.data.pair_formats import PlacedPair, read_placed_pairs
 from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.policy import Policy
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import WEIGHTS
 from mlx_visalign.pipeline.prompts_stage import images_of_run
 from mlx_visalign.preflight.workload import Workload, reference_scoring
@@ -33,7 +33,7 @@ def workload_of(pairs: Sequence[Pair], settings: PreferenceSettings, longest: in
 
 def score_reference(policy: Policy, pairs: Sequence[Pair], settings: PreferenceSettings, run: Run, seed: int) -> list[Pair]:
     """The pairs with the reference's log-probabilities, as a stage of the run."""
-    job, contents = Alignment(run, policy, [], seed), _contents(pairs)
+    job, contents = Job(run, policy, [], seed), _contents(pairs)
     return job.scored(pairs, "pairs", settings.loss, seed, REFERENCE_BATCH, image_contents=contents)
 
 

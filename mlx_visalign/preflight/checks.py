@@ -1,4 +1,4 @@
-"""What the doctor checks: each shortcut measured on a `Patient`, what it means where it does not hold, and what to do.
+"""What the doctor checks: each shortcut measured on a `ModelProbe`, what it means where it does not hold, and what to do.
 
 The shortcuts (batches, the cache, the fold, an adapter that is switched off) must change nothing but rounding. Whatever
 should be the same to the last bit is compared so; the rest with tolerances from `precision`.
@@ -18,7 +18,7 @@ from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.models import vlm
 from mlx_visalign.models.lora import adapter_at
-from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, Patient, gradients, one_more_round
+from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, ModelProbe, gradients, one_more_round
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, preference_loss, with_reference
 from mlx_visalign.utils.tolerances import SAME_LOSS
 
@@ -30,7 +30,7 @@ class Check:
     """meaning: what it is for a training that this does not hold. advice: what to do then. quick: made before each one."""
 
     name: str
-    measure: Callable[[Patient], Measured]
+    measure: Callable[[ModelProbe], Measured]
     meaning: str
     advice: str
     quick: bool = True
@@ -45,15 +45,15 @@ def _largest(change: mx.array) -> float:
     return float(np.array(mx.abs(change).max().astype(mx.float32)))
 
 
-def _image_tokens(patient: Patient) -> Measured:
-    policy = patient.policy
+def _image_tokens(probe: ModelProbe) -> Measured:
+    policy = probe.policy
     wanted = vlm.project(policy.model, policy.features(policy.pixels(gradients()[0])[None])).shape[1]  # lazy: no arithmetic
     counts = [policy.prompt_ids(question).count(policy.image_token) for question in QUESTIONS]
     return {policy.image_tokens, *counts} == {wanted}, f"{counts[0]} in a prompt, {wanted} features an image"
 
 
-def _template(patient: Patient) -> Measured:
-    policy = patient.policy
+def _template(probe: ModelProbe) -> Measured:
+    policy = probe.policy
     if (policy.template == "onevision") != (policy.model.config.model_type == "llava_onevision"):
         return False, f"{policy.template} on a {policy.model.config.model_type}"
     ids = policy.prompt_ids(QUESTIONS[0])
@@ -63,47 +63,47 @@ def _template(patient: Patient) -> Measured:
     return "".join(text.split()) == "".join(expected.split()), f"{policy.template}: {' '.join(text.split())!r}"
 
 
-def _aspect(patient: Patient) -> Measured:
+def _aspect(probe: ModelProbe) -> Measured:
     """A white picture twice as wide as high: padded, its upper edge has the mean colour, which is nearly 0."""
-    preprocessing = patient.policy.preprocessing
-    pixels = patient.policy.pixels(Image.new("RGB", (2 * preprocessing.size, preprocessing.size), "white"))
+    preprocessing = probe.policy.preprocessing
+    pixels = probe.policy.pixels(Image.new("RGB", (2 * preprocessing.size, preprocessing.size), "white"))
     if pixels.shape != (preprocessing.size, preprocessing.size, 3):
         return False, f"pixels of shape {pixels.shape}"
     found = "pad" if _largest(pixels[0]) < 0.1 else "crop"
     return found == preprocessing.aspect, f"{preprocessing.aspect} is set, {found} is done"
 
 
-def _causality(patient: Patient) -> Measured:
+def _causality(probe: ModelProbe) -> Measured:
     """Flip the last token: nothing before it may move, and what comes after it must."""
-    answer = patient.answers[0]
+    answer = probe.answers[0]
     flipped = [*answer[:-1], answer[0]]
-    folded = [patient.answer_states(ids) for ids in (answer, flipped)]
-    plain = [patient.plain_logits(0, ids) for ids in (answer, flipped)]
-    prompts = [patient.prompt_keys(last) for last in answer[:2]]
+    folded = [probe.answer_states(ids) for ids in (answer, flipped)]
+    plain = [probe.plain_logits(0, ids) for ids in (answer, flipped)]
+    prompts = [probe.prompt_keys(last) for last in answer[:2]]
     pairs = (folded, plain, prompts)
     moved = max(_largest(one[:, :-1] - other[:, :-1]) for one, other in pairs)
     alive = min(_largest(one[:, -1] - other[:, -1]) for one, other in pairs)
     return moved == 0 and alive > 0, f"earlier tokens moved by {moved:.2g}, 0 allowed"
 
 
-def _batch(patient: Patient) -> Measured:
-    return _same(patient.together, patient.alone, patient.allowed)
+def _batch(probe: ModelProbe) -> Measured:
+    return _same(probe.together, probe.alone, probe.allowed)
 
 
-def _cache(patient: Patient) -> Measured:
-    return _same(patient.stepwise(), patient.alone, patient.allowed)
+def _cache(probe: ModelProbe) -> Measured:
+    return _same(probe.stepwise(), probe.alone, probe.allowed)
 
 
-def _fold(patient: Patient) -> Measured:
-    return _same(patient.together, patient.plain(), patient.allowed)
+def _fold(probe: ModelProbe) -> Measured:
+    return _same(probe.together, probe.plain(), probe.allowed)
 
 
-def _adapter_off(patient: Patient) -> Measured:
-    base = patient.folded([0])
-    with one_more_round(patient.policy, changes=True) as rounds:
-        on = patient.folded([0])
-        with adapter_at(patient.policy.model, rounds):
-            off = patient.folded([0])
+def _adapter_off(probe: ModelProbe) -> Measured:
+    base = probe.folded([0])
+    with one_more_round(probe.policy, changes=True) as rounds:
+        on = probe.folded([0])
+        with adapter_at(probe.policy.model, rounds):
+            off = probe.folded([0])
     return switches(base, on, off)
 
 
@@ -113,9 +113,9 @@ def switches(base: np.ndarray, on: np.ndarray, off: np.ndarray) -> Measured:
     return apart == 0 and change > 0, f"off: {apart:.2g} nats from the base, 0 allowed; on: {change:.2g}"
 
 
-def _first_loss(patient: Patient) -> Measured:
+def _first_loss(probe: ModelProbe) -> Measured:
     """DPO's, and mDPO's, which damages the image."""
-    plain, multimodal = (_apart_from_start(patient.policy, PreferenceSettings(loss_type=one)) for one in ("sigmoid", "mdpo"))
+    plain, multimodal = (_apart_from_start(probe.policy, PreferenceSettings(loss_type=one)) for one in ("sigmoid", "mdpo"))
     holds = abs(plain) <= SAME_LOSS and abs(multimodal) <= 3 * SAME_LOSS
     return holds, f"{plain:.2g} from ln 2, {SAME_LOSS:.2g} allowed; mDPO's {multimodal:.2g} from 3 ln 2, three times that"
 

@@ -16,7 +16,7 @@ from mlx_visalign.models.chat_template import choose
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.models.model_folder import remarks, what_is_wrong
 from mlx_visalign.preflight.checks import CHECKS, Check, switches
-from mlx_visalign.preflight.model_probe import Patient
+from mlx_visalign.preflight.model_probe import ModelProbe
 from mlx_visalign.utils.config import load_recipe
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
@@ -37,15 +37,15 @@ class Finding:
 def examine(policy: Policy, quick: bool = False) -> list[Finding]:
     """Every check, or the quick ones, which read words alone and take seconds at 7B. The policy is left as it was."""
     try:
-        patient = Patient(policy, pictures=not quick)
+        probe = ModelProbe(policy, pictures=not quick)
     except UserError as error:
         return [Finding("reading", False, str(error), "The model cannot read a prompt: its folder is not whole.")]
-    return [_finding(check, patient) for check in CHECKS if check.quick or not quick]
+    return [_finding(check, probe) for check in CHECKS if check.quick or not quick]
 
 
-def _finding(check: Check, patient: Patient) -> Finding:
+def _finding(check: Check, probe: ModelProbe) -> Finding:
     try:
-        ok, found = check.measure(patient)
+        ok, found = check.measure(probe)
     except UserError as error:
         ok, found = False, str(error)
     return Finding(check.name, ok, found, "" if ok else f"{check.meaning} {check.advice}")
@@ -53,12 +53,12 @@ def _finding(check: Check, patient: Patient) -> Finding:
 
 def examine_adapter(policy: Policy, folder: Path) -> Finding:
     """Load an adapter, and compare the model with it switched off with the model before."""
-    patient = Patient(policy, pictures=False)
-    base = patient.folded([0])
+    probe = ModelProbe(policy, pictures=False)
+    base = probe.folded([0])
     policy.load_adapter(folder)
-    on = patient.folded([0])
+    on = probe.folded([0])
     with adapter_at(policy.model, 0):
-        off = patient.folded([0])
+        off = probe.folded([0])
     ok, found = switches(base, on, off)
     wrong = "Without the adapter the model must be the base to the last bit, and with it another." if not ok else ""
     return Finding(f"adapter {folder}", ok, found, wrong)

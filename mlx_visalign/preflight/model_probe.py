@@ -25,7 +25,7 @@ ANSWERS = ("There is a red ball on the table.", "No.")
 Logps = Float[np.ndarray, "2 2 l"]
 
 
-class Patient:
+class ModelProbe:
     """`pictures`: whole prompts with their images are read, which takes a long prefix; else a few of their words."""
 
     def __init__(self, policy: Policy, pictures: bool):

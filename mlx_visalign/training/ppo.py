@@ -17,7 +17,7 @@ from mlx_visalign.models import vlm
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.training import ppo_losses as ppo
 from mlx_visalign.training.ppo_settings import PPOSettings
-from mlx_visalign.training.rollouts import Judge, RolloutBatch, RolloutSource
+from mlx_visalign.training.rollouts import RewardFunction, RolloutBatch, RolloutSource
 from mlx_visalign.training.trainer import fit
 from mlx_visalign.training.training_length import foretell
 from mlx_visalign.utils.console import say
@@ -47,7 +47,7 @@ def ppo_loss(
 def train_on_rollouts(
     policy: Policy,
     prompts: Sequence[Prompt],
-    judge: Judge,
+    judge: RewardFunction,
     settings: PPOSettings,
     sampling: Sampling,
     folder: Path,

@@ -33,7 +33,7 @@ FEW_REWARDED = 0.2  # a smaller share of rewards that are not 0 is worth a word
 EMPTY_ROLLOUTS = 10  # so many in a row without any reward end a training
 
 
-Judge = Callable[[Sequence[Prompt], Sequence[list[int]]], list[tuple[Rewarded, ...]]]
+RewardFunction = Callable[[Sequence[Prompt], Sequence[list[int]]], list[tuple[Rewarded, ...]]]
 """Prompts and the tokens of an answer to each -> what is rewarded in each answer. The reward goes to the last token."""
 
 
@@ -63,7 +63,7 @@ class RolloutSource:
         policy: Policy,
         critic: ValueHead | None,
         prompts: Sequence[Prompt],
-        judge: Judge,
+        judge: RewardFunction,
         settings: PPOSettings,
         sampling: Sampling,
         folder: Path,

@@ -24,7 +24,7 @@ from mlx_visalign import load
 from mlx_visalign.data.augment.views import AUGMENTATIONS
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
-from mlx_visalign.methods.job import Alignment
+from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.pipeline.controls import CONTROLS, measure_control
 from mlx_visalign.pipeline.evaluations import measure
@@ -72,7 +72,7 @@ def main() -> None:
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
     with Run(args.output / "base") as run:
-        base = measure(Alignment(run, fresh(args), [], 0), benchmark, moment, {}, protocol)
+        base = measure(Job(run, fresh(args), [], 0), benchmark, moment, {}, protocol)
     found: dict[str, dict[int, Evaluation]] = {}
     table = {"base": row(base)}
     print_row("base", table["base"])
@@ -105,12 +105,12 @@ def fresh(args: argparse.Namespace):
     return load(args.model, dtype=mx.float32)
 
 
-def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "method") -> Alignment:
+def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "method") -> Job:
     """The method's run of a seed, whose images are drawn into its folder."""
     folder, count = args.output / f"{arm}-{seed}", plan.recipe.count
     photos = world_photos(folder, "unlabelled", count, start=seed * count)
     prompts = make_prompts(photos, world_mix(plan.recipe.questions), seed)
-    return Alignment(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
+    return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
 
 
 def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:

@@ -38,7 +38,7 @@ from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.methods.csr.rewards import Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
-from mlx_visalign.methods.job import SCORED_TOGETHER, Alignment, Rank
+from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.preflight.workload import Workload, further_scoring
 from mlx_visalign.reporting.html import join
@@ -111,7 +111,7 @@ def described(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.kind != "exists"]
 
 
-def train(job: Alignment, settings: Settings) -> None:
+def train(job: Job, settings: Settings) -> None:
     """Round by round: trees, pairs, training, adapter; each a stage that is done once.
 
     Pairs about the held-out prompts are made before the first round and left in held_out_pairs.jsonl.
@@ -133,7 +133,7 @@ def train(job: Alignment, settings: Settings) -> None:
     write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
 
 
-def require_readable(job: Alignment, rounds: int) -> None:
+def require_readable(job: Job, rounds: int) -> None:
     """UserError for a spoilt row of any finished round: found in its turn, an earlier round's adapter were written already."""
     for number in range(1, rounds + 1):
         for what, kind in (("trees", Tree), ("pairs", Pair)):
@@ -142,7 +142,7 @@ def require_readable(job: Alignment, rounds: int) -> None:
                 read_jsonl(file, kind)
 
 
-def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
+def collect(job: Job, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
     """The stages PREFIXtrees and PREFIXpairs of a round: the pairs, their images found."""
     aside = ", held-out images" if prefix else ""
     elsewhere = ("train", "rounds", "batch", "margin", "length_gap")
@@ -175,7 +175,7 @@ def collect(job: Alignment, settings: Settings, judge: Score, prompts: list[Prom
         seed, about = number_for(job.seed, "round", number), {"adapter": depends["adapter"]}
         made = job.scored(made, stage_name("references", number), settings.train.loss, seed, **about)
     pairs = [job.located(pair) for pair in made]
-    say(("Held-out images: " if prefix else "") + what_became(trees, pairs))
+    say(("Held-out images: " if prefix else "") + summarize_pairs(trees, pairs))
     if isinstance(judge, CLIPScorer) and judge.cut:
         say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
     return pairs
@@ -186,7 +186,7 @@ def stage_name(what: str, number: int) -> str:
     return what if number == 1 else f"{what}-{number}"
 
 
-def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
+def _answer(job: Job, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
     images = [job.image(prompt.image) for prompt in prompts]
 
     def keys(prompt: Prompt, sample: int) -> mx.array:
@@ -195,7 +195,7 @@ def _answer(job: Alignment, settings: Settings, judge: Score, prompts: Sequence[
     return answer(job.policy, judge, settings, prompts, images, job.vocabulary, keys)
 
 
-def ranking(job: Alignment, settings: Settings) -> Rank:
+def ranking(job: Job, settings: Settings) -> Rank:
     """For the untrained baseline: an answer's reward. Ranks among siblings compare no whole answers, so `paper` steps in."""
     judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
     kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
@@ -237,7 +237,7 @@ def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int
     return pairs if settings.length_gap is None else [pairs[i] for i in even_lengths(gaps, settings.length_gap)]
 
 
-def what_became(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
+def summarize_pairs(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
     """How many trees gave a pair, and how sound each stream's sentences are: a large penalty breaks a sure model's."""
     sentences = [sentence for tree in trees for sentence in tree.sentences]
     streams = sorted({sentence.stream for sentence in sentences})
@@ -259,7 +259,7 @@ def is_cut(tree: Tree) -> bool:
     return "cut" in fates and "final" not in fates
 
 
-def sum_up(job: Alignment, number: int) -> dict[str, Any]:
+def sum_up(job: Job, number: int) -> dict[str, Any]:
     """What a round cost and brought: tokens sampled, texts judged, seconds of training, and means over its trees."""
     trees = read_jsonl(job.run.folder / f"{stage_name('trees', number)}.jsonl", Tree)
     pairs = read_jsonl(job.run.folder / f"{stage_name('pairs', number)}.jsonl", Pair)
@@ -289,7 +289,7 @@ def _image_scores(tree: Tree, side: str) -> list[float]:
     return [score for place in places if (score := tree.sentences[place].image) is not None]
 
 
-def picture(job: Alignment, settings: Settings) -> None:
+def picture(job: Job, settings: Settings) -> None:
     """`plots/csr.png`: one tree with its two answers; `csr_rounds.png`: reward over rounds; `csr.html`: both."""
     plots, trees = job.run.plots, read_jsonl(job.run.folder / "trees.jsonl", Tree)
     shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees

@@ -126,7 +126,7 @@ def answer(
 ) -> list[Tree]:
     """A tree for every prompt. `vocabulary`: of the objects named again; `keys`: of a prompt's n-th drawn answer."""
     prefix = policy.prefill(policy.image_features(images), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
-    judge = _Judge(policy, score, settings, images, vocabulary)
+    judge = _SentenceScorer(policy, score, settings, images, vocabulary)
     if settings.form == "sentence":
         trees = grow(vlm.decoder(policy.model), prefix, judge.stops, settings.growth, judge.keep)
     else:
@@ -151,7 +151,7 @@ def rewards(
     vocabulary: Vocabulary,
 ) -> list[list[float]]:
     """What whole answers, as many to each prompt, are worth; -inf where one is broken or has no end."""
-    judge = _Judge(policy, score, settings, images, vocabulary)
+    judge = _SentenceScorer(policy, score, settings, images, vocabulary)
     trees = _unforked(policy, prefix, answers, judge.stops)
     judge.keep(trees)
     return [[judge.worth(node) for node in {node.stream: node for node in nodes}.values()] for nodes in trees]
@@ -182,7 +182,7 @@ def _unforked(policy: Policy, prefix: Prefix, answers: Sequence[list[list[int]]]
 
 
 @dataclass
-class _Verdict:
+class _SentenceScore:
     """What the judge says of a node; see `Sentence`."""
 
     text: str
@@ -192,21 +192,21 @@ class _Verdict:
     total: float | None = None
 
 
-class _Judge:
+class _SentenceScorer:
     """Scores nodes as they come, level by level, and says which grow on."""
 
     def __init__(self, policy: Policy, score: Score, settings: AnswerSettings, images: Sequence[Path], vocabulary: Vocabulary):
         self.score, self.settings, self.images, self.tokenizer = score, settings, images, policy.tokenizer
         self.vocabulary = vocabulary
         self.stops = Stops(full_stop(policy), policy.end)
-        self.verdicts: dict[Node, _Verdict] = {}
+        self.verdicts: dict[Node, _SentenceScore] = {}
 
     def keep(self, level: list[list[Node]]) -> list[list[Node]]:
-        """Judge new nodes of every prompt, parents before their children, and return those that grow on."""
+        """Score new nodes of every prompt, parents before their children, and return those that grow on."""
         nodes = [node for some in level for node in some]
         texts = self.tokenizer.batch_decode([node.ids for node in nodes], skip_special_tokens=True)
         for node, text in zip(nodes, texts, strict=True):
-            self.verdicts[node] = _Verdict(text.strip(), self._fate(node))
+            self.verdicts[node] = _SentenceScore(text.strip(), self._fate(node))
             if not self._is_sound(node):
                 self.verdicts[node].fate = "broken"
         spoken = [node for node in nodes if self.verdicts[node].fate != "broken" and node.ids != (self.stops.end,)]
@@ -286,7 +286,7 @@ class _Judge:
 
 
 def _tree(
-    judge: _Judge,
+    judge: _SentenceScorer,
     prompt: Prompt,
     nodes: list[Node],
     ends: list[Node],

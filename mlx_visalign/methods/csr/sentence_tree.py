@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float
 
-from mlx_visalign.inference.prefix_cache import Branches, KeysValues, Prefix, extend
+from mlx_visalign.inference.prefix_cache import Continuations, KeysValues, Prefix, extend
 from mlx_visalign.models.vlm import Decoder
 from mlx_visalign.utils.schema import require
 
@@ -193,12 +193,12 @@ class _Grower:
         needed = {node for leaf in nodes for node in leaf.path}
         self.kv = {node: kv for node, kv in self.kv.items() if node in needed}
 
-    def _open(self, nodes: list[Node]) -> tuple[Float[mx.array, "n e"], Branches, int]:
+    def _open(self, nodes: list[Node]) -> tuple[Float[mx.array, "n e"], Continuations, int]:
         """Nodes of one level as a batch: the state that predicts their next token, and where what comes now begins."""
         owners, paths = np.array([node.prompt for node in nodes]), [node.path for node in nodes]
         if not paths[0]:
             nothing = [(_nothing(keys, len(nodes)), _nothing(values, len(nodes))) for keys, values in self.prefix.kv]
-            branches = Branches(self.prefix, owners, np.zeros((len(nodes), 0), dtype=bool), nothing)
+            branches = Continuations(self.prefix, owners, np.zeros((len(nodes), 0), dtype=bool), nothing)
             return branches.state, branches, 0
         lengths = np.array([len(node.answer) - 1 for node in nodes])
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -207,7 +207,9 @@ class _Grower:
             for layer in range(len(self.decoder.layers))
         ]
         last = mx.array([[node.ids[-1]] for node in nodes])
-        states, branches = extend(self.decoder, Branches(self.prefix, owners, mask, kv), last, np.ones(last.shape, dtype=bool))
+        states, branches = extend(
+            self.decoder, Continuations(self.prefix, owners, mask, kv), last, np.ones(last.shape, dtype=bool)
+        )
         return states[:, 0], branches, mask.shape[1]
 
     def _suffixes(self, paths: list[list[Node]], layer: int, side: int, lengths: np.ndarray) -> mx.array:

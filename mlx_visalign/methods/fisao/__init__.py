@@ -33,9 +33,9 @@ from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate
 from mlx_visalign.methods.fisao.figures import Judged, JudgedAnswer, draw_calibration, words_gallery, words_sheet
 from mlx_visalign.methods.fisao.labels import read_labels
-from mlx_visalign.methods.fisao.object_rewards import RewardSettings, Verifier, WordJudge, score_mentions
+from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, score_mentions
 from mlx_visalign.methods.fisao.token_mentions import Reader
-from mlx_visalign.methods.job import Alignment, Rank
+from mlx_visalign.methods.job import Job, Rank
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.workload import Answering, Workload
 from mlx_visalign.reporting.contact_sheet import save_sheet
@@ -126,7 +126,7 @@ class Settings:
         return Workload(stages, trained, copies=1, judge=(self.clip, self.view))
 
 
-def train(job: Alignment, settings: Settings) -> None:
+def train(job: Job, settings: Settings) -> None:
     """Calibration, rollouts and updates, adapter; done once, and gone on with after any stop."""
     prompts = descriptions(job.prompts)
     if not prompts:
@@ -149,7 +149,7 @@ def train(job: Alignment, settings: Settings) -> None:
     job.policy.save_adapter(job.run.adapter, method="fisao (reconstructed)", round=1, calibration_labels=calibration.labels)
 
 
-def make_verifier(job: Alignment, settings: Settings) -> Verifier:
+def make_verifier(job: Job, settings: Settings) -> ObjectScorer:
     """The job's own scorer, or CLIP."""
     if job.score is not None:
         score, name = job.score, job.score_name
@@ -157,10 +157,10 @@ def make_verifier(job: Alignment, settings: Settings) -> Verifier:
         score = clip_scorer(settings.clip, settings.view, job.policy)
         name = score.name
     images = _images(descriptions(job.prompts), settings.debias_images)
-    return Verifier(name, score, settings.phrase, tuple(map(job.image, images)))
+    return ObjectScorer(name, score, settings.phrase, tuple(map(job.image, images)))
 
 
-def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibration:
+def measure(job: Job, settings: Settings, verifier: ObjectScorer) -> Calibration:
     """The stage `calibration`: what the policy says at the start, with scores and labels; and calibration.json of it."""
     prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
     truth = None
@@ -184,15 +184,15 @@ def measure(job: Alignment, settings: Settings, verifier: Verifier) -> Calibrati
     return found
 
 
-def make_judge(job: Alignment, settings: Settings, verifier: Verifier, calibration: Calibration) -> WordJudge:
+def make_judge(job: Job, settings: Settings, verifier: ObjectScorer, calibration: Calibration) -> ObjectReward:
     truth = None
     if settings.reward.shape == "oracle":
         images = [prompt.image for prompt in job.prompts + job.held_out]
         truth = read_labels(str(settings.labels), images, job.vocabulary)
-    return WordJudge(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
+    return ObjectReward(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
 
 
-def ranking(job: Alignment, settings: Settings) -> Rank:
+def ranking(job: Job, settings: Settings) -> Rank:
     """For the untrained baseline: the sum of what an answer's words earn, by the run's own calibration."""
     verifier = make_verifier(job, settings)
     judge = make_judge(job, settings, verifier, measure(job, settings, verifier))
@@ -206,7 +206,7 @@ def ranking(job: Alignment, settings: Settings) -> Rank:
     return rank
 
 
-def picture(job: Alignment, settings: Settings) -> None:
+def picture(job: Job, settings: Settings) -> None:
     """`plots/fisao.png`: answers before and after with every word in the colour of its reward; `calibration.png`: the
     scores that rewards are measured against; `fisao.html`: both.
     """
@@ -222,7 +222,7 @@ def picture(job: Alignment, settings: Settings) -> None:
     write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(judged, LEGEND), drawn))
 
 
-def _before_and_after(job: Alignment, settings: Settings, judge: WordJudge) -> list[Judged]:
+def _before_and_after(job: Job, settings: Settings, judge: ObjectReward) -> list[Judged]:
     """The images where the words of the first answer cost most, with both answers."""
     prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
     with adapter_at(job.policy.model, 0):
@@ -232,9 +232,7 @@ def _before_and_after(job: Alignment, settings: Settings, judge: WordJudge) -> l
     return [Judged(open_image(job.image(prompts[i].image)), (before[i], after[i])) for i in worst]
 
 
-def _judged(
-    job: Alignment, settings: Settings, judge: WordJudge, heading: str, prompts: Sequence[Prompt]
-) -> list[JudgedAnswer]:
+def _judged(job: Job, settings: Settings, judge: ObjectReward, heading: str, prompts: Sequence[Prompt]) -> list[JudgedAnswer]:
     """Greedy answers with their rewards."""
     found: list[JudgedAnswer] = []
     for start in range(0, len(prompts), settings.batch):
@@ -251,7 +249,7 @@ def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.kind != "exists"]
 
 
-def _scoring(job: Alignment, settings: Settings, verifier: Verifier) -> dict[str, Any]:
+def _scoring(job: Job, settings: Settings, verifier: ObjectScorer) -> dict[str, Any]:
     """What scores and labels depend on beside the answers."""
     chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
     return chosen | {"scorer": verifier.name, "vocabulary": fingerprint(job.vocabulary.entries)}

@@ -43,7 +43,7 @@ class RewardSettings:
 
 
 @dataclass(frozen=True)
-class Verifier:
+class ObjectScorer:
     """How well phrases fit images. `name` tells the scorer from others, where settings are compared.
 
     `template` is what the scorer reads of a phrase, {} being the phrase. Words have levels of their own, whatever the
@@ -73,11 +73,11 @@ class Verifier:
 
 
 @dataclass(frozen=True)
-class WordJudge:
+class ObjectReward:
     """Rewards the objects that answers name. `truth` is for the oracle."""
 
     reader: Reader
-    verifier: Verifier
+    verifier: ObjectScorer
     locate: Callable[[str], Path]
     calibration: Calibration
     settings: RewardSettings
@@ -122,7 +122,7 @@ def score_mentions(
     prompts: Sequence[Prompt],
     locate: Callable[[str], Path],
     reader: Reader,
-    verifier: Verifier,
+    verifier: ObjectScorer,
     truth: Annotations | None,
     sampling: Sampling,
 ) -> list[dict[str, Any]]:

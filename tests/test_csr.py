@@ -51,7 +51,8 @@ def tree(id, best, worst, lengths=(10, 10)):
 
 def test_the_best_and_the_worst_make_a_pair():
     [pair] = csr.make_pairs([tree("a", ("A cat.", -0.2), ("A dog.", -0.8))], SETTINGS, seed=3, number=2)
-    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, (-1.0, -2.0))
+    reference = {"chosen": -1.0, "rejected": -2.0}
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, reference)
 
 
 def test_equal_rewards_and_small_margins_make_none():

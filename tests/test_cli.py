@@ -241,6 +241,10 @@ def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_pa
     assert (tmp_path / "out/adapters.safetensors").read_bytes() == trained
     code, _, err = visalign(*train, "--beta", 0.5)
     assert code == 2 and "beta is 0.5 now" in err and "beta: 0.1" in (tmp_path / "out/config.yaml").read_text()
+    code, _, err = visalign(*train, "--loss-type", "kto")
+    assert code == 2 and "--loss-type" in err and "one of sigmoid, ipo, hinge, robust, mdpo" in err
+    plain, twice = (json.loads(visalign(*train, *more, "--dry-run")[1]) for more in ((), ("--loss-type", "mdpo")))
+    assert twice["memory_gb"]["training"] > plain["memory_gb"]["training"]
     image = data.parent / "photos/0.png"
     before = image.read_bytes()
     image.write_bytes((data.parent / "photos/1.png").read_bytes())

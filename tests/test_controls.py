@@ -53,10 +53,10 @@ def made(tmp_path):
     return job
 
 
-def control(made, name):
+def control(made, name, settings=SETTINGS):
     job = own_job(replace(made, policy=random_policy()), made.run.control(name))
     with job.run:
-        train_control(name, job, made.run.folder, seva, SETTINGS)
+        train_control(name, job, made.run.folder, seva, settings)
     return job
 
 
@@ -111,6 +111,14 @@ def test_a_later_round_is_trained_against_where_the_control_has_got_to(made):
     assert [one.reference_logps for one in read_jsonl(job.run.folder / "pairs-2.jsonl", Pair)] != [
         one.reference_logps for one in controlled("shorter", pairs, 0)
     ]
+
+
+@pytest.mark.parametrize("name", ["random", "blind"])
+def test_with_mdpo_a_control_scores_its_own_damaged_images(made, name):
+    job = control(made, name, replace(SETTINGS, train=replace(SETTINGS.train, loss_type="mdpo")))
+    first = read_metrics(job.run.metrics)[0]
+    assert first["train_loss"] == pytest.approx(3 * np.log(2), abs=1e-4)
+    assert first["corrupted_chosen_reward"] == pytest.approx(0, abs=1e-4)
 
 
 def test_one_that_was_stopped_goes_on_to_the_same_adapter(made, tmp_path):

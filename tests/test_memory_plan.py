@@ -24,8 +24,9 @@ from mlx_visalign.preflight.estimate import (
 )
 from mlx_visalign.preflight.memory import Setting, clip_bytes
 from mlx_visalign.preflight.throughput import measured_rate, seconds_of
-from mlx_visalign.preflight.workload import Answering, Workload
+from mlx_visalign.preflight.workload import Answering, Workload, training_flops
 from mlx_visalign.runs.recipe import find_recipe, make_plan
+from mlx_visalign.training.dpo import PreferenceSettings
 
 PLAN = Forecast(LLAVA_7B, Setting(prompt=640, answer=256, rank=64), DEFAULT)
 ASKED = [Prompt(str(i), f"{i}.png", "Describe this image.", "describe") for i in range(100)]
@@ -132,6 +133,19 @@ def test_every_method_at_7b(folders, method, stages, monkeypatch):
     assert told["8 GB Mac"] == "too small for this model" and "4-bit" in told["16 GB Mac"] and "16-bit" in told["64 GB Mac"]
     assert all(name in told["time_at_most"] for name in (*stages, "training", "the vision tower"))
     assert ("CLIP not counted" in told["time_at_most"]) == (method != "seva")
+
+
+def test_mdpo_reads_every_prompt_twice_and_three_answers(folders):
+    plans = []
+    for loss_type in ("sigmoid", "mdpo"):
+        settings = replace(settings_of("seva"), train=PreferenceSettings(loss_type=loss_type))
+        plans.append(forecast(folders[0], memory_plan.training_needs(settings.train), settings.workload(ASKED)))
+    plain, twice = plans
+    assert [stage.title for stage in twice.workload.stages] == ["answering", "scoring the reference"]
+    assert (twice.setting.copies, twice.setting.prefills) == (3, 2)
+    flops = [training_flops(plan.shape, plan.setting) for plan in plans]
+    assert 1.6 < flops[1] / flops[0] < 2
+    assert twice.peaks["training"] > plain.peaks["training"]
 
 
 def test_a_judge_of_its_own_costs_its_tower(folders):

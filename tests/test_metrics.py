@@ -48,6 +48,7 @@ def test_no_file_has_no_rows(tmp_path):
 def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
     assert warning_signs([]) == {}
     assert warning_signs(rows()) == {}
+    assert warning_signs(rows(dpo_loss=2.08, loss_at_start=2.0794)) == {}
     assert warning_signs([{"iteration": 1, "train_loss": 9.0}]) == {}
 
 
@@ -55,6 +56,7 @@ def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
     ("changed", "words"),
     [
         ({"dpo_loss": 0.75}, "reference and policy disagree"),
+        ({"dpo_loss": 0.6931, "loss_at_start": 2.0794}, "The first loss is 0.693, not 2.079"),
         ({"chosen_reward": -1.5}, "less likely"),
         ({"accuracy": 0.51}, "a coin"),
         ({"chosen_length": 40.0}, "1.90 times the tokens"),

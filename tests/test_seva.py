@@ -1,5 +1,6 @@
 """SeVa: pairs, filters and balance; a whole run on the tiny model, stopped and resumed, on float32, bf16 and 4-bit."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import mlx.core as mx
@@ -139,6 +140,24 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop, monkeyp
     seva.train(second, SETTINGS)
     name = "adapters.safetensors"
     assert (tmp_path / "adapter" / name).read_bytes() == (whole.run.adapter / name).read_bytes()
+
+
+def test_with_mdpo_the_damaged_images_are_scored_once_and_a_stopped_run_goes_on(tmp_path):
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, loss_type="mdpo"))
+    adapters = []
+    for name, on_metrics in (("whole", None), ("stopped", stop_at(3)), ("stopped", None)):
+        one = job(tmp_path / name, on_metrics=on_metrics)
+        with suppress(StopError):
+            seva.train(one, settings)
+            adapters.append((one.run.adapter / "adapters.safetensors").read_bytes())
+        one.run.close()
+    assert len(adapters) == 2 and adapters[0] == adapters[1]
+    assert read_metrics(tmp_path / "whole/metrics.jsonl")[0]["train_loss"] == pytest.approx(3 * np.log(2), abs=5e-5)
+    made, scored = (read_jsonl(tmp_path / "whole" / f"{name}.jsonl", Pair) for name in ("pairs", "references"))
+    assert [(pair.id, pair.images) for pair in made] == [(pair.id, pair.images) for pair in scored]
+    for one, other in zip(made, scored, strict=True):
+        assert other.reference_logps.keys() == {"chosen", "rejected", "corrupted_chosen"}
+        assert other.reference_logps["chosen"] == pytest.approx(one.reference_logps["chosen"], abs=2 * SAME_SUM)
 
 
 def test_another_view_in_the_same_folder_is_refused(whole):

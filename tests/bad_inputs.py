@@ -238,6 +238,15 @@ RECIPES = [
     ),
     Case("no images and no prompts", RECIPE, "--images", recipe("method: seva")),
     Case("a rank of nothing", f"{PHOTOS} --set train.lora.rank=0", "--set train.lora.rank is 0; it must be 1 or more"),
+    Case(
+        "a loss that nobody knows", f"{PHOTOS} --loss-type kto", "--loss-type must be one of sigmoid, ipo, hinge, robust, mdpo"
+    ),
+    Case("noise for a loss without", f"{PHOTOS} --set train.noise=0.1", "--set train.noise is 0.1; it must be 0 unless"),
+    Case(
+        "smoothing for a loss without",
+        "train --model tiny --data pairs.jsonl --adapter-path out --loss-type mdpo --set label_smoothing=0.1",
+        "label_smoothing is 0.1; it must be 0 unless loss_type is sigmoid",
+    ),
     Case("a value inside a value", f"{PHOTOS} --set view.x=1", "--set view.x: view must be text"),
     Case("an unknown view", f"{PHOTOS} --set view=nope", "nope"),
     Case("no update", f"{PHOTOS} --iters 0", "iters"),
@@ -331,6 +340,13 @@ RUNS = [
     Case("a response twice", SEVA, ("44 then and 45 now", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
     Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
+    Case(
+        "a pair without half of its reference",
+        SEVA,
+        "no reference_logps of rejected",
+        row("runs/seva/pairs.jsonl", 3, reference_logps={"chosen": -1.0}),
+    ),
+    Case("a pair with a third reference", SEVA, "pairs.jsonl:3", row("runs/seva/pairs.jsonl", 3, reference_logps=[-1, -2, -3])),
     Case("a broken held-out pair", SEVA, "held_out_pairs.jsonl:1", line("runs/seva/held_out_pairs.jsonl", 1, "{]")),
     Case("versions that are none", SEVA, "versions.json", put("runs/seva/versions.json", '{"mlx": [1]}')),
     Case("metrics that are gone", SEVA, ("metrics.jsonl is damaged", "copy"), put("runs/seva/metrics.jsonl", "{}")),

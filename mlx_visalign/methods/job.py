@@ -44,9 +44,9 @@ class Job:
     def scored(
         self, pairs: Sequence[Pair], stage: str, loss: PairLoss, seed: int, batch: int = SCORED_TOGETHER, **depends: Any
     ) -> list[Pair]:
-        """The pairs with the policy as it is now for their reference: a stage, done once.
+        """The pairs with the policy as it is now for their reference.
 
-        `seed` is that of the training that comes; `depends` says what the policy is besides `about`.
+        A stage, done once. `seed` is that of the training that comes; `depends` says what the policy is besides `about`.
         """
         damaging = {"reads": loss.names, "seed": seed} if loss.needs_more else {}
 

@@ -63,13 +63,13 @@ class Workload:
 
 
 def reference_scoring(loss: PairLoss, pairs: int, together: int, longest: int) -> Answering:
-    """The stage in which pairs get the reference log-probabilities that a loss needs."""
+    """The stage that scores what a loss measures against."""
     images = loss.prefills
     return Answering(SCORING, pairs, 0, together, longest, read=len(loss.reads), prefills=images, prefixes=images)
 
 
 def further_scoring(loss: PairLoss, pairs: int, together: int, longest: int) -> tuple[Answering, ...]:
-    """The same of pairs that a method has made and scored, where the loss needs more than that."""
+    """The same where a method's own pairs do not bring it all."""
     return (reference_scoring(loss, pairs, together, longest),) if loss.needs_more else ()
 
 

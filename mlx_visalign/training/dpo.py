@@ -165,7 +165,7 @@ def damaged(image: str, key: mx.array) -> Image.Image:
     """A random crop of 1 to 20 % of an image.
 
     Its width / height is log-uniform in 3/4..4/3; of images that are very long, or of a few pixels, more may be left (see
-    `random_box`). Source: mDPO (arXiv 2406.11839), section 3.
+    `random_box`). Source: mDPO (arXiv 2406.11839), whose released code hides image tokens instead (luka-group/mDPO).
     """
     whole = open_image(image)
     box = random_box(key, whole.height, whole.width, CROP)
@@ -186,9 +186,10 @@ def pair_batch(policy: Policy, pairs: Sequence[Pair], seed: int = 0) -> PairBatc
 
 
 def require_usable(pairs: Sequence[Pair], settings: PreferenceSettings) -> None:
-    """UserError for a pair without its reference log-probabilities, as in a stage's file that somebody has edited.
+    """UserError for a pair that the loss cannot use.
 
-    And for one with a smoothing of its own, where the loss knows none.
+    That is one without its reference log-probabilities, as in a stage's file that somebody has edited, and one with a
+    smoothing of its own where the loss knows none.
     """
     for pair in pairs:
         if lacking := [name for name in settings.loss.names if name not in (pair.reference_logps or {})]:
@@ -251,9 +252,9 @@ def preference_loss(
 
 
 def with_reference(policy: Policy, pairs: Sequence[Pair], reads: Sequence[Read] = PAIR, seed: int = 0) -> list[Pair]:
-    """Score pairs under the policy as it is now: what a loss will measure every later step against.
+    """Score pairs under the policy as it is now.
 
-    `seed` must be that of the training, for it decides how images are damaged.
+    A loss measures every later step against that. `seed` must be that of the training, for it decides how images are damaged.
     """
     logps = np.array(pair_logps(policy, pair_batch(policy, pairs, seed), reads), dtype=np.float64)
     names = [name_of(read) for read in reads]

@@ -1,8 +1,8 @@
-"""Preference losses: pure functions of arrays, each with its formula and source, and what each of them reads.
+"""Preference losses, and what each of them reads.
 
-With d = log pi(answer) - log ref(answer), in nats and summed over an answer's tokens, an answer's reward is beta d, and the
-margin of a pair is the chosen answer's reward minus the rejected one's. Policy and reference are one at the start, so there
-all rewards are 0.
+Pure functions of arrays, each with its formula and source. With d = log pi(answer) - log ref(answer), in nats and summed
+over an answer's tokens, an answer's reward is beta d, and the margin of a pair is the chosen answer's reward minus the
+rejected one's. Policy and reference are one at the start, so there all rewards are 0.
 """
 
 import math
@@ -77,7 +77,7 @@ class PairLoss:
 
 
 def pair_loss(loss_type: LossType, beta: float, noise: float = 0.0) -> PairLoss:
-    """The loss of a name, as TRL names them; TRL has no `mdpo`."""
+    """The loss of that name, which is TRL's but for `mdpo`."""
     losses = {
         "sigmoid": PairLoss(lambda pairs: sigmoid_loss(pairs.margin, pairs.smoothing)),
         "ipo": PairLoss(partial(_ipo, beta), start=1 / (2 * beta) ** 2),
@@ -117,7 +117,7 @@ def hinge_loss(margin: Float[mx.array, "b"]) -> Float[mx.array, "b"]:
 
         max(0, 1 - margin)
 
-    Source: Zhao et al. 2023 (arXiv 2305.10425) in the form of Liu et al. 2024 (RSO, arXiv 2309.06657), section 3.
+    Source: Zhao et al. 2023 (SLiC-HF, arXiv 2305.10425), in the form of Liu et al. 2024 (RSO, arXiv 2309.06657).
     """
     return nn.relu(1 - margin)
 
@@ -130,7 +130,7 @@ def robust_loss(margin: Float[mx.array, "b"], noise: float) -> Float[mx.array, "
     with e = `noise` in [0, 0.5), the rate of flipped preferences. Its mean over flips is DPO's loss of the true preferences.
     It has no lower bound.
 
-    Source: Chowdhury et al. 2024 (arXiv 2403.00409), equation 12.
+    Source: Chowdhury et al. 2024 (arXiv 2403.00409).
     """
     return (-(1 - noise) * nn.log_sigmoid(margin) + noise * nn.log_sigmoid(-margin)) / (1 - 2 * noise)
 
@@ -154,10 +154,10 @@ def mdpo_loss(
 
         -log sigmoid(chosen - rejected) - log sigmoid(chosen - corrupted) - log sigmoid(chosen)
 
-    of rewards; `corrupted` is that of the chosen answer about a damaged image. The last term holds the chosen answer's
-    reward above 0.
+    of rewards; `corrupted` is that of the chosen answer about a damaged image. The last term, the anchor, holds the chosen
+    answer's reward above 0.
 
-    Source: Wang et al. 2024 (arXiv 2406.11839), section 3.
+    Source: Wang et al. 2024 (arXiv 2406.11839), and `dpo_loss` in mdpo_trainer.py of luka-group/mDPO.
     """
     return -nn.log_sigmoid(chosen - rejected) - nn.log_sigmoid(chosen - corrupted) - nn.log_sigmoid(chosen)
 

@@ -39,6 +39,7 @@ SETTINGS = csr.Settings(
     train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=1),
 )
 THREE = replace(SETTINGS, rounds=3)
+LOGPS = {"chosen": -1.0, "rejected": -2.0}
 WORLD = Vocabulary.from_rows(language.vocabulary(), "the tiny world")
 
 
@@ -51,8 +52,7 @@ def tree(id, best, worst, lengths=(10, 10)):
 
 def test_the_best_and_the_worst_make_a_pair():
     [pair] = csr.make_pairs([tree("a", ("A cat.", -0.2), ("A dog.", -0.8))], SETTINGS, seed=3, number=2)
-    reference = {"chosen": -1.0, "rejected": -2.0}
-    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, reference)
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, LOGPS)
 
 
 def test_equal_rewards_and_small_margins_make_none():

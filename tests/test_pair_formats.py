@@ -77,7 +77,7 @@ def test_variants_of_a_format_give_the_same_pair(folder, row):
 
 
 def test_our_own_file_comes_back_but_for_its_reference_logps(folder):
-    ours = Pair("p7", ("photos/b.png",), "Q", "A", "B", "csr", 2, 0.5, 0.25, 0.1, 3, (-1.0, -2.0))
+    ours = Pair("p7", ("photos/b.png",), "Q", "A", "B", "csr", 2, 0.5, 0.25, 0.1, 3, {"chosen": -1.0, "rejected": -2.0})
     write_jsonl(folder / "pairs.jsonl", [ours])
     (pair,), _ = read_pairs(folder / "pairs.jsonl")
     assert pair == Pair("p7", (str(folder / "photos/b.png"),), "Q", "A", "B", "csr", 2, 0.5, 0.25, 0.1, 3)

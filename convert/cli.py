@@ -13,7 +13,7 @@ from mlx_visalign.utils.arguments import link_option
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, sentence
 from mlx_visalign.utils.flags import Parser
-from mlx_visalign.utils.library_warnings import quiet_libraries
+from mlx_visalign.utils.foreign_warnings import quiet_libraries
 from mlx_visalign.utils.links import following_links
 from mlx_visalign.utils.signals import exit_code, working
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from mlx_visalign.cli.parser import COMMANDS, TO_BEGIN_WITH, build_parser
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, sentence
-from mlx_visalign.utils.library_warnings import quiet_libraries
+from mlx_visalign.utils.foreign_warnings import quiet_libraries
 from mlx_visalign.utils.links import following_links
 from mlx_visalign.utils.signals import exit_code, working
 

@@ -4,7 +4,7 @@ random   the method's pairs, the preferred side drawn by a coin
 shorter  the method's pairs, the shorter answer preferred; equally long ones are left out
 blind    the same pairs, or the same answers with the same rewards, learned from as if every image were blank: what is
          gained so needs no looking. It is sampled, judged and evaluated with the images as ever
-best     no training: of several answers of the base, the one that the method's own judge likes best (`best_of`)
+best     no training: of several answers of the base, the one that the method's own judge likes best (`best_of_n`)
 """
 
 import os

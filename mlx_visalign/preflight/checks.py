@@ -1,7 +1,7 @@
 """What the doctor checks: each shortcut measured on a `ModelProbe`, what it means where it does not hold, and what to do.
 
 The shortcuts (batches, the cache, the fold, an adapter that is switched off) must change nothing but rounding. Whatever
-should be the same to the last bit is compared so; the rest with tolerances from `precision`.
+should be the same to the last bit is compared so; the rest with tolerances from `tolerances`.
 """
 
 from collections.abc import Callable

@@ -177,7 +177,7 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
     prompts = setting.prefills * setting.batch * setting.prompt
     tokens = prompts + n * setting.answer
     staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
-    # In float32: the logits, and their exponentials and gradient by turns (logps.token_logps).
+    # In float32: the logits, and their exponentials and gradient by turns (logprobs.token_logps).
     logits = n * setting.answer * shape.vocabulary * (2.2 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
     inputs, whole = setting.number * (width + 2 * kv), setting.number * _kept_numbers(shape)
     passing = _passing_bytes(shape, setting)

@@ -1,6 +1,6 @@
 """What a run has to do, stage by stage, and what each stage takes: bytes at its peak, and floating-point operations.
 
-Methods say the `Workload`; no model is needed for it. The bytes are counted as in `footprint`, to 15 % of what
+Methods say the `Workload`; no model is needed for it. The bytes are counted as in `memory`, to 15 % of what
 `mx.get_peak_memory` says (tests/test_footprint.py). An operation is an addition or a multiplication; counted are the
 matrix products of the language model. Left out are the vision tower and a CLIP, a few per cent at 7B, and LoRA (3 %).
 """
@@ -105,13 +105,13 @@ def _sampling_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
     n, per_token = stage.together * stage.streams, 2 * shape.kv_width * setting.number
     own = (n * stage.tokens * (shape.layers + 1) + stage.together * stage.held * shape.layers) * per_token
     scores = 4 * n * shape.heads * (setting.prompt + stage.tokens) * setting.number
-    # generate._draw has the logits, probabilities, their order and sums; where the likeliest is taken, the logits alone.
+    # sampling._draw has the logits, probabilities, their order and sums; where the likeliest is taken, the logits alone.
     drawing = (13 if stage.drawn else 2) * n * shape.vocabulary * FLOAT32
     return own + max(scores, drawing)
 
 
 def _reading_bytes(shape: Shape, setting: Setting, stage: Answering) -> float:
-    """The answers in the last layer, their scores made of pieces, and their logits (logps.token_logps)."""
+    """The answers in the last layer, their scores made of pieces, and their logits (logprobs.token_logps)."""
     n = stage.together * stage.read
     layer = _block_bytes(shape, setting, n, stage.tokens, 2 * (setting.prompt + stage.tokens))
     number = setting.number if setting.number < FLOAT32 else 0

@@ -1,7 +1,7 @@
 """report.html: a run for people to look at, in one file, written anew while the run goes on.
 
 A method leaves `plots/METHOD.png` and, where words say more than a picture, `plots/METHOD.html`, a fragment built with
-`page`; the page holds the fragment, or else the picture.
+`reporting.html`; the page holds the fragment, or else the picture.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""The curves of a training for a web page: the panels of `plots` as SVG, redrawn in milliseconds while the training runs.
+"""The curves of a training for a web page: the panels of `training_plots` as SVG, redrawn while the training runs.
 
 Words are text and colours the variables of the page's style, so that they follow it from light to dark and onto paper.
 """

@@ -4,8 +4,8 @@ Describe an image sentence by sentence, several ways at each step; reward every 
 (CLIP) and how sure the model is of it; take the best and the worst whole answer as a pair; train DPO against the model
 that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
 
-The rewards' formulas stand in `sentences`, the sampling in `tree`. Departures, each with its reason ("the code" is github
-YiyangZhou/CSR, read, never copied):
+The rewards' formulas stand in `rewards`, the sampling in `sentence_tree`. Departures, each with its reason ("the code" is
+github YiyangZhou/CSR, read, never copied):
 - rewards are the code's ranks among siblings by default, the paper's own values as `paper`: these are almost CLIP's alone,
   and, summed over sentences, reward length. The language score is the mean log-probability as the model has it; the
   code's includes the penalties of sampling, which favour the first stream (`penalised_mean`).

@@ -62,7 +62,7 @@ class Settings:
     clip                the folder of the CLIP that judges; none: the tiny model's own
     view                how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
     phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
-    labels              what is in the images: a list as in `evaluation.labels`, or "tiny-world"; used for calibration (and by
+    labels              what is in the images: a list as in `labels`, or "tiny-world"; used for calibration (and by
                         the oracle) only. None: pseudo-labels
     calibration_images  so many images, or fewer, are described for the calibration
     least_mentions      calibration needs so many correct and so many hallucinated mentions

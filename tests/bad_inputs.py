@@ -4,7 +4,6 @@ import json
 import os
 
 import mlx.core as mx
-from small_runs import SETTINGS
 from spoiling import (
     LAUGHS,
     Case,
@@ -35,7 +34,7 @@ ADAPTER = "generate --model tiny --image photos/0.png --adapter-path adapter"
 MODEL = "generate --image photos/0.png --model model"
 DRY = "run seva --model tiny --images photos --dry-run"
 LLAVA = "convert llava --hf-path model --mlx-path out"
-SEVA, CSR, FISAO = (f"run -c {method}.yaml --output runs/{method}" for method in SETTINGS)
+SEVA, CSR, FISAO = (f"run -c {method}.yaml --output runs/{method}" for method in ("seva", "csr", "fisao"))
 CLIP = "run csr --model tiny --images photos --output out --set clip=clip"
 
 

@@ -125,7 +125,7 @@ KINDS = {
     "pairs, listed": Kind(0.06, as_json, ("llava.json", "texts.json", "turns.json"), CHECK),
     "prompts": Kind(0.06, as_jsonl, ("prompts.jsonl",), (DRY + " --prompts {file}", DRY + " --prompts {file} --skip-bad")),
     "recipe": Kind(
-        0.10, as_yaml, ("seva.yaml", "csr.yaml", "fisao.yaml", "presets.yaml"), ("run -c {file} --output out --dry-run",)
+        0.10, as_yaml, (*(f"{method}.yaml" for method in SETTINGS), "presets.yaml"), ("run -c {file} --output out --dry-run",)
     ),
     "training settings": Kind(
         0.02, as_yaml, ("training.json",), ("train --model tiny -c {file} --data pairs.jsonl --adapter-path out --dry-run",)

@@ -2,16 +2,18 @@
 
 import json
 
+from mlx_visalign import methods
+
 WORLD = {"model": "tiny", "images": "tiny-world", "count": 12, "questions": 1, "scenes": 2}
 TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
-ANSWERS = {"max_tokens": 64, "batch": 4}
-SETTINGS = {
-    "seva": ANSWERS | {"view": "crop", "train": TRAIN},
-    "csr": ANSWERS | {"groups": 3, "sentence_tokens": 14, "rounds": 2, "train": TRAIN | {"iters": 6, "save_every": 2}},
-    "fisao": ANSWERS
-    | {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
+SHORT = {"max_tokens": 64, "batch": 4, "train": TRAIN}  # fits any method
+OWN = {
+    "seva": {"view": "crop"},
+    "csr": {"groups": 3, "sentence_tokens": 14, "rounds": 2, "train": TRAIN | {"iters": 6, "save_every": 2}},
+    "fisao": {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
     | {"train": TRAIN | {"rollout": 4, "grad_accumulation": 1, "inner_epochs": 2}},
 }
+SETTINGS = {method: SHORT | OWN.get(method, {}) for method in methods.names()}
 
 
 def write_recipe(method, folder):

@@ -27,7 +27,7 @@ from mlx_visalign.inference.policy import TINY, load
 from mlx_visalign.models.lora import LoRASettings, attach
 
 Spoil = Callable[[Path], object]
-ALWAYS = ("photos", "pairs.jsonl", "prompts.jsonl", "truth.json", "words.json", "csr.yaml", "seva.yaml", "fisao.yaml")
+ALWAYS = ("photos", "pairs.jsonl", "prompts.jsonl", "truth.json", "words.json", *(f"{method}.yaml" for method in SETTINGS))
 
 
 @dataclass(frozen=True)

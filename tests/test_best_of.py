@@ -8,11 +8,12 @@ from made_evaluations import PROTOCOL, benchmark
 from random_policy import random_policy
 from small_runs import SETTINGS
 
+from mlx_visalign import methods
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import evaluate
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods import csr, fisao, seva
+from mlx_visalign.methods import csr
 from mlx_visalign.methods.job import Job
 from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_descriptions
 from mlx_visalign.pipeline.evaluations import measure_best
@@ -64,9 +65,9 @@ def world(tmp_path_factory):
     return Job(Run(folder), load("tiny"), prompts, 0, vocabulary=world_mix(0).vocabulary)
 
 
-@pytest.mark.parametrize("method", [seva, csr, fisao], ids=["seva", "csr", "fisao"])
+@pytest.mark.parametrize("method", methods.names())
 def test_every_method_prefers_what_is_there(world, method, tmp_path):
-    settings = build(method.Settings, SETTINGS[method.__name__.rpartition(".")[2]], "test")
+    settings = build(methods.find(method).Settings, SETTINGS[method], "test")
     made = world_benchmark("validation", 2)
     images = as_files(made, tmp_path)
     policy, ids = world.policy, world.policy.prompt_ids(DESCRIBE)
@@ -77,7 +78,8 @@ def test_every_method_prefers_what_is_there(world, method, tmp_path):
     assert all("white cross" not in names for names in made.annotations.values())
     wrong = [replace(answer, text=absent, ids=policy.response_ids(absent)) for answer in greedy]
     with world.run:
-        worth = method.ranking(world, settings)(prompts, prefix, [list(two) for two in zip(greedy, wrong, strict=True)])
+        rank = methods.find(method).ranking(world, settings)
+        worth = rank(prompts, prefix, [list(two) for two in zip(greedy, wrong, strict=True)])
     assert np.array(worth).shape == (2, 2) and all(one > other for one, other in worth)
 
 

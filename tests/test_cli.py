@@ -211,7 +211,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(visalign, model, tmp_path, monkey
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlx_visalign.methods.seva.train", stop)
+    monkeypatch.setattr("mlx_visalign.methods.preference_rounds.train", stop)
     photos = write_photos(tmp_path / "my photos", 1)
     command = ["run", "seva", "--model", model, "--images", photos, "--output", tmp_path / "run"]
     code, _, err = visalign(*command)

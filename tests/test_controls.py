@@ -13,7 +13,7 @@ from mlx_visalign.data.images import open_image
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.data.records import Pair, read_jsonl, write_jsonl
 from mlx_visalign.data.training_log import read_metrics
-from mlx_visalign.methods import fisao, seva
+from mlx_visalign.methods import csr, fisao, seva
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.lora import LoRASettings
@@ -105,7 +105,7 @@ def test_each_trains_an_adapter_once_in_a_folder_of_its_own(made, name, capsys):
 def test_a_later_round_is_trained_against_where_the_control_has_got_to(made):
     pairs = read_jsonl(made.run.folder / "pairs.jsonl", Pair)
     write_jsonl(made.run.folder / "pairs-2.jsonl", pairs)
-    job = control(made, "shorter")
+    job = control(made, "shorter", csr.Settings(rounds=2, train=SETTINGS.train))
     assert read_adapter(job.run.adapter)[0]["round_ranks"] == [2, 2]
     assert read_metrics(job.run.round(2) / "metrics.jsonl")[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert [one.reference_logps for one in read_jsonl(job.run.folder / "pairs-2.jsonl", Pair)] != [

@@ -9,6 +9,7 @@ import pytest
 from small_bases import bf16, four_bit
 from stopping import StopError, stop_at
 
+from mlx_visalign import methods
 from mlx_visalign.convert.peft import to_peft
 from mlx_visalign.data.images import open_image
 from mlx_visalign.data.object_vocabulary import Vocabulary
@@ -19,11 +20,11 @@ from mlx_visalign.inference.policy import TINY, load
 from mlx_visalign.methods import csr
 from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
 from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.preference_rounds import PairMethod, collect, rounds_of
 from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
 from mlx_visalign.runs.run import Run
-from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.tiny_world import language
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.training.dpo import PreferenceSettings
@@ -51,43 +52,49 @@ def tree(id, best, worst, lengths=(10, 10)):
 
 
 def test_the_best_and_the_worst_make_a_pair():
-    [pair] = csr.make_pairs([tree("a", ("A cat.", -0.2), ("A dog.", -0.8))], SETTINGS, seed=3, number=2)
-    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", "csr", 2, -0.2, -0.8, 0.0, 3, LOGPS)
+    [pair] = csr.pairs([tree("a", ("A cat.", -0.2), ("A dog.", -0.8))], SETTINGS, 3)
+    scores = {"chosen_score": -0.2, "rejected_score": -0.8}
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", **scores, reference_logps=LOGPS)
 
 
 def test_equal_rewards_and_small_margins_make_none():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.5)), tree("b", ("A cat.", -0.5), ("A dog.", -0.6))]
-    assert [pair.id for pair in csr.make_pairs(trees, SETTINGS, 0, 1)] == ["b"]
-    assert not csr.make_pairs(trees, replace(SETTINGS, margin=0.2), 0, 1)
-    assert not csr.make_pairs([replace(trees[0], chosen=None, rejected=None)], SETTINGS, 0, 1)
+    assert [pair.id for pair in csr.pairs(trees, SETTINGS, 0)] == ["b"]
+    assert not csr.pairs(trees, replace(SETTINGS, margin=0.2), 0)
+    assert not csr.pairs([replace(trees[0], chosen=None, rejected=None)], SETTINGS, 0)
 
 
 def test_an_answer_that_the_model_did_not_end_is_no_candidate(tmp_path):
     """Full trees and drawn answers alike: a pair gets an end token, which would teach to stop where the model did not."""
     short = job(tmp_path / "short")
-    judge = clip_scorer(None, "pad", short.policy)
     settings = replace(SETTINGS, sentence_tokens=5, max_tokens=5)
-    pairs = csr.collect(short, settings, judge, short.prompts, 1, "")
+    pairs = collected(short, settings)
     trees = read_jsonl(short.run.folder / "trees.jsonl", Tree)
     assert not pairs and all(csr.is_cut(tree) and tree.chosen is None for tree in trees)
-    assert f"{len(trees)} trees gave 0 pairs (every answer cut off: {len(trees)}, " in csr.summarize_pairs(trees, pairs)
+    assert f"{len(trees)} trees gave 0 pairs (every answer cut off: {len(trees)}, " in csr.summary(trees, pairs)
     short.run.close()
     whole = job(tmp_path / "whole")
-    csr.collect(whole, SETTINGS, judge, whole.prompts, 1, "")
+    collected(whole, SETTINGS)
     end = whole.policy.end
     for found in read_jsonl(whole.run.folder / "trees.jsonl", Tree):
         assert all((s.fate == "final") == (s.ids[-1] == end) for s in found.sentences if s.fate != "broken")
         assert all(found.sentences[place].ids[-1] == end for place in (found.chosen, found.rejected) if place is not None)
 
 
+def collected(one, settings):
+    """The pairs of a job's first round."""
+    method, one = PairMethod.of("csr", csr), csr.prepare(one, settings)
+    return collect(method, one, settings, one.prompts, rounds_of(one, settings)[0])
+
+
 def test_lengths_are_balanced_where_asked_for():
     trees = [tree(name, ("A cat.", 1.0), ("A dog.", 0.0), lengths) for name, lengths in (("a", (9, 9)), ("b", (9, 40)))]
-    assert [pair.id for pair in csr.make_pairs(trees, replace(SETTINGS, length_gap=1.0), 0, 1)] == ["a"]
+    assert [pair.id for pair in csr.pairs(trees, replace(SETTINGS, length_gap=1.0), 0)] == ["a"]
 
 
 def test_what_became_of_the_trees_is_told():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
-    told = csr.summarize_pairs(trees, csr.make_pairs(trees, SETTINGS, 0, 1))
+    told = csr.summary(trees, csr.pairs(trees, SETTINGS, 0))
     assert told.startswith(
         "2 trees gave 1 pair (every answer cut off: 0, no two different whole answers: 1, left out for their margin or for "
         "balance: 0)"
@@ -104,7 +111,7 @@ def job(folder, change=lambda policy: policy, images=3, **more):
 def whole(tmp_path_factory):
     """Three undisturbed rounds."""
     one = job(tmp_path_factory.mktemp("whole"))
-    csr.train(one, THREE)
+    methods.find("csr").train(one, THREE)
     csr.picture(one, THREE)
     one.run.close()
     return one
@@ -172,17 +179,17 @@ def test_a_run_stopped_in_its_second_round_ends_with_the_same_adapter(whole, tmp
     after_rounds(whole, 1, tmp_path)
     first = job(tmp_path, on_metrics=stop_at(2))
     with pytest.raises(StopError):
-        csr.train(first, replace(SETTINGS, rounds=2))
+        methods.find("csr").train(first, replace(SETTINGS, rounds=2))
     assert capsys.readouterr().err.count("of 3 images gave a pair") == 2
     first.run.close()
-    csr.train(job(tmp_path), replace(SETTINGS, rounds=2))
+    methods.find("csr").train(job(tmp_path), replace(SETTINGS, rounds=2))
     assert weights(tmp_path) == weights(whole.run.folder / "round-2")
 
 
 def test_a_finished_run_goes_on_with_one_more_round(whole, tmp_path):
     after_rounds(whole, 2, tmp_path)
     assert read_adapter(tmp_path / "adapter")[0]["round_ranks"] == [4, 4]
-    csr.train(job(tmp_path), THREE)
+    methods.find("csr").train(job(tmp_path), THREE)
     assert weights(tmp_path) == weights(whole.run.folder)
 
 
@@ -227,13 +234,13 @@ def test_peft_loads_the_three_rounds(whole, tmp_path):
 def test_other_rewards_in_the_same_folder_are_refused(whole):
     again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
     with pytest.raises(UserError, match="reward"):
-        csr.train(again, replace(SETTINGS, reward=RewardSettings(image_weight=0.5)))
+        methods.find("csr").train(again, replace(SETTINGS, reward=RewardSettings(image_weight=0.5)))
 
 
 def test_a_users_own_function_judges(tmp_path):
     """One that likes large things."""
     one = job(tmp_path, score=lambda images, texts: [100.0 * ("large" in text) for text in texts], score_name="mine:large")
-    csr.train(one, replace(SETTINGS, reward=RewardSettings("paper", 1.0)))
+    methods.find("csr").train(one, replace(SETTINGS, reward=RewardSettings("paper", 1.0)))
     scores = [s.image for t in read_jsonl(tmp_path / "trees.jsonl", Tree) for s in t.sentences if s.text]
     assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
 
@@ -241,7 +248,7 @@ def test_a_users_own_function_judges(tmp_path):
 def test_whole_answers_are_judged_too(tmp_path):
     one, reward = job(tmp_path), RewardSettings("calibrated", over="sum", threshold=10.0, repeat_penalty=1.0)
     settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, reward=reward)
-    csr.train(one, settings)
+    methods.find("csr").train(one, settings)
     for found in read_jsonl(tmp_path / "trees.jsonl", Tree):
         roots = [s for s in found.sentences if s.parent == -1]
         assert sorted(s.stream for s in roots) == [0, 1, 2]
@@ -259,7 +266,7 @@ def test_whole_answers_are_judged_too(tmp_path):
 def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
     one = job(tmp_path, change, images=2)
     assert one.policy.dtype == dtype
-    csr.train(one, replace(SETTINGS, rounds=2))
+    methods.find("csr").train(one, replace(SETTINGS, rounds=2))
     rows = read_metrics(one.run.metrics)
     assert [rows[i]["train_loss"] for i in (0, 3)] == pytest.approx([np.log(2)] * 2, abs=0.02)
     adapter = mx.load(str(one.run.adapter / "adapters.safetensors"))

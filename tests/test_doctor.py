@@ -9,6 +9,7 @@ import random_onevision
 from random_policy import random_policy
 from small_runs import write_recipe
 
+from mlx_visalign import methods
 from mlx_visalign.cli import doctor as command
 from mlx_visalign.cli.main import main
 from mlx_visalign.cli.parser import build_parser
@@ -213,7 +214,7 @@ def test_a_training_begins_with_the_quick_checks(tmp_path, monkeypatch, capsys):
         require_sound(random_policy(seed=1), file)  # another base
 
 
-@pytest.mark.parametrize("method", ["seva", "csr", "fisao"])
+@pytest.mark.parametrize("method", methods.names())
 def test_no_run_begins_with_a_broken_model(method, tmp_path, monkeypatch, capsys):
     let_all_see_all(monkeypatch)
     folder = tmp_path / "run"

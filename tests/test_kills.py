@@ -4,15 +4,20 @@ import random
 import signal
 import subprocess
 import sys
+from itertools import cycle
+from pathlib import Path
 
 import pytest
 from small_runs import write_recipe
 
-ADAPTER = ("adapter/adapters.safetensors", "adapter/adapter_config.json", "prompts.jsonl")
-SAME = {
-    "seva": (*ADAPTER, "responses.jsonl", "pairs.jsonl"),
-    "fisao": (*ADAPTER, "calibration.jsonl", "rollouts/0000002.jsonl"),
-}
+from mlx_visalign import methods
+
+TIMED = ("metrics.jsonl",)  # whose rows hold seconds
+ENDS = (  # every signal first, in the middle and last
+    (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP),
+    (signal.SIGINT, signal.SIGKILL, signal.SIGTERM),
+    (signal.SIGHUP, signal.SIGINT, signal.SIGKILL),
+)
 
 
 def start(recipe, folder):
@@ -43,10 +48,7 @@ def end_after(recipe, folder, lines, signum):
     assert not (folder / "report.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "ends"),
-    [("seva", (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)), ("fisao", (signal.SIGINT, signal.SIGKILL, signal.SIGTERM))],
-)
+@pytest.mark.parametrize(("method", "ends"), [*zip(methods.names(), cycle(ENDS))])
 def test_three_early_ends_change_nothing(method, ends, tmp_path):
     whole, killed, recipe = tmp_path / "whole", tmp_path / "killed", write_recipe(method, tmp_path)
     lines = finish(recipe, whole)
@@ -56,6 +58,7 @@ def test_three_early_ends_change_nothing(method, ends, tmp_path):
         # machine's to choose.
         end_after(recipe, killed, draw.randint(1, lines // 3), signum)
     finish(recipe, killed)
-    for name in SAME[method]:
+    made = sorted(file.relative_to(whole) for file in whole.rglob("*.jsonl") if file.name not in TIMED)
+    for name in (Path("adapter/adapters.safetensors"), Path("adapter/adapter_config.json"), *made):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert len((killed / "metrics.jsonl").read_text().splitlines()) == 12

@@ -25,7 +25,7 @@ from mlx_visalign.preflight.estimate import (
 from mlx_visalign.preflight.memory import Setting, clip_bytes
 from mlx_visalign.preflight.throughput import measured_rate, seconds_of
 from mlx_visalign.preflight.workload import Answering, Workload, training_flops
-from mlx_visalign.runs.recipe import find_recipe, make_plan
+from mlx_visalign.runs.recipe import make_plan
 from mlx_visalign.training.dpo import PreferenceSettings
 
 PLAN = Forecast(LLAVA_7B, Setting(prompt=640, answer=256, rank=64), DEFAULT)
@@ -33,7 +33,8 @@ ASKED = [Prompt(str(i), f"{i}.png", "Describe this image.", "describe") for i in
 
 
 def settings_of(method, preset="laptop", **settings):
-    return make_plan(find_recipe(method), methods.find, preset, {"model": "tiny", "images": ".", "settings": settings}).settings
+    values = {"model": "tiny", "images": ".", "settings": settings}
+    return make_plan(methods.recipe_of(method), methods.find, preset, values).settings
 
 
 def usable(monkeypatch, gigabytes):
@@ -118,21 +119,21 @@ def folders(tmp_path_factory):
     return str(llava), str(clip)
 
 
-@pytest.mark.parametrize(
-    ("method", "stages"),
-    [("seva", ["answering"]), ("csr", ["answering and judging"]), ("fisao", ["calibration", "rollouts"])],
-)
-def test_every_method_at_7b(folders, method, stages, monkeypatch):
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_at_7b(folders, method, monkeypatch):
     monkeypatch.setattr(memory_plan, "rates_for", lambda *_: dict.fromkeys((640, 1, 4, 8, 20), 1e12))
     model, clip = folders
-    settings = settings_of(method, **({} if method == "seva" else {"clip": clip}))
+    settings = settings_of(method)
+    scores = hasattr(settings, "clip")
+    settings = replace(settings, clip=clip) if scores else settings
+    stages = [stage.title for stage in settings.workload(ASKED).stages]
     plan = forecast(model, memory_plan.training_needs(settings.train), settings.workload(ASKED))
     told = in_full(plan)
     assert list(told["memory_gb"]) == ["weights", *stages, "training", "usable here"] and told["peak"] in plan.peaks
     assert told["memory_gb"]["weights"] == pytest.approx(14.1, abs=0.1)  # what the files of LLaVA-1.5-7B take
     assert told["8 GB Mac"] == "too small for this model" and "4-bit" in told["16 GB Mac"] and "16-bit" in told["64 GB Mac"]
     assert all(name in told["time_at_most"] for name in (*stages, "training", "the vision tower"))
-    assert ("CLIP not counted" in told["time_at_most"]) == (method != "seva")
+    assert ("CLIP not counted" in told["time_at_most"]) == scores
 
 
 def test_mdpo_reads_every_prompt_twice_and_three_answers(folders):

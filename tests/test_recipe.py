@@ -94,5 +94,5 @@ def test_fisaos_presets_make_so_many_updates(preset, updates):
     overrides = {} if preset == "tiny" else {"model": "tiny", "images": "."}
     made = make_plan(find_recipe("fisao"), methods.find, preset, overrides)
     asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.count)]
-    assert made.settings.train.loop(made.settings.learns_from(asked)).iters == updates
+    assert made.settings.train.loop(len(made.settings.prompts_used(asked))).iters == updates
     assert made.settings.train.lora.scale == 2

@@ -7,6 +7,7 @@ import pytest
 from made_evaluations import PROTOCOL, benchmark, said
 from PIL import Image
 
+from mlx_visalign import methods
 from mlx_visalign.data.records import Response
 from mlx_visalign.evaluation.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluation.runner import Evaluation
@@ -98,7 +99,7 @@ def test_a_run_that_stopped_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_carry_out", stop)
     recipe = Recipe("seva", images="tiny-world", count=3)
     with pytest.raises(UserError):
-        pipeline.run_recipe(Plan(recipe, seva, seva.Settings()), Run(tmp_path))
+        pipeline.run_recipe(Plan(recipe, methods.find("seva"), seva.Settings()), Run(tmp_path))
     made = (tmp_path / "report.html").read_text()
     assert "This run stopped at" in made and "The images are &lt;gone&gt;." in made and 'http-equiv="refresh"' not in made
 

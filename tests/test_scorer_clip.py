@@ -112,7 +112,7 @@ def test_a_long_text_is_judged_by_its_beginning_and_its_end_token(policy, image,
     with caplog.at_level(logging.WARNING):
         ids = scorer._ids(long)
     assert len(ids) == 32 and ids[-1] == scorer.tokenizer.eos_token_id and ids.count(ids[-1]) == 1
-    assert scorer.cut == 1 and not caplog.records
+    assert scorer.cut == 1 and not caplog.records  # transformers' own warning is about the wrong length
     scorer([image] * 2, [long, "short"])
     assert scorer.cut == 2
 

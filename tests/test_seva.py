@@ -9,6 +9,7 @@ import pytest
 from small_bases import bf16, four_bit
 from stopping import StopError, stop_at
 
+from mlx_visalign import methods
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.data.records import Pair, Response, read_jsonl
 from mlx_visalign.data.training_log import read_metrics
@@ -45,31 +46,29 @@ def ids(pairs):
 
 def test_different_finished_answers_make_a_pair():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
-    [pair] = seva.make_pairs(rows, seed=7)
-    assert pair == Pair(
-        "a", ("a.png",), "Q?", "A cat.", "A dog.", "seva", seed=7, reference_logps={"chosen": -1.0, "rejected": -1.0}
-    )
+    [pair] = seva.pairs(rows, SETTINGS, 7)
+    assert pair == Pair("a", ("a.png",), "Q?", "A cat.", "A dog.", reference_logps={"chosen": -1.0, "rejected": -1.0})
 
 
 def test_a_yes_no_answer_must_change_its_mind():
     rows = two("a", "Yes.", "Yes, there is.", "exists") + two("b", "Yes.", "No.", "exists") + two("c", "No.", "Yes.", "exists")
-    assert ids(seva.make_pairs(rows, seed=0)) == ["b", "c"]
+    assert ids(seva.pairs(rows, SETTINGS, 0)) == ["b", "c"]
 
 
 def test_yes_and_no_are_balanced_and_descriptions_stay():
     rows = [row for i in range(9) for row in two(f"no{i}", "No.", "Yes.", "exists")]
     rows += [row for i in range(4) for row in two(f"yes{i}", "Yes.", "No.", "exists")]
     rows += two("d", "A cat.", "A dog.")
-    pairs = seva.make_pairs(rows, seed=0)
+    pairs = seva.pairs(rows, SETTINGS, 0)
     assert [sum(id.startswith(side) for id in ids(pairs)) for side in ("no", "yes", "d")] == [4, 4, 1]
-    assert ids(pairs) == ids(seva.make_pairs(rows, seed=0)) != ids(seva.make_pairs(rows, seed=1))
+    assert ids(pairs) == ids(seva.pairs(rows, SETTINGS, 0)) != ids(seva.pairs(rows, SETTINGS, 1))
 
 
 def test_lengths_are_balanced_where_asked_for():
     rows = two("a", "A cat.", "A dog.") + two("b", "Yes.", "No.", "exists") + two("c", "No.", "Yes.", "exists")
     rows += [response("long", "clean", "A cat and a dog."), replace(response("long", "crop", "A."), tokens=40)]
-    assert ids(seva.make_pairs(rows, 0, length_gap=1.0)) == ["a", "b", "c"]
-    assert ids(seva.make_pairs(rows, 0)) == ["a", "long", "b", "c"]
+    assert ids(seva.pairs(rows, replace(SETTINGS, length_gap=1.0), 0)) == ["a", "b", "c"]
+    assert ids(seva.pairs(rows, SETTINGS, 0)) == ["a", "long", "b", "c"]
 
 
 def test_a_yes_must_be_sure_where_asked_for():
@@ -77,21 +76,21 @@ def test_a_yes_must_be_sure_where_asked_for():
     for name, doubt in (("sure", 3.0), ("unsure", 1.0)):
         clean, distorted = two(name, "Yes.", "No.", "exists")
         rows += [clean, replace(distorted, reference_logp=clean.reference_logp - doubt)]
-    assert {"sure", "unsure"} <= set(ids(seva.make_pairs(rows, 0)))
-    some = ids(seva.make_pairs(rows, 0, sure_yes=2.0))
+    assert {"sure", "unsure"} <= set(ids(seva.pairs(rows, SETTINGS, 0)))
+    some = ids(seva.pairs(rows, replace(SETTINGS, sure_yes=2.0), 0))
     assert len(some) == 2 and "sure" in some and "unsure" not in some
 
 
 def test_what_gave_no_pair_is_told():
     rows = two("a", "A cat.", "A dog.") + two("b", "Same.", "Same.") + two("c", "One", "Two", finished=False)
     rows += two("d", "No.", "Yes.", "exists")
-    told = seva.summarize_pairs(rows, len(seva.make_pairs(rows, seed=0)))
+    told = seva.summary(rows, seva.pairs(rows, SETTINGS, 0))
     assert told == "4 prompts gave 1 pair (both answers the same: 1, one cut off: 1, left out for balance: 1)."
 
 
 def test_answers_that_do_not_belong_together_are_refused():
     with pytest.raises(UserError, match="clean and a distorted answer to a"):
-        seva.make_pairs([response("a", "clean", "x"), response("b", "crop", "y")], seed=0)
+        seva.pairs([response("a", "clean", "x"), response("b", "crop", "y")], SETTINGS, 0)
 
 
 def job(folder, change=lambda policy: policy, on_metrics=None):
@@ -103,7 +102,7 @@ def job(folder, change=lambda policy: policy, on_metrics=None):
 def whole(tmp_path_factory):
     """One undisturbed run."""
     one = job(tmp_path_factory.mktemp("whole"))
-    seva.train(one, SETTINGS)
+    methods.find("seva").train(one, SETTINGS)
     one.run.close()
     return one
 
@@ -133,29 +132,29 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop, monkeyp
     monkeypatch.setattr("mlx_visalign.training.pair_filters.FEW", 2)  # more than all of the images
     first = job(tmp_path, on_metrics=stop_at(stop))
     with pytest.raises(StopError):
-        seva.train(first, SETTINGS)
+        methods.find("seva").train(first, SETTINGS)
     assert "of 4 images gave a pair" in capsys.readouterr().err
     first.run.close()
     second = job(tmp_path)
-    seva.train(second, SETTINGS)
+    methods.find("seva").train(second, SETTINGS)
     name = "adapters.safetensors"
     assert (tmp_path / "adapter" / name).read_bytes() == (whole.run.adapter / name).read_bytes()
 
 
-def test_with_mdpo_the_damaged_images_are_scored_once_and_a_stopped_run_goes_on(tmp_path):
+def test_with_mdpo_the_damaged_images_are_scored_once_and_a_stopped_run_goes_on(whole, tmp_path):
     settings = replace(SETTINGS, train=replace(SETTINGS.train, loss_type="mdpo"))
     adapters = []
     for name, on_metrics in (("whole", None), ("stopped", stop_at(3)), ("stopped", None)):
         one = job(tmp_path / name, on_metrics=on_metrics)
         with suppress(StopError):
-            seva.train(one, settings)
+            methods.find("seva").train(one, settings)
             adapters.append((one.run.adapter / "adapters.safetensors").read_bytes())
         one.run.close()
     assert len(adapters) == 2 and adapters[0] == adapters[1]
     assert read_metrics(tmp_path / "whole/metrics.jsonl")[0]["train_loss"] == pytest.approx(3 * np.log(2), abs=5e-5)
-    made, scored = (read_jsonl(tmp_path / "whole" / f"{name}.jsonl", Pair) for name in ("pairs", "references"))
-    assert [(pair.id, pair.images) for pair in made] == [(pair.id, pair.images) for pair in scored]
-    for one, other in zip(made, scored, strict=True):
+    plain, scored = (read_jsonl(folder / "pairs.jsonl", Pair) for folder in (whole.run.folder, tmp_path / "whole"))
+    assert [(pair.id, pair.chosen) for pair in plain] == [(pair.id, pair.chosen) for pair in scored]
+    for one, other in zip(plain, scored, strict=True):
         assert other.reference_logps.keys() == {"chosen", "rejected", "corrupted_chosen"}
         assert other.reference_logps["chosen"] == pytest.approx(one.reference_logps["chosen"], abs=2 * SAME_SUM)
 
@@ -163,7 +162,7 @@ def test_with_mdpo_the_damaged_images_are_scored_once_and_a_stopped_run_goes_on(
 def test_another_view_in_the_same_folder_is_refused(whole):
     again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
     with pytest.raises(UserError, match="view"):
-        seva.train(again, replace(SETTINGS, view="moco"))
+        methods.find("seva").train(again, replace(SETTINGS, view="moco"))
 
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])
@@ -171,7 +170,7 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
     """The first loss is ln 2 within the noise of the dtype (reference and policy run different batches)."""
     one = job(tmp_path, change)
     assert one.policy.dtype == dtype
-    seva.train(one, SETTINGS)
+    methods.find("seva").train(one, SETTINGS)
     rows = read_metrics(one.run.metrics)
     assert rows[0]["train_loss"] == pytest.approx(np.log(2), abs=0.02)
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]

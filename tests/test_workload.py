@@ -55,7 +55,7 @@ def test_seva_answers_clean_and_distorted(large, tmp_path, monkeypatch):
     (stage,) = settings.workload(ASKED).stages
     with peak() as highest:
         for _ in range(2):  # how far MLX works ahead differs from time to time: the higher peak counts
-            seva.answer_twice(job, settings, ASKED)
+            seva.sample(job, settings, ASKED, 1)
     around(answering_bytes(shape, setting, stage), highest())
 
 

@@ -74,8 +74,7 @@ def run(options: argparse.Namespace) -> Result:
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
     score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
     report = run_recipe(plan, run, score=score)
-    files = {"report": "report.html", "figures": "report.json"}
-    places = {"adapter": str(run.adapter), **{name: str(run.folder / file) for name, file in files.items()}}
+    places = {"adapter": str(run.adapter), "report": str(run.page), "figures": str(run.report)}
     return Result(report | places, Group(show(report), lines(places)))
 
 

@@ -91,3 +91,8 @@ def _about(photo: Photo, mix: Mix, seed: int) -> list[Prompt]:
 
 def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
     return sorted(prompts, key=lambda prompt: KINDS.index(prompt.kind))
+
+
+def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that ask for more than a yes or a no."""
+    return [prompt for prompt in prompts if prompt.kind != "exists"]

@@ -12,6 +12,7 @@ from mlx_visalign.utils.files import appending, write_atomically
 
 Row = dict[str, Any]
 
+METRICS = "metrics.jsonl"  # in the folder of a training
 WINDOW = 50  # updates that a judgement of a training under way rests on
 
 

@@ -1,7 +1,13 @@
 """The methods: those in this folder, installed ones, and files of one's own, all found by name.
 
-An installed package offers methods as entry points of the group `mlx_visalign.methods`, each naming a module. A method never
-imports another.
+A method is a module with `Settings` and either `train(job, settings)`, or `sample` and `pairs`, which
+`preference_rounds` trains on. It may also have
+
+    ranking(job, settings)   what rates answers for the best-of-n baseline; without it their mean log-probability does
+    picture(job, settings)   draws what the method saw into the run's plots
+
+The first line of its docstring describes it. An installed package offers methods as entry points of the group
+`mlx_visalign.methods`, each naming a module. A method never imports another.
 """
 
 import ast
@@ -22,8 +28,7 @@ from mlx_visalign.utils.schema import nearest
 
 GROUP = "mlx_visalign.methods"
 FOLDER = Path(__file__).parent
-NO_METHODS = ("__init__", "job")
-CONTRACT = ("Settings", "train", "ranking", "picture")  # what a method's module must have
+NO_METHODS = ("__init__", "job", "method", "preference_rounds")
 
 _from_files: dict[str, ModuleType] = {}
 
@@ -44,11 +49,17 @@ def descriptions() -> dict[str, str]:
     return {name: found[name] for name in names()}
 
 
-def find(name: str) -> ModuleType:
-    """The module of the method called `name`.
+def find(name: str) -> Any:
+    """The `Method` called `name`.
 
     Raises `UserError` for a name that no method has, and for an installed module that is no method.
     """
+    from mlx_visalign.methods.method import Method  # only now: it brings MLX along, which lists of methods do without
+
+    return Method.of(name, _module(name))
+
+
+def _module(name: str) -> ModuleType:
     if name in _built_in():
         return importlib.import_module(f"{__name__}.{name}")
     if name in _from_files:
@@ -103,9 +114,12 @@ def _run(what: str, work: Callable[[], Any]) -> Any:
 
 
 def _checked(module: ModuleType, what: str) -> ModuleType:
-    missing = [part for part in CONTRACT if not hasattr(module, part)]
+    missing = [part for part in ("Settings",) if not hasattr(module, part)]
+    missing += [part for part in ("sample", "pairs") if not (hasattr(module, part) or hasattr(module, "train"))]
     if missing:
-        raise UserError(f"{what} is no method: it lacks {', '.join(missing)}. A method has {', '.join(CONTRACT)}.")
+        raise UserError(
+            f"{what} is no method: it lacks {', '.join(missing)}. A method has Settings, and either train or sample and pairs."
+        )
     return module
 
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
 from mlx_visalign.data.records import Pair, Prompt
+from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.preflight.workload import SCORING
@@ -36,6 +39,11 @@ class Job:
 
     def image(self, path: str) -> Path:
         return self.run.folder / path
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Prefix:
+        """Read the prompts with their images, as they are: answers to each of them share what was read."""
+        features = self.policy.image_features([self.image(prompt.image) for prompt in prompts])
+        return self.policy.prefill(features, [self.policy.prompt_ids(prompt.prompt) for prompt in prompts])
 
     def located(self, pair: Pair) -> Pair:
         """The pair with its images' paths as they are from here."""
@@ -70,3 +78,17 @@ class Job:
 
 Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]
 """Prompts, what was read of their images and words, and as many answers to each -> what every answer is worth."""
+
+
+def rank_by_likelihood(job: Job, settings: Any) -> Rank:
+    """Answers ranked by mean log-probability, in nats a token.
+
+    For the best-of-n baseline of a method that has no reward of its own.
+    """
+
+    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        reading = job.policy.read(prefix, [[answer.ids for answer in some] for some in answers])
+        means = sum_logps(reading.logps, reading.mask) / reading.mask.sum(axis=1)
+        return np.array(means).reshape(len(answers), -1).tolist()
+
+    return rank

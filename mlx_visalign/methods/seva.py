@@ -19,10 +19,9 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -33,19 +32,16 @@ from mlx_visalign.data.augment import View, parse_view
 from mlx_visalign.data.images import open_image
 from mlx_visalign.data.records import Pair, Prompt, Response
 from mlx_visalign.evaluation.pope import parse_answer
-from mlx_visalign.inference.logprobs import sum_logps
-from mlx_visalign.inference.policy import Answer, Policy
-from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
+from mlx_visalign.methods.job import SCORED_TOGETHER, Job
+from mlx_visalign.methods.preference_rounds import PairSettings
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.workload import Answering, Workload, further_scoring
 from mlx_visalign.reporting.before_after import changed_words
 from mlx_visalign.reporting.contact_sheet import Caption, Cell, Span, contact_sheet, save_sheet
 from mlx_visalign.reporting.html import gallery, join, tag
-from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
-from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
-from mlx_visalign.utils.console import say
+from mlx_visalign.training.pair_filters import even_lengths
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
 from mlx_visalign.utils.formatting import counted
@@ -54,46 +50,42 @@ from mlx_visalign.utils.seeding import key_for, number_for
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
-MORE_PAIRS = (
+SCORED = True
+PAIR_SETTINGS = ("length_gap", "sure_yes")
+ADVICE = (
     "Where the answers are the same, distort more (--set view=diffusion-800); where they are cut off, let them be longer "
     "(--max-tokens); or take more images."
 )
 
 
 @dataclass(frozen=True)
-class Settings:
-    """SeVa's settings.
+class Settings(PairSettings):
+    """SeVa's settings: those of every pair method (`preference_rounds.PairSettings`), and
 
-    view          how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
-    exists_view   the same for yes/no questions; none: as `view`
-    max_tokens    longest answer, end token included; longer ones are dropped (yes/no questions: `exists_max_tokens`)
-    length_gap    descriptions: the pairs with the most different lengths are dropped until the mean difference, in tokens,
-                  is at most this; none: all are kept, as in the paper
-    sure_yes      yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to prefer
-                  it, as a difference of log-probabilities (0 and up); none: not asked, as in the paper
-    batch         prompts answered together
-    train         DPO on the pairs
+    view                how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
+    exists_view         the same for yes/no questions; none: as `view`
+    exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
+    length_gap          descriptions: the pairs with the most different lengths are dropped until the mean difference, in
+                        tokens, is at most this; none: all are kept, as in the paper
+    sure_yes            yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to
+                        prefer it, as a difference of log-probabilities (0 and up); none: not asked, as in the paper
     """
 
     view: str = "diffusion-500"
     exists_view: str | None = None
-    max_tokens: int = 256
     exists_max_tokens: int = 8
     length_gap: float | None = None
     sure_yes: float | None = None
-    batch: int = 8
-    train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for kind in ("describe", "exists"):
             self.view_of(kind)
         require(
             self,
-            max_tokens=(self.max_tokens >= 1, "1 or more"),
             exists_max_tokens=(self.exists_max_tokens >= 1, "1 or more"),
             length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
             sure_yes=(self.sure_yes is None or self.sure_yes >= 0, "0 or more, or null"),
-            batch=(self.batch >= 1, "1 or more"),
         )
 
     def view_of(self, kind: str) -> View:
@@ -101,10 +93,6 @@ class Settings:
 
     def sampling_of(self, kind: str) -> Sampling:
         return Sampling(self.exists_max_tokens if kind == "exists" else self.max_tokens)
-
-    def learns_from(self, prompts: Sequence[Prompt]) -> int:
-        """Pairs, at most."""
-        return len(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Clean and distorted answers one after the other, both read once more about the clean image; DPO."""
@@ -115,65 +103,12 @@ class Settings:
         return Workload((answering, *scoring), self.train.prompts_trained(len(prompts)))
 
 
-def train(job: Job, settings: Settings) -> None:
-    """Answers, pairs, training, adapter; each a stage that is done once.
-
-    Pairs about the held-out prompts are made as well, before training, and left in held_out_pairs.jsonl.
-    """
-    pairs = collect(job, settings, job.prompts, "")
-    warn_if_few(pairs, job.prompts, MORE_PAIRS)
-    if job.held_out:
-        collect(job, settings, job.held_out, "held_out_")
-    train_on_pairs(job.policy, pairs, settings.train, job.run.folder, job.seed, job.on_metrics)
-    job.policy.save_adapter(job.run.adapter, method="seva", round=1)
-
-
-def collect(job: Job, settings: Settings, prompts: list[Prompt], prefix: str) -> list[Pair]:
-    """The stages PREFIXresponses and PREFIXpairs: the pairs, their images found."""
-    names = ("view", "exists_view", "max_tokens", "exists_max_tokens")
-    depends = job.about() | {"seed": job.seed} | {name: getattr(settings, name) for name in names}
-    aside = ", held-out images" if prefix else ""
-    responses = job.run.records(
-        Response,
-        f"{prefix}responses",
-        prompts,
-        lambda some: answer_twice(job, settings, some),
-        settings=depends,
-        batch=settings.batch,
-        title=f"answering clean and distorted{aside}",
-    )
-    pairs = job.run.records(
-        Pair,
-        f"{prefix}pairs",
-        responses,
-        lambda all: [pair.to_row() for pair in make_pairs(all, job.seed, settings.length_gap, settings.sure_yes)],
-        settings=depends | {"length_gap": settings.length_gap, "sure_yes": settings.sure_yes},
-        batch=len(responses),
-        title=f"pairing{aside}",
-    )
-    say(("Held-out images: " if prefix else "") + summarize_pairs(responses, len(pairs)))
-    if settings.train.loss.needs_more and not prefix:
-        pairs = job.scored(pairs, "references", settings.train.loss, job.seed)
-    return [job.located(pair) for pair in pairs]
-
-
-def summarize_pairs(responses: Sequence[Response], pairs: int) -> str:
-    """How many prompts gave a pair, and why the others gave none."""
-    twos = in_twos(responses)
-    cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
-    different = sum(differ(clean, distorted) for clean, distorted in twos)
-    return (
-        f"{counted(len(twos), 'prompt')} gave {counted(pairs, 'pair')} (both answers the same: {len(twos) - cut - different}, "
-        f"one cut off: {cut}, left out for balance: {different - pairs})."
-    )
-
-
-def answer_twice(job: Job, settings: Settings, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Two responses a prompt, distorted first; both scored on the clean image while it is still hot."""
-    rows: list[dict[str, Any]] = []
+def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Response]:
+    """Two responses a prompt, the clean one first; both scored on the clean image while its prefix is there."""
+    responses: list[Response] = []
     for kind, group in groupby(prompts, key=lambda prompt: prompt.kind):
-        rows += [response.to_row() for response in _answer_kind(job, settings, kind, list(group))]
-    return rows
+        responses += _answer_kind(job, settings, kind, list(group))
+    return responses
 
 
 def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt]) -> list[Response]:
@@ -204,17 +139,6 @@ def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt])
     return responses
 
 
-def ranking(job: Job, settings: Settings) -> Rank:
-    """For the untrained baseline. SeVa has no judge, so an answer is worth its mean log-probability, in nats a token."""
-
-    def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
-        reading = job.policy.read(prefix, [[answer.ids for answer in some] for some in answers])
-        means = sum_logps(reading.logps, reading.mask) / reading.mask.sum(axis=1)
-        return np.array(means).reshape(len(answers), -1).tolist()
-
-    return rank
-
-
 def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:
     """The pixels the tower gets of a distorted image: distort, pad or crop, resize, normalise, add noise."""
     image = mx.array(np.asarray(open_image(path)))
@@ -222,16 +146,15 @@ def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array
     return view.of_pixels(policy.pixels(distorted), key)
 
 
-def make_pairs(
-    responses: Sequence[Response], seed: int, length_gap: float | None = None, sure_yes: float | None = None
-) -> list[Pair]:
+def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[Pair]:
     """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
     twos = [(clean, distorted) for clean, distorted in in_twos(responses) if differ(clean, distorted)]
     exists = [two for two in twos if two[0].kind == "exists"]
-    exists = balance([two for two in exists if sure_yes is None or _is_sure(two, sure_yes)], seed)
+    exists = balance([two for two in exists if settings.sure_yes is None or _is_sure(two, settings.sure_yes)], seed)
     others = [two for two in twos if two[0].kind != "exists"]
-    if length_gap is not None:
-        others = [others[i] for i in even_lengths([clean.tokens - distorted.tokens for clean, distorted in others], length_gap)]
+    if settings.length_gap is not None:
+        gaps = [clean.tokens - distorted.tokens for clean, distorted in others]
+        others = [others[i] for i in even_lengths(gaps, settings.length_gap)]
     return [
         Pair(
             id=clean.id,
@@ -239,12 +162,21 @@ def make_pairs(
             prompt=clean.prompt,
             chosen=clean.text,
             rejected=distorted.text,
-            method="seva",
-            seed=seed,
             reference_logps=_both(clean.reference_logp, distorted.reference_logp),
         )
         for clean, distorted in others + exists
     ]
+
+
+def summary(responses: Sequence[Response], made: Sequence[Pair]) -> str:
+    """How many prompts gave a pair, and why the others gave none."""
+    twos = in_twos(responses)
+    cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
+    different = sum(differ(clean, distorted) for clean, distorted in twos)
+    return (
+        f"{counted(len(twos), 'prompt')} gave {counted(len(made), 'pair')} (both answers the same: "
+        f"{len(twos) - cut - different}, one cut off: {cut}, left out for balance: {different - len(made)})."
+    )
 
 
 def in_twos(responses: Sequence[Response]) -> list[Two]:

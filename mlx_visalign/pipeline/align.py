@@ -11,7 +11,7 @@ from mlx_visalign.inference.context_length import require_prompts_fit
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
-from mlx_visalign.pipeline.controls import controls_of, measure_control, pair_files
+from mlx_visalign.pipeline.controls import controls_of, measure_control
 from mlx_visalign.pipeline.dry_run import PICTURES, forecast_of, foretold, protocol_of, require_clip
 from mlx_visalign.pipeline.evaluations import measure
 from mlx_visalign.pipeline.prompts_stage import ask, vocabulary_of
@@ -41,12 +41,11 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` is the
     function that the recipe's `scorer` names.
     """
-    report_file = run.folder / "report.json"
     begun = load_recipe(run.config) if run.config.exists() else plan.config
     # Controls that a finished run has, and that nobody asks for now, stay.
-    if report_file.exists() and begun in (plan.config, plan.config | {"controls": True}):
+    if run.report.exists() and begun in (plan.config, plan.config | {"controls": True}):
         say(f"{run.folder}: this run is finished and nothing is left to do.")
-        return read_report(report_file)
+        return read_report(run.report)
     if begun.get("method") != plan.recipe.method:
         raise UserError(
             f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
@@ -58,7 +57,7 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     with run:
         if not run.config.exists():
             run.start(plan.config)
-        page = ReportPage(run, plan.config, str(plan.method.__doc__).partition("\n")[0])
+        page = ReportPage(run, plan.config, plan.method.description)
         run.after_stage = page.refresh
         try:
             return _carry_out(plan, run, page, on_metrics, score)
@@ -108,7 +107,7 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     if controls:
         report["controls"] = controls
     page.write()
-    write_report(report, before, after, training, run.folder / "report.json", run.plots)  # last: where it is, all is done
+    write_report(report, before, after, training, run.report, run.plots)  # last: where it is, all is done
     return report
 
 
@@ -146,7 +145,7 @@ def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
     if not isinstance(train, PreferenceSettings):
         return look_back(training, train, None)
     said = []
-    files = pair_files(run.folder)
+    files = run.pairs()
     for number, file in enumerate(files, 1):
         rows = [row for row in training if row.get("round", 1) == number]
         sentence = look_back(rows, train, len(read_jsonl(file, Pair)))
@@ -172,7 +171,7 @@ def _measure_controls(plan: Plan, job: Job, before: Evaluation, page: ReportPage
 
 def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
     """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
-    file = job.run.folder / "held_out_pairs.jsonl"
+    file = job.run.held_out_pairs
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
     return reward_accuracy(job.policy, pairs, training.beta, training.batch_size) if pairs else None
 

@@ -34,7 +34,7 @@ class Aligned(dict[str, Any]):
 
     def __init__(self, report: Mapping[str, Any], run: Run):
         super().__init__(report)
-        self.adapter, self.page = run.adapter, run.folder / "report.html"
+        self.adapter, self.page = run.adapter, run.page
 
     def _repr_html_(self) -> str:
         frame = "width: 100%; height: 48em; border: 0"

@@ -20,10 +20,12 @@ from PIL import Image
 from mlx_visalign.data.records import Pair, read_jsonl
 from mlx_visalign.evaluation.runner import Evaluation
 from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.preference_rounds import Round, train_in_rounds
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.pipeline.evaluations import measure, measure_best
 from mlx_visalign.runs.run import Run
-from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.runs.run_folder import RunFolder, stage_name
+from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import replacing
 from mlx_visalign.utils.seeding import number_for
@@ -67,7 +69,7 @@ def train_control(control: Control, job: Job, made: Path, method: Any, settings:
     if control == "blind":
         _draw_blank(job)
     if isinstance(settings.train, PreferenceSettings):
-        _train_on_pairs(control, job, made, settings.train)
+        _train_on_pairs(control, job, RunFolder(made), settings)
     elif control == "blind":
         unguarded = replace(settings, train=replace(settings.train, **UNGUARDED))
         method.train(replace(job, blank=job.image(BLANK)), unguarded)
@@ -93,24 +95,18 @@ def swapped(pair: Pair) -> Pair:
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=turned)
 
 
-def _train_on_pairs(control: Control, job: Job, made: Path, settings: PreferenceSettings) -> None:
-    """A training for each of the run's rounds. The reference of a later one is where the control has got to itself."""
-    for number, file in enumerate(pair_files(made), 1):
-        pairs = [_from(job.run.folder, made, pair) for pair in read_jsonl(file, Pair)]
+def _train_on_pairs(control: Control, job: Job, made: RunFolder, settings: Any) -> None:
+    """The method's own rounds on its pairs as the control has them. The reference of a later one is the control itself."""
+    loss, files = settings.train.loss, made.pairs()
+
+    def pairs_of(one: Round) -> list[Pair]:
+        pairs = [_from(job.run.folder, made.folder, pair) for pair in read_jsonl(files[one.number - 1], Pair)]
         pairs = controlled(control, pairs, job.seed)
-        if number > 1 or control == "blind" or settings.loss.needs_more:
-            stage = f"pairs-{number}" if number > 1 else "pairs"
-            pairs = job.scored(pairs, stage, settings.loss, job.seed, control=control)
-        pairs = [job.located(pair) for pair in pairs]
-        folder = job.run.folder if number == 1 else job.run.round(number)
-        train_on_pairs(job.policy, pairs, settings, folder, job.seed, job.on_metrics)
-    job.policy.save_adapter(job.run.adapter, method=f"control: {control}", round=number)
+        if one.number > 1 or control == "blind" or loss.needs_more:
+            pairs = job.scored(pairs, stage_name("pairs", one.number), loss, one.seed, control=control)
+        return [job.located(pair) for pair in pairs]
 
-
-def pair_files(made: Path) -> list[Path]:
-    """pairs.jsonl, pairs-2.jsonl ..., a round each."""
-    rounds = [made / f"pairs-{number}.jsonl" for number in range(2, 2 + len(list(made.glob("pairs-*.jsonl"))))]
-    return [made / "pairs.jsonl", *rounds]
+    train_in_rounds(job, settings, pairs_of, f"control: {control}")
 
 
 def _from(folder: Path, made: Path, pair: Pair) -> Pair:

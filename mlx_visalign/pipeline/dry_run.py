@@ -54,7 +54,7 @@ def upper_bounds(plan: Plan) -> Row:
 
 def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
     """Why the run will hardly change its model, even if every prompt made a pair; None where that cannot be told yet."""
-    train, count = plan.settings.train, plan.settings.learns_from(prompts)
+    train, count = plan.settings.train, len(plan.settings.prompts_used(prompts))
     return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
 
 
@@ -65,7 +65,7 @@ def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
         **({"rounds": workload.rounds} if workload.rounds > 1 else {}),
         "prompts_answered": {stage.title: stage.total for stage in workload.stages},
         "answer_tokens_at_most": sum(stage.sampled for stage in workload.stages),
-        "updates_at_most": workload.rounds * settings.train.loop(settings.learns_from(prompts)).iters,
+        "updates_at_most": workload.rounds * settings.train.loop(len(settings.prompts_used(prompts))).iters,
     }
 
 

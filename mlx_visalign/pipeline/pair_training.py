@@ -12,6 +12,7 @@ from mlx_visalign.models.adapter_files import WEIGHTS
 from mlx_visalign.pipeline.prompts_stage import images_of_run
 from mlx_visalign.preflight.workload import Workload, reference_scoring
 from mlx_visalign.runs.run import Run
+from mlx_visalign.runs.run_folder import RunFolder
 from mlx_visalign.runs.stage import fingerprint
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
@@ -39,7 +40,7 @@ def score_reference(policy: Policy, pairs: Sequence[Pair], settings: PreferenceS
 
 def require_own(folder: Path) -> None:
     """`train` writes its adapter where other commands read one: it must not write over an adapter it did not make."""
-    if (folder / WEIGHTS).exists() and not (folder / "pairs.jsonl").exists():
+    if (folder / WEIGHTS).exists() and not RunFolder(folder).pairs()[0].exists():
         raise UserError(f"{folder} holds an adapter that `visalign train` did not make. Name another --adapter-path.")
 
 

@@ -42,7 +42,7 @@ def ask(recipe: Recipe, run: Run, draw: bool = True) -> tuple[list[Prompt], list
         world_photos(
             run.folder, *_scenes(recipe)
         )  # whatever the stage does: another run's prompts are reused without their images
-    made_before = run.reuse is not None or (run.folder / "prompts.jsonl").exists()
+    made_before = run.reuse is not None or run.prompts.exists()
     asked = run.records(
         Asked,
         "prompts",

@@ -52,7 +52,7 @@ class ReportPage:
             self.write()
 
     def write(self) -> None:
-        write_atomically(self.run.folder / "report.html", self.html())
+        write_atomically(self.run.page, self.html())
         self._written = time.monotonic()
 
     def html(self) -> str:

@@ -16,6 +16,7 @@ from mlx_visalign.models.adapter_files import CONFIG, WEIGHTS, read_adapter
 from mlx_visalign.models.hub import CARRIED
 from mlx_visalign.reporting.model_card import Kind, Subject, make_card
 from mlx_visalign.reporting.summary import read_report
+from mlx_visalign.runs.run_folder import RunFolder
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json, read_text, write_atomically
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
@@ -103,11 +104,12 @@ def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    report = read_json(run / "report.json")
+    file = RunFolder(run).report
+    report = read_json(file)
     missing = {"benchmark", "before", "after", "change", "limits", "versions", "settings"} - report.keys()
     if missing:
-        raise UserError(f"{run / 'report.json'} has no {', '.join(sorted(missing))}: expected the report of `visalign run`.")
-    return read_report(run / "report.json")
+        raise UserError(f"{file} has no {', '.join(sorted(missing))}: expected the report of `visalign run`.")
+    return read_report(file)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, the module of its method, and that method's checked settings."""
+    """A recipe, its method, and that method's checked settings."""
 
     recipe: Recipe
     method: Any
@@ -130,7 +130,7 @@ def make_plan(
     overrides: Mapping[str, Any] | None = None,
     called: Callable[[str], str] = str,
 ) -> Plan:
-    """Read a recipe. `find_method` gives the module of a method by its name.
+    """Read a recipe. `find_method` gives a method by its name.
 
     `overrides` are as in `load_recipe`, and `called` gives one as its user wrote it.
     """

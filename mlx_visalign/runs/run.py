@@ -1,4 +1,4 @@
-"""A run is a folder. This module alone decides where its files go, and lets one process at a time work in it."""
+"""A run: its folder, which one process at a time may work in, and the stages that are done there."""
 
 import json
 import platform
@@ -15,11 +15,12 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import convert
 from mlx_visalign.utils.files import claim, remove, write_atomically
 from mlx_visalign.utils.links import check_links, named
-from mlx_visalign.data.training_log import read_metrics
+from mlx_visalign.data.training_log import METRICS, read_metrics
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.provenance import as_json
 from mlx_visalign.data.records import Record, read_jsonl
 from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.runs.run_folder import RunFolder
 from mlx_visalign.runs.stage import Row, Stage, Work, fingerprint
 
 R = TypeVar("R", bound=Record)
@@ -27,7 +28,7 @@ R = TypeVar("R", bound=Record)
 PACKAGES = ("mlx-visalign", "mlx", "mlx-lm", "mlx-vlm", "transformers", "tokenizers", "numpy", "pillow")
 
 
-class Run:
+class Run(RunFolder):
     """The folder of one run. Looking at it is free; the first write claims it until `close`, or the process's end.
 
     `reuse` is the folder of another run whose finished stages are taken over where their settings agree.
@@ -35,39 +36,24 @@ class Run:
     """
 
     def __init__(self, folder: Path | str, *, reuse: Path | str | None = None, command: str = "the same command"):
-        self.folder = check_links(named(folder))  # read too, to go on from what is there
+        super().__init__(check_links(named(folder)))  # read too, to go on from what is there
         self.reuse = None if reuse is None else Path(reuse)
         if self.reuse is not None:
             if not self.reuse.is_dir():
                 raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
             check_links(self.reuse)
         self.command = command
-        self.config = self.folder / "config.yaml"
-        self.versions = self.folder / "versions.json"
-        self.metrics = self.folder / "metrics.jsonl"  # written by train.fit(..., run.folder)
-        self.rounds = self.folder / "rounds.json"  # what each round cost and brought, of a method that has rounds
-        self.checked = self.folder / "doctor.json"  # the model that passed the doctor's quick checks
-        self.adapter = self.folder / "adapter"
-        self.plots = self.folder / "plots"
         self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
         self.died_in: str | None = None  # what an earlier process was doing here when it was killed
         self._doing: str | None = None
         self._lock: BinaryIO | None = None
-
-    def round(self, number: int) -> Path:
-        """The folder of a round's training, counted from 1."""
-        return self.folder / f"round-{number}"
-
-    def control(self, name: str) -> Path:
-        """The folder of a control's own run."""
-        return self.folder / "controls" / name
 
     def join_metrics(self, rounds: int) -> None:
         """Make `metrics.jsonl` of those of the rounds so far, the updates counted on."""
         rows = [
             {**row, "iteration": 0, "round": number}
             for number in range(1, rounds + 1)
-            for row in read_metrics(self.round(number) / "metrics.jsonl")
+            for row in read_metrics(self.round(number) / METRICS)
         ]
         write_atomically(self.metrics, "".join(json.dumps(row | {"iteration": i}) + "\n" for i, row in enumerate(rows, 1)))
 

@@ -20,6 +20,7 @@ from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.models.clip import CLIP, load_clip
 from mlx_visalign.models.hub import find_model
+from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 
@@ -35,7 +36,7 @@ class CLIPScorer:
     """A CLIP with its tokenizer and one way to see images. `policy`: the model whose tower's forward it shares, if any.
 
     name  tells it from others, where settings are compared
-    cut   how many texts were longer than CLIP reads and so were judged by their beginning
+    cut   how many texts were longer than CLIP reads, so that their beginning was scored
     """
 
     def __init__(self, clip: CLIP, tokenizer: Any, preprocessing: Preprocessing, name: str, policy: Policy | None = None):
@@ -75,6 +76,8 @@ class CLIPScorer:
         ids = [self.tokenizer.bos_token_id, *plain_ids(self.tokenizer, text), self.tokenizer.eos_token_id]
         if len(ids) <= self._longest:
             return ids
+        if not self.cut:
+            say(f"warning: CLIP reads {self._longest} tokens; of longer texts the beginning is scored.")
         self.cut += 1
         return [*ids[: self._longest - 1], ids[-1]]
 

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_visalign.data.training_log import append_row, cut_back
+from mlx_visalign.data.training_log import METRICS, append_row, cut_back
 from mlx_visalign.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mlx_visalign.training.config import TrainSettings, schedule_factor
 from mlx_visalign.utils.console import progress, say
@@ -81,7 +81,7 @@ def fit(
         while step < settings.iters:
             row = update(step)
             step += 1
-            append_row(folder / "metrics.jsonl", row)
+            append_row(folder / METRICS, row)
             source.observe(row)
             try:
                 if on_metrics is not None:
@@ -112,7 +112,7 @@ def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: S
         finished = step == identity["iters"]
         say(f"training: {'already done' if finished else 'going on'} at update {step} of {identity['iters']}")
     make_folder(folder)
-    cut_back(folder / "metrics.jsonl", step, finished=finished)
+    cut_back(folder / METRICS, step, finished=finished)
     return step
 
 

@@ -22,39 +22,39 @@ github YiyangZhou/CSR, read, never copied):
 - `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, get_args
 
 import mlx.core as mx
 
 from mlx_visalign.data.images import Aspect, open_image
+from mlx_visalign.data.questions import descriptions
 from mlx_visalign.data.records import Pair, Prompt, read_jsonl
-from mlx_visalign.data.training_log import read_metrics, seconds
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
 from mlx_visalign.methods.csr.rewards import Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
-from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.preflight.workload import Workload, further_scoring
 from mlx_visalign.reporting.html import join
-from mlx_visalign.runs.stage import fingerprint as items_fingerprint
+from mlx_visalign.runs.stage import fingerprint
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
-from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import Side
-from mlx_visalign.training.pair_filters import even_lengths, warn_if_few
-from mlx_visalign.utils.console import say
+from mlx_visalign.training.pair_filters import even_lengths
 from mlx_visalign.utils.files import parse_json, read_text, write_atomically
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
-from mlx_visalign.utils.seeding import key_for, number_for
+from mlx_visalign.utils.seeding import key_for
 
-MORE_PAIRS = (
+ROWS = ("trees", Tree)
+SCORED = True
+PAIR_SETTINGS = ("margin", "length_gap")
+ADVICE = (
     "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, "
     "and so do more images."
 )
@@ -64,7 +64,7 @@ LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentenc
 
 @dataclass(frozen=True)
 class Settings(AnswerSettings):
-    """CSR's settings: those of making and judging answers (`scoring.AnswerSettings`), and
+    """CSR's settings: those of making and scoring answers (`scoring.AnswerSettings`), and
 
     clip        the folder of the CLIP that judges; none: the tiny model's own
     view        how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
@@ -93,111 +93,49 @@ class Settings(AnswerSettings):
             batch=(self.batch >= 1, "1 or more"),
         )
 
-    def learns_from(self, prompts: Sequence[Prompt]) -> int:
-        """Pairs of a round, at most."""
-        return len(described(prompts))
+    def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that ask for more than a yes or a no."""
+        return descriptions(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
-        count = self.learns_from(prompts)
+        count = len(self.prompts_used(prompts))
         stage = self.answering("answering and judging", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
         return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.view))
 
 
-def described(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that ask for more than a yes or a no."""
-    return [prompt for prompt in prompts if prompt.kind != "exists"]
+def prepare(job: Job, settings: Settings) -> Job:
+    """The job with the scorer that rewards sentences: its own, or else CLIP."""
+    return replace(job, score=job.score or clip_scorer(settings.clip, settings.view, job.policy))
 
 
-def train(job: Job, settings: Settings) -> None:
-    """Round by round: trees, pairs, training, adapter; each a stage that is done once.
-
-    Pairs about the held-out prompts are made before the first round and left in held_out_pairs.jsonl.
-    """
-    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
-    require_readable(job, settings.rounds)
-    for number in range(1, settings.rounds + 1):
-        pairs = collect(job, settings, judge, job.prompts, number, "")
-        warn_if_few(pairs, described(job.prompts), MORE_PAIRS)
-        if number == 1 and job.held_out:
-            collect(job, settings, judge, job.held_out, number, "held_out_")
-        folder = job.run.round(number)
-        train_on_pairs(job.policy, pairs, settings.train, folder, number_for(job.seed, "round", number), job.on_metrics)
-        job.policy.save_adapter(folder / "adapter", method="csr", round=number)
-        job.policy.save_adapter(job.run.adapter, method="csr", round=number)
-        job.run.join_metrics(number)
-        if job.after_round is not None:
-            job.after_round()
-    write_atomically(job.run.rounds, json.dumps([sum_up(job, number) for number in range(1, settings.rounds + 1)], indent=1))
+def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
+    """What trees depend on besides their settings: the objects that may be named, and the scorer."""
+    name = job.score.name if isinstance(job.score, CLIPScorer) else job.score_name
+    return {"vocabulary": fingerprint(job.vocabulary.entries), "judge": name}
 
 
-def require_readable(job: Job, rounds: int) -> None:
-    """UserError for a spoilt row of any finished round: found in its turn, an earlier round's adapter were written already."""
-    for number in range(1, rounds + 1):
-        for what, kind in (("trees", Tree), ("pairs", Pair)):
-            file = job.run.folder / f"{stage_name(what, number)}.jsonl"
-            if file.exists():
-                read_jsonl(file, kind)
-
-
-def collect(job: Job, settings: Settings, judge: Score, prompts: list[Prompt], number: int, prefix: str) -> list[Pair]:
-    """The stages PREFIXtrees and PREFIXpairs of a round: the pairs, their images found."""
-    aside = ", held-out images" if prefix else ""
-    elsewhere = ("train", "rounds", "batch", "margin", "length_gap")
-    depends = job.about() | {name: value for name, value in asdict(settings).items() if name not in elsewhere}
-    depends |= {
-        "seed": job.seed,
-        "vocabulary": items_fingerprint(job.vocabulary.entries),
-        "judge": judge.name if isinstance(judge, CLIPScorer) else job.score_name,
-        "adapter": fingerprint(job.run.round(number - 1) / "adapter") if number > 1 else None,
-    }
-    trees = job.run.records(
-        Tree,
-        prefix + stage_name("trees", number),
-        described(prompts),
-        lambda some: [tree.to_row() for tree in _answer(job, settings, judge, some, number)],
-        settings=depends,
-        batch=settings.batch,
-        title=f"answering and judging, round {number}{aside}",
-    )
-    made = job.run.records(
-        Pair,
-        prefix + stage_name("pairs", number),
-        trees,
-        lambda all: [pair.to_row() for pair in make_pairs(all, settings, job.seed, number)],
-        settings=depends | {"margin": settings.margin, "length_gap": settings.length_gap},
-        batch=max(1, len(trees)),
-        title=f"pairing{aside}",
-    )
-    if settings.train.loss.needs_more and not prefix:
-        seed, about = number_for(job.seed, "round", number), {"adapter": depends["adapter"]}
-        made = job.scored(made, stage_name("references", number), settings.train.loss, seed, **about)
-    pairs = [job.located(pair) for pair in made]
-    say(("Held-out images: " if prefix else "") + summarize_pairs(trees, pairs))
-    if isinstance(judge, CLIPScorer) and judge.cut:
-        say(f"{judge.cut} texts were longer than CLIP reads and were judged by their beginning.")
-    return pairs
-
-
-def stage_name(what: str, number: int) -> str:
-    """trees, trees-2, trees-3 ..."""
-    return what if number == 1 else f"{what}-{number}"
-
-
-def _answer(job: Job, settings: Settings, judge: Score, prompts: Sequence[Prompt], number: int) -> list[Tree]:
+def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Tree]:
+    """A tree of scored sentences for every prompt."""
     images = [job.image(prompt.image) for prompt in prompts]
 
     def keys(prompt: Prompt, sample: int) -> mx.array:
         return key_for(job.seed, prompt.id, number, sample)
 
-    return answer(job.policy, judge, settings, prompts, images, job.vocabulary, keys)
+    return answer(job.policy, scorer_of(job), settings, prompts, images, job.vocabulary, keys)
+
+
+def scorer_of(job: Job) -> Score:
+    """The scorer of a prepared job."""
+    assert job.score is not None
+    return job.score
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
     """For the untrained baseline: an answer's reward. Ranks among siblings compare no whole answers, so `paper` steps in."""
-    judge = job.score or clip_scorer(settings.clip, settings.view, job.policy)
+    judge = scorer_of(prepare(job, settings))
     kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
     whole = replace(settings, form="response", reward=replace(settings.reward, kind=kind))
 
@@ -209,9 +147,9 @@ def ranking(job: Job, settings: Settings) -> Rank:
     return rank
 
 
-def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int) -> list[Pair]:
+def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
     """(best, worst) answers as (chosen, rejected), where their rewards differ by more than the margin; balanced by length."""
-    pairs, gaps = [], []
+    made, gaps = [], []
     for tree in trees:
         if tree.chosen is None or tree.rejected is None or tree.lengths is None:
             continue
@@ -219,25 +157,22 @@ def make_pairs(trees: Sequence[Tree], settings: Settings, seed: int, number: int
         if scores[0] - scores[1] <= settings.margin:
             continue
         gaps.append(tree.lengths[0] - tree.lengths[1])
-        pairs.append(
+        made.append(
             Pair(
                 id=tree.id,
                 images=(tree.image,),
                 prompt=tree.prompt,
                 chosen=tree.chosen_text,
                 rejected=tree.rejected_text,
-                method="csr",
-                round=number,
                 chosen_score=scores[0],
                 rejected_score=scores[1],
-                seed=seed,
                 reference_logps=tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True)),
             )
         )
-    return pairs if settings.length_gap is None else [pairs[i] for i in even_lengths(gaps, settings.length_gap)]
+    return made if settings.length_gap is None else [made[i] for i in even_lengths(gaps, settings.length_gap)]
 
 
-def summarize_pairs(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
+def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:
     """How many trees gave a pair, and how sound each stream's sentences are: a large penalty breaks a sure model's."""
     sentences = [sentence for tree in trees for sentence in tree.sentences]
     streams = sorted({sentence.stream for sentence in sentences})
@@ -247,8 +182,8 @@ def summarize_pairs(trees: Sequence[Tree], pairs: Sequence[Pair]) -> str:
     differing = sum(tree.chosen is not None for tree in trees)
     cut = sum(is_cut(tree) for tree in trees)
     return (
-        f"{counted(len(trees), 'tree')} gave {counted(len(pairs), 'pair')} (every answer cut off: {cut}, no two different "
-        f"whole answers: {len(trees) - differing - cut}, left out for their margin or for balance: {differing - len(pairs)}). "
+        f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} (every answer cut off: {cut}, no two different "
+        f"whole answers: {len(trees) - differing - cut}, left out for their margin or for balance: {differing - len(made)}). "
         f"Well-formed sentences by stream, and their mean log-probability a token: {each}."
     )
 
@@ -259,24 +194,14 @@ def is_cut(tree: Tree) -> bool:
     return "cut" in fates and "final" not in fates
 
 
-def sum_up(job: Job, number: int) -> dict[str, Any]:
-    """What a round cost and brought: tokens sampled, texts judged, seconds of training, and means over its trees."""
-    trees = read_jsonl(job.run.folder / f"{stage_name('trees', number)}.jsonl", Tree)
-    pairs = read_jsonl(job.run.folder / f"{stage_name('pairs', number)}.jsonl", Pair)
-    rows = read_metrics(job.run.round(number) / "metrics.jsonl")
+def round_figures(trees: Sequence[Tree], made: Sequence[Pair]) -> dict[str, Any]:
+    """What a round cost, in tokens sampled and sentences scored, and means over its trees."""
     scores = {side: [score for tree in trees for score in _image_scores(tree, side)] for side in ("all", "chosen", "rejected")}
     lengths = [tree.lengths for tree in trees if tree.lengths is not None]
     return {
-        "round": number,
         "trees": len(trees),
-        "pairs": len(pairs),
         "tokens_sampled": sum(tree.tokens for tree in trees),
         "sentences_judged": len(scores["all"]),
-        "training_seconds": seconds(rows),
-        "reward": {
-            "chosen": fmean(p.chosen_score or 0.0 for p in pairs),
-            "rejected": fmean(p.rejected_score or 0.0 for p in pairs),
-        },
         "image_score": {side: fmean(some) for side, some in scores.items()},
         "tokens": {"chosen": fmean(chosen for chosen, _ in lengths), "rejected": fmean(rejected for _, rejected in lengths)},
     }
@@ -291,7 +216,7 @@ def _image_scores(tree: Tree, side: str) -> list[float]:
 
 def picture(job: Job, settings: Settings) -> None:
     """`plots/csr.png`: one tree with its two answers; `csr_rounds.png`: reward over rounds; `csr.html`: both."""
-    plots, trees = job.run.plots, read_jsonl(job.run.folder / "trees.jsonl", Tree)
+    plots, trees = job.run.plots, read_jsonl(job.run.rows("trees"), Tree)
     shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees
     tree = max(shown[:LOOKED_AT], key=lambda tree: len(tree.sentences))
     with open_image(job.image(tree.image)) as image:

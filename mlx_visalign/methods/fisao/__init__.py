@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_visalign.data.images import Aspect, open_image
+from mlx_visalign.data.questions import descriptions
 from mlx_visalign.data.records import Prompt, read_jsonl
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
@@ -99,13 +100,13 @@ class Settings:
             batch=(self.batch >= 1, "1 or more"),
         )
 
-    def learns_from(self, prompts: Sequence[Prompt]) -> int:
-        """Prompts that are answered in rollouts."""
-        return len(descriptions(prompts))
+    def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that rollouts answer: those that ask for more than a yes or a no."""
+        return descriptions(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
-        asked = self.learns_from(prompts)
+        asked = len(self.prompts_used(prompts))
         trained = self.train.prompts_trained(asked)
         described, rolled = min(asked, self.calibration_images), trained // self.train.inner_epochs
         stages = (
@@ -215,7 +216,7 @@ def picture(job: Job, settings: Settings) -> None:
     judge = make_judge(job, settings, verifier, calibration)
     judged = _before_and_after(job, settings, judge)
     save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
-    rows = read_jsonl(job.run.folder / "calibration.jsonl", Scored)
+    rows = read_jsonl(job.run.rows("calibration"), Scored)
     draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
     drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions", "drawn chart")
     notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
@@ -243,10 +244,6 @@ def _judged(job: Job, settings: Settings, judge: ObjectReward, heading: str, pro
         parts = zip(answers, judge(some, answers), strict=True)
         found += [JudgedAnswer(heading, judge.reader.text(ids), rewarded) for ids, rewarded in parts]
     return found
-
-
-def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
-    return [prompt for prompt in prompts if prompt.kind != "exists"]
 
 
 def _scoring(job: Job, settings: Settings, verifier: ObjectScorer) -> dict[str, Any]:

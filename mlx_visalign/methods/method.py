@@ -1,0 +1,30 @@
+"""A method as a run uses it: its module, with what that leaves out filled in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from mlx_visalign.methods import preference_rounds
+from mlx_visalign.methods.job import Job, Rank, rank_by_likelihood
+from mlx_visalign.methods.preference_rounds import PairMethod
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's parts (the contract of its module: methods/__init__.py)."""
+
+    name: str
+    description: str
+    Settings: type
+    train: Callable[[Job, Any], None]
+    ranking: Callable[[Job, Any], Rank]
+    picture: Callable[[Job, Any], None]
+
+    @classmethod
+    def of(cls, name: str, module: ModuleType) -> "Method":
+        train = getattr(module, "train", None) or partial(preference_rounds.train, PairMethod.of(name, module))
+        ranking = getattr(module, "ranking", rank_by_likelihood)
+        picture = getattr(module, "picture", lambda job, settings: None)
+        return cls(name, str(module.__doc__ or "").partition("\n")[0], module.Settings, train, ranking, picture)

@@ -1,0 +1,237 @@
+"""The rounds of a method that learns from pairs: sample, make pairs, train on them, and again with the new model.
+
+Such a method is a module with
+
+    Settings                                 its settings, a frozen dataclass that extends `PairSettings`
+    sample(job, settings, prompts, number)   records of the model's answers to some prompts, in round `number`
+    pairs(rows, settings, seed)              the pairs that all records of a round make
+
+and, where it needs more,
+
+    ROWS                           the name and the type of its records; without it ("responses", Response)
+    SCORED                         whether `sample` brings the reference's log-probabilities, so that pairs have them
+    PAIR_SETTINGS                  the names of the settings that `pairs` reads and `sample` does not
+    ADVICE                         what leaves more pairs, for the warning that there are few
+    prepare(job, settings)         the job with what sampling needs, such as a loaded scorer
+    depends_on(job, settings)      what its records depend on besides its settings, the seed and the model
+    summary(rows, pairs)           a sentence on how the pairs of a round came about
+    round_figures(rows, pairs)     what rounds.json says of a round, besides pairs, rewards and time
+    ranking, picture               as every method (methods/__init__.py)
+
+Methods whose settings have `rounds` train each in a folder of its own, round-1, round-2 ..., as slices of one adapter.
+The reference of a round is the model that made its pairs.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any, ClassVar
+
+from mlx_visalign.data.records import Pair, Prompt, Record, Response, read_jsonl
+from mlx_visalign.data.training_log import METRICS, read_metrics, seconds
+from mlx_visalign.methods.job import SCORED_TOGETHER, Job
+from mlx_visalign.models.adapter_files import fingerprint
+from mlx_visalign.preflight.workload import Answering, Workload, reference_scoring
+from mlx_visalign.runs.run_folder import stage_name
+from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
+from mlx_visalign.training.pair_filters import warn_if_few
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.files import write_atomically
+from mlx_visalign.utils.formatting import counted
+from mlx_visalign.utils.schema import require
+from mlx_visalign.utils.seeding import number_for
+
+HELD_OUT_LOSS = PreferenceSettings().loss  # held-out pairs are compared by DPO's rewards, whatever the loss
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """The settings that pair methods share. As they are, they describe a greedy and a sampled answer to every prompt.
+
+    max_tokens    longest answer, end token included
+    batch         prompts answered together
+    train         training on the pairs
+    """
+
+    max_tokens: int = 256
+    batch: int = 8
+    train: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    ANSWERS: ClassVar[int] = 2  # sampled of each prompt
+
+    def __post_init__(self) -> None:
+        require(self, max_tokens=(self.max_tokens >= 1, "1 or more"), batch=(self.batch >= 1, "1 or more"))
+
+    def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts that pairs are made of, at most one of each."""
+        return list(prompts)
+
+    def workload(self, prompts: Sequence[Prompt]) -> Workload:
+        """The answers one after the other; chosen and rejected read once more for the reference; the training."""
+        count = len(self.prompts_used(prompts))
+        sampled = count * self.ANSWERS * self.max_tokens
+        answering = Answering("answering", count, sampled, self.batch, self.max_tokens, drawn=True)
+        scoring = reference_scoring(self.train.loss, count, SCORED_TOGETHER, self.max_tokens)
+        return Workload((answering, scoring), self.train.prompts_trained(count))
+
+
+@dataclass(frozen=True)
+class PairMethod:
+    """A method's module, with what it leaves out filled in."""
+
+    name: str
+    sample: Callable[[Job, Any, Sequence[Prompt], int], Sequence[Record]]
+    pairs: Callable[[Sequence[Any], Any, int], list[Pair]]
+    rows: tuple[str, type[Record]]
+    scored: bool
+    pair_settings: Sequence[str]
+    advice: str
+    prepare: Callable[[Job, Any], Job]
+    depends_on: Callable[[Job, Any], dict[str, Any]]
+    summary: Callable[[Sequence[Any], Sequence[Pair]], str]
+    round_figures: Callable[[Sequence[Any], Sequence[Pair]], dict[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, module: ModuleType) -> "PairMethod":
+        return cls(
+            name,
+            module.sample,
+            module.pairs,
+            getattr(module, "ROWS", ("responses", Response)),
+            getattr(module, "SCORED", False),
+            getattr(module, "PAIR_SETTINGS", ()),
+            getattr(module, "ADVICE", "More images, or longer answers (--max-tokens), leave more."),
+            getattr(module, "prepare", lambda job, settings: job),
+            getattr(module, "depends_on", lambda job, settings: {}),
+            getattr(module, "summary", lambda rows, pairs: f"{counted(len(pairs), 'pair')} made."),
+            getattr(module, "round_figures", lambda rows, pairs: {}),
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A training: its number, counted from 1, its folder, and its seed."""
+
+    number: int
+    folder: Path
+    seed: int
+
+
+def train(method: PairMethod, job: Job, settings: Any) -> None:
+    """A pair method's run: in each round samples, pairs, training and adapter; each a stage that is done once.
+
+    Pairs about the held-out prompts are made before the first training, with the untrained model.
+    """
+    job = method.prepare(job, settings)
+    require_readable(method, job, settings)
+
+    def pairs_of(one: Round) -> list[Pair]:
+        pairs = collect(method, job, settings, job.prompts, one)
+        warn_if_few(pairs, settings.prompts_used(job.prompts), method.advice)
+        if one.number == 1 and job.held_out:
+            collect(method, job, settings, job.held_out, one, held_out=True)
+        return pairs
+
+    train_in_rounds(job, settings, pairs_of, method.name)
+    if hasattr(settings, "rounds"):
+        figures = [_figures(method, job, one) for one in rounds_of(job, settings)]
+        write_atomically(job.run.rounds, json.dumps(figures, indent=1))
+
+
+def rounds_of(job: Job, settings: Any) -> list[Round]:
+    """One training in the run's own folder, or as many as `settings.rounds`, each in a folder of its own."""
+    if not hasattr(settings, "rounds"):
+        return [Round(1, job.run.folder, job.seed)]
+    numbers = range(1, settings.rounds + 1)
+    return [Round(number, job.run.round(number), number_for(job.seed, "round", number)) for number in numbers]
+
+
+def train_in_rounds(job: Job, settings: Any, pairs_of: Callable[[Round], list[Pair]], name: str) -> None:
+    """Every round's training on its pairs, which are asked for when their turn has come, with the model as it is then."""
+    for one in rounds_of(job, settings):
+        pairs = pairs_of(one)
+        train_on_pairs(job.policy, pairs, settings.train, one.folder, one.seed, job.on_metrics)
+        if one.folder != job.run.folder:
+            job.policy.save_adapter(one.folder / "adapter", method=name, round=one.number)
+            job.run.join_metrics(one.number)
+        job.policy.save_adapter(job.run.adapter, method=name, round=one.number)
+        if one.folder != job.run.folder and job.after_round is not None:
+            job.after_round()
+
+
+def collect(
+    method: PairMethod, job: Job, settings: Any, prompts: Sequence[Prompt], one: Round, held_out: bool = False
+) -> list[Pair]:
+    """A round's pairs with the reference's log-probabilities, their images found: a stage of samples and one of pairs."""
+    aside = (f", round {one.number}" if hasattr(settings, "rounds") else "") + (", held-out images" if held_out else "")
+    sampling = {name: value for name, value in asdict(settings).items() if name not in ("train", "rounds", "batch")}
+    pairing = {name: sampling.pop(name) for name in method.pair_settings}
+    about: dict[str, Any] = {"adapter": _adapter_before(job, one)} if hasattr(settings, "rounds") else {}
+    depends = job.about() | {"seed": job.seed} | sampling | method.depends_on(job, settings) | about
+    what, kind = method.rows
+    rows = job.run.records(
+        kind,
+        stage_name(what, one.number, held_out),
+        settings.prompts_used(prompts),
+        lambda some: [row.to_row() for row in method.sample(job, settings, some, one.number)],
+        settings=depends,
+        batch=settings.batch,
+        title=f"answering{aside}",
+    )
+
+    def make(all_rows: Sequence[Any]) -> list[Pair]:
+        made = method.pairs(all_rows, settings, job.seed)
+        return [replace(pair, method=method.name, round=one.number, seed=job.seed) for pair in made]
+
+    stage = stage_name("pairs", one.number, held_out)
+    loss = HELD_OUT_LOSS if held_out else settings.train.loss
+    if method.scored and not loss.needs_more:
+        pairs = job.run.records(
+            Pair,
+            stage,
+            rows,
+            lambda all_rows: [pair.to_row() for pair in make(all_rows)],
+            settings=depends | pairing,
+            batch=max(1, len(rows)),
+            title=f"pairing{aside}",
+        )
+    else:
+        pairs = job.scored(make(rows), stage, loss, one.seed, **about)
+    say(("Held-out images: " if held_out else "") + method.summary(rows, pairs))
+    return [job.located(pair) for pair in pairs]
+
+
+def _adapter_before(job: Job, one: Round) -> str | None:
+    """The fingerprint of the adapter that a round begins with."""
+    return fingerprint(job.run.round(one.number - 1) / "adapter") if one.number > 1 else None
+
+
+def require_readable(method: PairMethod, job: Job, settings: Any) -> None:
+    """UserError for a damaged row of any finished round: found in its turn, an earlier round's adapter were written already."""
+    what, kind = method.rows
+    for one in rounds_of(job, settings):
+        for name, records in ((what, kind), ("pairs", Pair)):
+            file = job.run.rows(stage_name(name, one.number))
+            if file.exists():
+                read_jsonl(file, records)
+
+
+def _figures(method: PairMethod, job: Job, one: Round) -> dict[str, Any]:
+    """What a round cost and brought: the seconds of its training, and means over its pairs."""
+    what, kind = method.rows
+    rows = read_jsonl(job.run.rows(stage_name(what, one.number)), kind)
+    pairs = read_jsonl(job.run.rows(stage_name("pairs", one.number)), Pair)
+    scores = {
+        side: [score for pair in pairs if (score := getattr(pair, f"{side}_score")) is not None]
+        for side in ("chosen", "rejected")
+    }
+    return {
+        "round": one.number,
+        "pairs": len(pairs),
+        "training_seconds": seconds(read_metrics(one.folder / METRICS)),
+        "reward": {side: fmean(some) for side, some in scores.items() if some},
+        **method.round_figures(rows, pairs),
+    }

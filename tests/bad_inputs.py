@@ -312,7 +312,7 @@ RECIPES = [
         "a number of 400 digits",
         RECIPE,
         ("settings: groups", "fewer than 19 digits"),
-        recipe(f"model: tiny\nmethod: csr\nimages: photos\nsettings: {{groups: {'9' * 400}}}"),
+        recipe(f"model: tiny\nmethod: csr\nimages: photos\nsettings: {{num_beam_groups: {'9' * 400}}}"),
     ),
     Case("an unknown benchmark", "eval --benchmark chari", "Did you mean 'chair'?"),
 ]

@@ -9,9 +9,9 @@ TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "
 SHORT = {"max_tokens": 64, "batch": 4, "train": TRAIN}  # fits any method
 OWN = {
     "seva": {"view": "crop"},
-    "csr": {"groups": 3, "sentence_tokens": 14, "rounds": 2, "train": TRAIN | {"iters": 6, "save_every": 2}},
-    "fisao": {"phrase": "a {}", "labels": "tiny-world", "least_mentions": 2}
-    | {"train": TRAIN | {"rollout": 4, "grad_accumulation": 1, "inner_epochs": 2}},
+    "csr": {"num_beam_groups": 3, "sentence_tokens": 14, "rounds": 2, "train": TRAIN | {"iters": 6, "save_every": 2}},
+    "fisao": {"phrase": "a {}", "labels": "tiny-world", "min_mentions": 2}
+    | {"train": TRAIN | {"rollout_batch_size": 4, "grad_accumulation_steps": 1, "num_ppo_epochs": 2}},
 }
 SETTINGS = {method: SHORT | OWN.get(method, {}) for method in methods.names()}
 

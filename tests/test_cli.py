@@ -229,7 +229,7 @@ def test_a_dry_run_of_the_demo_writes_nothing(visalign, tmp_path, monkeypatch):
 
 def test_train_check_and_generate_with_the_adapter(visalign, model, data, tmp_path):
     train = ["train", "--data", data, "--model", model, "--adapter-path", tmp_path / "out", "--iters", 2]
-    train += ["--set", "grad_accumulation=1", "--json"]
+    train += ["--set", "grad_accumulation_steps=1", "--json"]
     code, out, _ = visalign(*train, "--dry-run")
     assert code == 0 and json.loads(out)["updates"] == 2 and not (tmp_path / "out").exists()
     code, out, _ = visalign(*train)

@@ -32,7 +32,7 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 
 SETTINGS = csr.Settings(
-    groups=3,
+    num_beam_groups=3,
     sentence_tokens=14,
     max_tokens=30,
     keep_worst=1,
@@ -89,7 +89,7 @@ def collected(one, settings):
 
 def test_lengths_are_balanced_where_asked_for():
     trees = [tree(name, ("A cat.", 1.0), ("A dog.", 0.0), lengths) for name, lengths in (("a", (9, 9)), ("b", (9, 40)))]
-    assert [pair.id for pair in csr.pairs(trees, replace(SETTINGS, length_gap=1.0), 0)] == ["a"]
+    assert [pair.id for pair in csr.pairs(trees, replace(SETTINGS, max_length_gap=1.0), 0)] == ["a"]
 
 
 def test_what_became_of_the_trees_is_told():
@@ -279,7 +279,7 @@ def test_what_a_run_would_do_is_told(whole):
     assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, [(9, 9 * 6 * 43)])
 
 
-@pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"groups": 0}])
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"num_beam_groups": 0}])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(UserError):
         csr.Settings(**bad)

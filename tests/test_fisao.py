@@ -27,22 +27,22 @@ from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.tiny_world.source import world_mix, world_photos
-from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.trajectory import Rollout
 from mlx_visalign.utils.errors import UserError
 
 SETTINGS = fisao.Settings(
     phrase="a {}",
     labels="tiny-world",
-    least_mentions=2,
+    min_mentions=2,
     reward=RewardSettings("affine"),
     max_tokens=48,
     batch=12,
     train=PPOSettings(
-        rollout=4,
+        rollout_batch_size=4,
         batch_size=2,
-        grad_accumulation=1,
-        inner_epochs=2,
+        grad_accumulation_steps=1,
+        num_ppo_epochs=2,
         iters=6,
         learning_rate=1e-3,
         lora=LoRASettings(rank=4),
@@ -222,7 +222,7 @@ def test_other_rewards_in_the_same_folder_are_refused(whole):
 def test_without_labels_the_models_own_word_counts_and_is_called_so(tmp_path, capsys):
     one = job(tmp_path)
     try:
-        settings = replace(SETTINGS, labels=None, least_mentions=1)
+        settings = replace(SETTINGS, labels=None, min_mentions=1)
         found = fisao.measure(one, settings, fisao.make_verifier(one, settings))
     except UserError as error:  # twelve scenes may hold no mention that the model itself denies
         assert "hallucinated mentions, and needs" in str(error)
@@ -251,7 +251,7 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype, critic):
     """Rollout and update run the same code on the same batches, so the ratio is exactly 1 here too."""
     one = job(tmp_path, change)
     assert one.policy.dtype == dtype
-    fisao.train(one, replace(SETTINGS, train=replace(SETTINGS.train, critic=critic, iters=3, checkpoint_layers=True)))
+    fisao.train(one, replace(SETTINGS, train=replace(SETTINGS.train, critic=critic, iters=3, grad_checkpoint=True)))
     one.run.close()
     rows = read_metrics(one.run.metrics)
     assert rows[0]["ratio_off"] == 0 and all(np.isfinite(row["train_loss"]) for row in rows)

@@ -22,7 +22,7 @@ from mlx_visalign.runs.recipe import TINY_WORLD, find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.utils.errors import UserError
 
-TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation": 1, "save_every": 1, "lora": {"rank": 4}}
+TRAIN = {"iters": 3, "batch_size": 2, "grad_accumulation_steps": 1, "save_every": 1, "lora": {"rank": 4}}
 SETTINGS = {"max_tokens": 64, "exists_max_tokens": 4, "train": TRAIN}
 
 

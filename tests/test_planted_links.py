@@ -35,7 +35,9 @@ COMMANDS = {
     "from peft": "convert peft --adapter-path peft --output out/adapter",
     "compare": "compare tiny tiny --images tiny-world --count 1 --max-tokens 2 --output out/page.html",
 }
-TRAIN = "train --model tiny --data pairs.jsonl --iters 2 --batch-size 2 --set grad_accumulation=1 --adapter-path out/adapter"
+TRAIN = (
+    "train --model tiny --data pairs.jsonl --iters 2 --batch-size 2 --set grad_accumulation_steps=1 --adapter-path out/adapter"
+)
 RUNS = {method: f"run -c {method}.yaml --count 6 --output out/run" for method in SETTINGS}
 READ = {
     "generate": "generate --image photos/0.png --max-tokens 2 --model model --adapter-path adapter",

@@ -32,7 +32,7 @@ def padded(array, value=0):
 
 
 def test_reward_minus_kl():
-    np.testing.assert_allclose(ppo.with_kl(TOKEN_REWARDS, OLD, REFERENCE, beta=0.05), REWARDS, atol=1e-12)
+    np.testing.assert_allclose(ppo.with_kl(TOKEN_REWARDS, OLD, REFERENCE, kl_coef=0.05), REWARDS, atol=1e-12)
 
 
 def test_advantages_and_returns():

@@ -138,7 +138,9 @@ def test_what_looks_wrong_is_said_once(capsys):
     assert shown.count("warning:") == 1 and "not ln 2" in shown
 
 
-@pytest.mark.parametrize("bad", [{"beta": 0.0}, {"rpo_alpha": -1.0}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"warmup": 2.0}])
+@pytest.mark.parametrize(
+    "bad", [{"beta": 0.0}, {"rpo_alpha": -1.0}, {"epochs": 0.0}, {"learning_rate": 0.0}, {"warmup_ratio": 2.0}]
+)
 def test_bad_settings_are_refused_at_once(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         PreferenceSettings(**bad)

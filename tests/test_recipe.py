@@ -27,8 +27,8 @@ def test_the_paper_preset_holds_the_papers_numbers():
     settings = plan(preset="paper").settings
     assert settings.view == "diffusion-800" and settings.max_tokens == 512
     train = settings.train
-    assert (train.beta, train.learning_rate, train.schedule, train.warmup) == (0.1, 2e-6, "cosine", 0.03)
-    assert train.batch_size * train.grad_accumulation == 128
+    assert (train.beta, train.learning_rate, train.schedule, train.warmup_ratio) == (0.1, 2e-6, "cosine", 0.03)
+    assert train.batch_size * train.grad_accumulation_steps == 128
     assert (train.lora.rank, train.lora.scale) == (1024, 2)
 
 

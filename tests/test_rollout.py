@@ -12,13 +12,15 @@ from mlx_visalign.data.records import Prompt, read_jsonl
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models.lora import LoRASettings, adapter_at
 from mlx_visalign.models.value_head import ValueHead
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.ppo import ppo_loss
-from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.training.rollouts import RolloutSource
 from mlx_visalign.training.trajectory import Rewarded, Rollout, figures, weighed
 from mlx_visalign.utils.errors import UserError
 
-SETTINGS = PPOSettings(rollout=4, batch_size=2, grad_accumulation=1, inner_epochs=2, lora=LoRASettings(rank=2))
+SETTINGS = PPOSettings(
+    rollout_batch_size=4, batch_size=2, grad_accumulation_steps=1, num_ppo_epochs=2, lora=LoRASettings(rank=2)
+)
 PROMPTS = [Prompt(f"p{i}", f"{i}.png", "Describe this image in detail." + " Now." * i) for i in range(3)]
 
 
@@ -65,14 +67,14 @@ def test_figures_and_weights_of_a_rollout():
         reference_logps=(-0.12, -1.00, -0.50, -0.05, -1.50, -0.35),
         values=(0, 0.05, 0.10, -0.05, -0.10, 0, 0),
     )
-    [alone] = weighed([one], PPOSettings(beta=0.05, gamma=1.0, lam=0.95))
+    [alone] = weighed([one], PPOSettings(kl_coef=0.05, gamma=1.0, lam=0.95))
     whitened = [0.663114, 0.441988, 0.165652, -1.254122, -1.184013, 1.167380]
     np.testing.assert_allclose(alone.advantages, whitened, atol=1e-5)
     np.testing.assert_allclose(alone.returns, [-0.136507, -0.145271, -0.168706, -0.696006, -0.727375, -0.0025], atol=1e-6)
     short = replace(one, tokens=(1, 2), rewarded=(), logps=(-1.0, -1.0), reference_logps=(-1.0, -1.0), values=(0.0, 0.0, 0.5))
     found = figures([one, short])
     assert found == pytest.approx({"reward": -0.125, "kl": -0.265, "length": 4, "mentions": 1, "rewarded": 1})
-    both = weighed([one, short], PPOSettings(beta=0.05, gamma=1.0, lam=0.95))
+    both = weighed([one, short], PPOSettings(kl_coef=0.05, gamma=1.0, lam=0.95))
     np.testing.assert_allclose(both[0].returns, alone.returns, atol=1e-6)  # whitened together, but each its own returns
     np.testing.assert_allclose(both[1].returns, [0.95 * 0.5, 0.5], atol=1e-6)
     assert np.mean(both[0].advantages + both[1].advantages) == pytest.approx(0, abs=1e-6)
@@ -212,8 +214,8 @@ def test_few_rewards_are_worth_a_word(policy, source, capsys):
 
 def test_settings_that_cannot_be():
     with pytest.raises(UserError, match="multiple of batch_size"):
-        PPOSettings(rollout=10, batch_size=4, grad_accumulation=1)
+        PPOSettings(rollout_batch_size=10, batch_size=4, grad_accumulation_steps=1)
     with pytest.raises(UserError, match="gamma"):
         PPOSettings(gamma=1.5)
-    loop = PPOSettings(rollout=16, batch_size=4, grad_accumulation=2, inner_epochs=3, epochs=2).loop(100)
+    loop = PPOSettings(rollout_batch_size=16, batch_size=4, grad_accumulation_steps=2, num_ppo_epochs=3, epochs=2).loop(100)
     assert loop.iters == 13 * 3 * 2

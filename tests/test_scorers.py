@@ -40,13 +40,13 @@ def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
 
 TRAIN = {"batch_size": 2, "iters": 1, "lora": {"rank": 2}}
 SMALL = {
-    "csr": {"groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "train": TRAIN},
+    "csr": {"num_beam_groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "train": TRAIN},
     "fisao": {
         "max_tokens": 32,
         "labels": "tiny-world",
-        "least_mentions": 1,
+        "min_mentions": 1,
         "reward": {"shape": "affine"},
-        "train": TRAIN | {"rollout": 2, "grad_accumulation": 1},
+        "train": TRAIN | {"rollout_batch_size": 2, "grad_accumulation_steps": 1},
     },
 }
 
@@ -68,7 +68,7 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
     recipe = {"method": method, "images": "tiny-world", "count": 10, "questions": 0, "scenes": 1, "settings": SMALL[method]}
     (tmp_path / "mine.yaml").write_text(json.dumps(recipe | {"scorer": "my_scorer_of_scenes:fits"}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods.find(method), "picture", stop)  # all is done by then
+    monkeypatch.setattr(f"mlx_visalign.methods.{method}.picture", stop)  # all is done by then
     assert main(["run", "-c", "mine.yaml", "--output", "out"]) == 130, capsys.readouterr().err
     assert (tmp_path / "out/adapter/adapters.safetensors").exists()
     if method == "csr":

@@ -67,7 +67,7 @@ def test_yes_and_no_are_balanced_and_descriptions_stay():
 def test_lengths_are_balanced_where_asked_for():
     rows = two("a", "A cat.", "A dog.") + two("b", "Yes.", "No.", "exists") + two("c", "No.", "Yes.", "exists")
     rows += [response("long", "clean", "A cat and a dog."), replace(response("long", "crop", "A."), tokens=40)]
-    assert ids(seva.pairs(rows, replace(SETTINGS, length_gap=1.0), 0)) == ["a", "b", "c"]
+    assert ids(seva.pairs(rows, replace(SETTINGS, max_length_gap=1.0), 0)) == ["a", "b", "c"]
     assert ids(seva.pairs(rows, SETTINGS, 0)) == ["a", "long", "b", "c"]
 
 
@@ -77,7 +77,7 @@ def test_a_yes_must_be_sure_where_asked_for():
         clean, distorted = two(name, "Yes.", "No.", "exists")
         rows += [clean, replace(distorted, reference_logp=clean.reference_logp - doubt)]
     assert {"sure", "unsure"} <= set(ids(seva.pairs(rows, SETTINGS, 0)))
-    some = ids(seva.pairs(rows, replace(SETTINGS, sure_yes=2.0), 0))
+    some = ids(seva.pairs(rows, replace(SETTINGS, min_yes_margin=2.0), 0))
     assert len(some) == 2 and "sure" in some and "unsure" not in some
 
 

@@ -56,12 +56,12 @@ def test_cosine_schedule_has_the_values_of_the_seva_spec(step, rate):
     [("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]), ("constant", [0, 0.5, 1, 1, 1, 1])],
 )
 def test_other_schedules(schedule, factors):
-    settings = TrainSettings(6, 1.0, schedule, warmup=0.2)
+    settings = TrainSettings(6, 1.0, schedule, warmup_ratio=0.2)
     assert [schedule_factor(settings, step) for step in range(6)] == factors
 
 
 def test_a_schedule_without_warm_up_starts_at_its_peak():
-    assert schedule_factor(TrainSettings(10, 1.0, warmup=0.0), 0) == 1
+    assert schedule_factor(TrainSettings(10, 1.0, warmup_ratio=0.0), 0) == 1
 
 
 class Numbers(CountingSource):
@@ -85,9 +85,9 @@ def test_updates_are_torch_s(tmp_path, schedule):
         iters=make_training.UPDATES,
         learning_rate=make_training.PEAKS["policy"],
         schedule=schedule,
-        warmup=make_training.WARMUP,
+        warmup_ratio=make_training.WARMUP,
         weight_decay=make_training.DECAY,
-        grad_accumulation=make_training.ACCUMULATION,
+        grad_accumulation_steps=make_training.ACCUMULATION,
         max_grad_norm=make_training.MAX_NORM,
     )
     fit(groups, loss, Numbers(), settings, tmp_path, learning_rates={"value": make_training.PEAKS["value"]})
@@ -195,7 +195,7 @@ def test_a_finished_training_is_only_loaded(tmp_path, undisturbed, capsys):
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     source = CountingSource()
     assert train(tmp_path, source=source) == undisturbed
-    assert source.index == SETTINGS.iters * SETTINGS.grad_accumulation
+    assert source.index == SETTINGS.iters * SETTINGS.grad_accumulation_steps
     assert source.observed == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
     assert "already done at update 12 of 12" in capsys.readouterr().err
@@ -278,7 +278,9 @@ def test_a_frozen_group_is_refused(tmp_path):
         train(tmp_path, groups=groups)
 
 
-@pytest.mark.parametrize("setting", [{"iters": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"grad_accumulation": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"iters": 0}, {"learning_rate": 0.0}, {"warmup_ratio": 1.5}, {"grad_accumulation_steps": 0}]
+)
 def test_settings_out_of_range_are_named(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
         replace(SETTINGS, **setting)

@@ -85,16 +85,16 @@ def logps_after(model, feature, image_token, ids, image_at):
 
 def naive_children(model, feature, image_token, ids, parent, stops, growth):
     """The spec's streams, one full forward for every token of every stream, nothing kept."""
-    streams = [[] for _ in range(growth.groups)]
-    done = [False] * growth.groups
+    streams = [[] for _ in range(growth.num_beam_groups)]
+    done = [False] * growth.num_beam_groups
     for _ in range(growth.sentence_tokens):
         votes: dict[int, int] = {}
-        for stream in range(growth.groups):
+        for stream in range(growth.num_beam_groups):
             if done[stream]:
                 continue
             scores = logps_after(model, feature, image_token, ids + parent + streams[stream], len(ids))
             for token, count in votes.items():
-                scores[token] -= growth.penalty * count
+                scores[token] -= growth.diversity_penalty * count
             order = [int(token) for token in np.argsort(-scores)[:4]]
             streams[stream].append(order[0])
             done[stream] = order[0] in stops
@@ -189,7 +189,7 @@ def test_a_roots_path_is_empty():
     assert root.path == [] and child.path == [child] and child.answer == [4, 2]
 
 
-@pytest.mark.parametrize("bad", [{"groups": 0}, {"penalty": -1.0}, {"sentence_tokens": 0}])
+@pytest.mark.parametrize("bad", [{"num_beam_groups": 0}, {"diversity_penalty": -1.0}, {"sentence_tokens": 0}])
 def test_bad_settings_are_refused(bad):
     [(name, value)] = bad.items()
     with pytest.raises(UserError, match=f"^{name} is {value}; it must be [^.]*\\.$"):

@@ -20,8 +20,8 @@ from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.preflight.memory import Setting, training_bytes
 from mlx_visalign.preflight.workload import answering_bytes, training_flops
 from mlx_visalign.runs.run import Run
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.ppo import train_on_rollouts
-from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.training.rollouts import RolloutSource
 from mlx_visalign.training.trajectory import Rewarded
 
@@ -62,7 +62,7 @@ def test_seva_answers_clean_and_distorted(large, tmp_path, monkeypatch):
 def test_a_tree_as_wide_and_as_deep_as_may_be(large):
     """CSR's: no stream ever stops but at `sentence_tokens`, and as many grow on as may."""
     shape, setting, policy = large
-    settings = AnswerSettings(groups=3, sentence_tokens=8, max_tokens=17)
+    settings = AnswerSettings(num_beam_groups=3, sentence_tokens=8, max_tokens=17)
     prompt_ids = prompts(2, setting.prompt)
 
     def keep(level):
@@ -76,7 +76,9 @@ def test_a_tree_as_wide_and_as_deep_as_may_be(large):
     around(answering_bytes(shape, setting, settings.answering("answering", prompts=2, together=2)), highest())
 
 
-SETTINGS = PPOSettings(rollout=TOGETHER, batch_size=TOGETHER, grad_accumulation=1, inner_epochs=1, lora=LoRASettings(4))
+SETTINGS = PPOSettings(
+    rollout_batch_size=TOGETHER, batch_size=TOGETHER, grad_accumulation_steps=1, num_ppo_epochs=1, lora=LoRASettings(4)
+)
 
 
 def judge(prompts, answers):
@@ -104,7 +106,7 @@ def test_rollouts_within_a_training(large, tmp_path):
 def test_an_update_by_rewards(large, checkpoint, tmp_path):
     """PPO: one answer a prompt, and its rollout before; the higher of the two."""
     shape, setting, policy = large
-    train = replace(SETTINGS, iters=2, checkpoint_layers=checkpoint)
+    train = replace(SETTINGS, iters=2, grad_checkpoint=checkpoint)
     stage = fisao.Settings(max_tokens=ANSWER, train=train).workload(ASKED).stages[1]
     setting = replace(setting, batch=TOGETHER, copies=1, checkpoint=checkpoint)
     with peak() as highest:

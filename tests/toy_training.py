@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_visalign.training.config import TrainSettings
 from mlx_visalign.training.trainer import fit
 
-SETTINGS = TrainSettings(iters=12, learning_rate=0.01, save_every=4, grad_accumulation=2)
+SETTINGS = TrainSettings(iters=12, learning_rate=0.01, save_every=4, grad_accumulation_steps=2)
 LONG = TrainSettings(iters=120, learning_rate=0.01, save_every=3)
 
 

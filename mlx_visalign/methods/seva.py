@@ -11,9 +11,9 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 - noise has a key made from seed and prompt, so any pair can be made again; the code's noise is unseeded.
 - yes/no pairs are balanced, as many to teach yes as to teach no: distortion mostly turns a "no" into a "yes", so
   unbalanced pairs would also teach to deny what is there.
-- a "yes" may be preferred only where the model is sure of it (`sure_yes`): few random questions are about what is there,
+- a "yes" may be preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there,
   so a doubtful "yes" that distortion turns into a "no" is more often wrong than right; off by default, as in the paper.
-- descriptions may be balanced by length (`length_gap`): the sums of DPO favour length, and a distorted image makes answers
+- descriptions may be balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
   longer or shorter; off by default, as in the paper.
 - an epoch is one pass over the pairs; the code lists every pair twice.
 """
@@ -51,7 +51,7 @@ from mlx_visalign.utils.seeding import key_for, number_for
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
 SCORED = True
-PAIR_SETTINGS = ("length_gap", "sure_yes")
+PAIR_SETTINGS = ("max_length_gap", "min_yes_margin")
 ADVICE = (
     "Where the answers are the same, distort more (--set view=diffusion-800); where they are cut off, let them be longer "
     "(--max-tokens); or take more images."
@@ -65,17 +65,17 @@ class Settings(PairSettings):
     view                how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
     exists_view         the same for yes/no questions; none: as `view`
     exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
-    length_gap          descriptions: the pairs with the most different lengths are dropped until the mean difference, in
+    max_length_gap      descriptions: the pairs with the most different lengths are dropped until the mean difference, in
                         tokens, is at most this; none: all are kept, as in the paper
-    sure_yes            yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to
+    min_yes_margin      yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to
                         prefer it, as a difference of log-probabilities (0 and up); none: not asked, as in the paper
     """
 
     view: str = "diffusion-500"
     exists_view: str | None = None
     exists_max_tokens: int = 8
-    length_gap: float | None = None
-    sure_yes: float | None = None
+    max_length_gap: float | None = None
+    min_yes_margin: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,8 +84,8 @@ class Settings(PairSettings):
         require(
             self,
             exists_max_tokens=(self.exists_max_tokens >= 1, "1 or more"),
-            length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
-            sure_yes=(self.sure_yes is None or self.sure_yes >= 0, "0 or more, or null"),
+            max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
+            min_yes_margin=(self.min_yes_margin is None or self.min_yes_margin >= 0, "0 or more, or null"),
         )
 
     def view_of(self, kind: str) -> View:
@@ -150,11 +150,11 @@ def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[
     """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
     twos = [(clean, distorted) for clean, distorted in in_twos(responses) if differ(clean, distorted)]
     exists = [two for two in twos if two[0].kind == "exists"]
-    exists = balance([two for two in exists if settings.sure_yes is None or _is_sure(two, settings.sure_yes)], seed)
+    exists = balance([two for two in exists if settings.min_yes_margin is None or _is_sure(two, settings.min_yes_margin)], seed)
     others = [two for two in twos if two[0].kind != "exists"]
-    if settings.length_gap is not None:
+    if settings.max_length_gap is not None:
         gaps = [clean.tokens - distorted.tokens for clean, distorted in others]
-        others = [others[i] for i in even_lengths(gaps, settings.length_gap)]
+        others = [others[i] for i in even_lengths(gaps, settings.max_length_gap)]
     return [
         Pair(
             id=clean.id,
@@ -201,12 +201,12 @@ def differ(clean: Response, distorted: Response) -> bool:
     return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
 
 
-def _is_sure(two: Two, sure_yes: float) -> bool:
-    """Whether a clean "yes" is `sure_yes` likelier than the distorted "no", seen the clean image; a "no" always passes."""
+def _is_sure(two: Two, margin: float) -> bool:
+    """Whether a clean "yes" is by `margin` likelier than the distorted "no", both about the clean image; a "no" always is."""
     clean, distorted = (response.reference_logp for response in two)
     if clean is None or distorted is None:
-        raise UserError(f"responses: the answers to {two[0].id} have no reference_logp, which sure_yes needs.")
-    return parse_answer(two[0].text) == "no" or clean - distorted >= sure_yes
+        raise UserError(f"responses: the answers to {two[0].id} have no reference_logp, which min_yes_margin needs.")
+    return parse_answer(two[0].text) == "no" or clean - distorted >= margin
 
 
 def balance(twos: list[Two], seed: int) -> list[Two]:

@@ -25,8 +25,8 @@ from mlx_visalign.runs.run import Run, read_versions
 from mlx_visalign.runs.stage import Row
 from mlx_visalign.scorers import Score
 from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.dpo import PreferenceSettings, reward_accuracy
-from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.training.training_length import look_back
 from mlx_visalign.utils.config import load_recipe
 from mlx_visalign.utils.console import say
@@ -173,7 +173,9 @@ def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> 
     """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
     file = job.run.held_out_pairs
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
-    return reward_accuracy(job.policy, pairs, training.beta, training.batch_size) if pairs else None
+    if not pairs or not isinstance(training, PreferenceSettings):
+        return None
+    return reward_accuracy(job.policy, pairs, training.beta, training.batch_size)
 
 
 def _benchmark(recipe: Recipe, job: Job) -> Benchmark:

@@ -80,7 +80,7 @@ class Forecast:
         """The settings that decide the memory."""
         setting, together = self.setting, max(stage.together for stage in self.workload.stages)
         asked = "1 prompt" if together == 1 else f"{together} prompts"
-        kept = "recomputing layers (checkpoint_layers: true)" if setting.checkpoint else "keeping layers"
+        kept = "recomputing layers (grad_checkpoint: true)" if setting.checkpoint else "keeping layers"
         return f"{setting.bits}-bit, rank {setting.rank}, batch size {setting.batch}, {kept}, {asked} at once"
 
 
@@ -92,7 +92,7 @@ def usable_bytes() -> float:
 
 def training_needs(train: Any) -> dict[str, Any]:
     """What the settings of a training, DPO's or PPO's, say of a `Setting`."""
-    needs = {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.checkpoint_layers}
+    needs = {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.grad_checkpoint}
     if isinstance(train, PreferenceSettings):
         needs |= {"copies": len(train.loss.reads), "prefills": train.loss.prefills}
     return needs

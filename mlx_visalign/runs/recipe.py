@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from mlx_visalign.utils.config import with_overrides
 from mlx_visalign.utils.errors import UserError, collect, refuse
-from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, within
-from mlx_visalign.utils.provenance import as_json
 from mlx_visalign.utils.files import read_text
+from mlx_visalign.utils.provenance import as_json
+from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, within
 
 # Inside the package once installed, beside it in a checkout.
 RECIPES = next(path for path in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes") if path.is_dir())
@@ -197,8 +197,8 @@ def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: 
 
 def _require_there(recipe: Recipe, settings: Any) -> None:
     """What is missing is told now, and not when everything before it is done."""
-    from mlx_visalign.models.hub import find_config  # only now, for they bring MLX along
     from mlx_visalign.data.image_folder import places
+    from mlx_visalign.models.hub import find_config  # only now, for they bring MLX along
 
     models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}
     files = {name: asdict(recipe)[name] for name in ("prompts", "vocabulary")}

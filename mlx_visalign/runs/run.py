@@ -11,17 +11,16 @@ from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
-from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.schema import convert
-from mlx_visalign.utils.files import claim, remove, write_atomically
-from mlx_visalign.utils.links import check_links, named
-from mlx_visalign.data.training_log import METRICS, read_metrics
-from mlx_visalign.utils.console import say
-from mlx_visalign.utils.provenance import as_json
 from mlx_visalign.data.records import Record, read_jsonl
-from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.data.training_log import METRICS, read_metrics
 from mlx_visalign.runs.run_folder import RunFolder
 from mlx_visalign.runs.stage import Row, Stage, Work, fingerprint
+from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import claim, parse_json, read_text, remove, write_atomically
+from mlx_visalign.utils.links import check_links, named
+from mlx_visalign.utils.provenance import as_json
+from mlx_visalign.utils.schema import convert
 
 R = TypeVar("R", bound=Record)
 

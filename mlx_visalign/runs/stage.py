@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.schema import shown
-from mlx_visalign.utils.files import appending, remove, sync, write_atomically
-from mlx_visalign.utils.console import progress, say
-from mlx_visalign.utils.provenance import first_difference, require_same, why
 from mlx_visalign.data.records import read_rows
-from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.utils.console import progress, say
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.files import appending, parse_json, read_text, remove, sync, write_atomically
+from mlx_visalign.utils.provenance import first_difference, require_same, why
+from mlx_visalign.utils.schema import shown
 
 Row = dict[str, Any]
 Work = Callable[[Any], list[Row]]

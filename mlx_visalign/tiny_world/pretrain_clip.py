@@ -27,7 +27,7 @@ from mlx_visalign.training.trainer import fit
 # OpenAI's, which every CLIP and LLaVA-1.5 uses.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-SETTINGS = TrainSettings(iters=1000, learning_rate=2e-3, warmup=0.1, save_every=100)
+SETTINGS = TrainSettings(iters=1000, learning_rate=2e-3, warmup_ratio=0.1, save_every=100)
 BATCH = 128
 OWN_WEIGHT = 20.0  # the sentence written for an image, against a sentence written for another
 

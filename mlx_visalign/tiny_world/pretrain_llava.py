@@ -32,7 +32,7 @@ from mlx_visalign.tiny_world.scenes import Scene
 from mlx_visalign.training.config import TrainSettings
 from mlx_visalign.training.trainer import fit
 
-SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup=0.05, save_every=100)
+SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup_ratio=0.05, save_every=100)
 EXACT_UPDATES = 600  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it
 BATCH = 32
 QUESTIONS = 3  # per image

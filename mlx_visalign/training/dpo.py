@@ -59,8 +59,8 @@ class PreferenceSettings(LearningSettings):
     rpo_alpha          weight of the chosen answers' own likelihood in the loss, 0 and up; DPO alone is content where both
                        answers get less likely, as long as the rejected one does so faster, and ends in neither (0: DPO)
     epochs             passes over the pairs, above 0; `iters` updates instead where that is given
-    batch_size         pairs in one forward; times `grad_accumulation` it is the pairs of one update
-    checkpoint_layers  recompute layers in the backward pass: about half the memory for half again the time
+    batch_size         pairs in one forward; times `grad_accumulation_steps`, the pairs of one update
+    grad_checkpoint    recompute layers in the backward pass: about half the memory for half again the time
     lora               rank of the adapter and its scale (alpha / rank)
     The rest is as in the training loop.
     """
@@ -89,7 +89,7 @@ class PreferenceSettings(LearningSettings):
         return pair_loss(self.loss_type, self.beta, self.noise)
 
     def updates(self, count: int) -> int:
-        return max(1, math.ceil(self.epochs * count / (self.batch_size * self.grad_accumulation)))
+        return max(1, math.ceil(self.epochs * count / (self.batch_size * self.grad_accumulation_steps)))
 
 
 def _rate(value: float, is_used: bool, loss_type: str) -> tuple[bool, str]:
@@ -283,7 +283,7 @@ def train_on_pairs(
     if too_little:
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
-    policy.checkpoint = settings.checkpoint_layers
+    policy.checkpoint = settings.grad_checkpoint
     source = PairSource(policy, pairs, settings.batch_size, seed)
     depends_on = {
         "beta": settings.beta,

@@ -16,7 +16,7 @@ from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models import vlm
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.training import ppo_losses as ppo
-from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.rollouts import RewardFunction, RolloutBatch, RolloutSource
 from mlx_visalign.training.trainer import fit
 from mlx_visalign.training.training_length import foretell
@@ -32,12 +32,12 @@ def ppo_loss(
     def loss(batch: RolloutBatch) -> tuple[mx.array, dict[str, mx.array]]:
         prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
         reading = policy.read(prefix, [[ids] for ids in batch.responses])
-        value, metrics = ppo.policy_loss(reading.logps, batch.logps, batch.advantages, reading.mask, settings.clip)
+        value, metrics = ppo.policy_loss(reading.logps, batch.logps, batch.advantages, reading.mask, settings.cliprange)
         metrics["policy_loss"] = value
         if critic is not None:
             values = critic(reading.states)[:, :-1]
-            error = ppo.value_loss(values, batch.values, batch.returns, reading.mask, settings.value_clip)
-            value, metrics["value_loss"] = value + settings.value_weight * error, error
+            error = ppo.value_loss(values, batch.values, batch.returns, reading.mask, settings.cliprange_value)
+            value, metrics["value_loss"] = value + settings.vf_coef * error, error
         told = {name: mx.array(number) for name, number in batch.figures.items()}
         return value, metrics | told | {"tokens": reading.mask.sum()}
 
@@ -68,7 +68,7 @@ def train_on_rollouts(
     if too_little:
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
-    policy.checkpoint = settings.checkpoint_layers
+    policy.checkpoint = settings.grad_checkpoint
     critic = None if settings.critic == "none" else ValueHead(vlm.decoder(policy.model).norm.weight.shape[0])
     source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate, blank)
     asked = {"seed": seed, "base": policy.base, "prompts": number_for(*prompts), "max_tokens": sampling.max_tokens}

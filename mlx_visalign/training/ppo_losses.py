@@ -14,10 +14,10 @@ def with_kl(
     token_rewards: Float[np.ndarray, "n t"],
     logps: Float[np.ndarray, "n t"],
     reference_logps: Float[np.ndarray, "n t"],
-    beta: float,
+    kl_coef: float,
 ) -> Float[np.ndarray, "n t"]:
-    """r_t = reward_t - beta (logp_t - reference_logp_t): the k1 estimate of the KL divergence, paid token by token."""
-    return token_rewards - beta * (logps - reference_logps)
+    """r_t = reward_t - kl_coef (logp_t - reference_logp_t): the k1 estimate of the KL divergence, paid token by token."""
+    return token_rewards - kl_coef * (logps - reference_logps)
 
 
 def advantages(

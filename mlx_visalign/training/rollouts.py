@@ -22,7 +22,7 @@ from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models.lora import adapter_at, adapters
 from mlx_visalign.models.value_head import ValueHead
-from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.trajectory import Rewarded, Rollout, figures, numbers, padded, weighed
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
@@ -53,7 +53,7 @@ class RolloutBatch:
 
 
 class RolloutSource:
-    """Batches of the policy's own answers: `inner_epochs` passes over each rollout, and then a new one.
+    """Batches of the policy's own answers: `num_ppo_epochs` passes over each rollout, and then a new one.
 
     Prompts are taken in an order that depends on the seed and the epoch alone, rollouts going over an epoch's end.
     """
@@ -76,8 +76,8 @@ class RolloutSource:
         self.sampling, self.folder, self.seed, self.locate = sampling, folder / "rollouts", seed, locate
         self.blank = blank
         self.prompts = {prompt.id: prompt for prompt in prompts}
-        self.per_epoch = settings.rollout // settings.batch_size
-        self.number, self.taken = -1, settings.inner_epochs * self.per_epoch  # as if one was just used up
+        self.per_epoch = settings.rollout_batch_size // settings.batch_size
+        self.number, self.taken = -1, settings.num_ppo_epochs * self.per_epoch  # as if one was just used up
         self.start: dict[str, float] = {}  # the first rollout's figures
         self.rows: list[Rollout] = []
         self._order = cache(self._shuffled)
@@ -85,7 +85,7 @@ class RolloutSource:
     # -- what the loop sees -------------------------------------------------------------------------------------------
 
     def next(self) -> RolloutBatch:
-        if self.taken >= self.settings.inner_epochs * self.per_epoch:
+        if self.taken >= self.settings.num_ppo_epochs * self.per_epoch:
             self._roll_out()
         epoch, index = divmod(self.taken, self.per_epoch)
         order = np.random.default_rng(number_for(self.seed, "inner", self.number, epoch)).permutation(self.per_epoch)
@@ -94,13 +94,13 @@ class RolloutSource:
 
     def observe(self, metrics: Mapping[str, Any]) -> None:
         """End the rollout where the policy has moved too far from it for its advantages to mean anything."""
-        if self.taken == self.settings.grad_accumulation and metrics["ratio_off"] > SAME_RATIO:
+        if self.taken == self.settings.grad_accumulation_steps and metrics["ratio_off"] > SAME_RATIO:
             raise RuntimeError(
                 f"Before its first update a rollout's ratios are off by {metrics['ratio_off']:.2g}: this machine does not "
                 "compute the same log-probabilities twice."
             )
-        if metrics["approx_kl"] > self.settings.max_step_kl:
-            self.taken = self.settings.inner_epochs * self.per_epoch
+        if metrics["approx_kl"] > self.settings.target_kl:
+            self.taken = self.settings.num_ppo_epochs * self.per_epoch
 
     def state(self) -> dict[str, Any]:
         return {"number": self.number, "taken": self.taken, "start": self.start}
@@ -135,8 +135,8 @@ class RolloutSource:
 
     def _next_prompts(self) -> list[list[tuple[Prompt, int]]]:
         """The prompts of this rollout in batches, each with the number of its epoch."""
-        size, first = self.settings.batch_size, self.number * self.settings.rollout
-        places = [divmod(first + i, len(self.prompts)) for i in range(self.settings.rollout)]
+        size, first = self.settings.batch_size, self.number * self.settings.rollout_batch_size
+        places = [divmod(first + i, len(self.prompts)) for i in range(self.settings.rollout_batch_size)]
         drawn = [(self.prompts[self._order(epoch)[index]], epoch) for epoch, index in places]
         return [drawn[at : at + size] for at in range(0, len(drawn), size)]
 
@@ -204,7 +204,7 @@ class RolloutSource:
         """Stop a policy that runs away, or learns to say nothing."""
         run = self.folder.parent
         cure = (
-            "No adapter was written. Lower the learning rate or raise beta and train into another folder, with --reuse "
+            "No adapter was written. Lower the learning rate or raise kl_coef and train into another folder, with --reuse "
             f"{run} for what was made before the training. The last checkpoints are kept in {run / 'checkpoints'}."
         )
         if now["kl"] > self.settings.max_kl:

@@ -195,7 +195,7 @@ class _Update:
         """The gradients averaged over the accumulated batches, and each batch's loss and metrics."""
         total: dict[str, Any] = {}
         metrics = []
-        for _ in range(self.settings.grad_accumulation):
+        for _ in range(self.settings.grad_accumulation_steps):
             batch = self.source.next()
             (loss, values), gradients = self.gradients_of(batch)
             total = tree_map(mx.add, total, gradients) if total else gradients

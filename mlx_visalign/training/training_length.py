@@ -22,18 +22,18 @@ def foretell(loop: TrainSettings, pairs: int | None, *, at_most: bool = False) -
     """
     apart = 1 + loop.iters // LOOKED_AT
     moving = min(loop.iters, apart * sum(schedule_factor(loop, step) >= RATE for step in range(0, loop.iters, apart)))
-    return _judge("will hardly change the model", loop.iters, moving, pairs, loop.grad_accumulation, at_most)
+    return _judge("will hardly change the model", loop.iters, moving, pairs, loop.grad_accumulation_steps, at_most)
 
 
 def look_back(rows: Sequence[dict[str, Any]], settings: LearningSettings, pairs: int | None) -> str | None:
     """The same of a training that is over, by the rows of its metrics."""
     moving = sum(row["learning_rate"] >= RATE * settings.learning_rate for row in rows)
     verb = "can hardly have changed the model" if any(row["learning_rate"] for row in rows) else "has not changed the model"
-    return _judge(verb, len(rows), moving, pairs, settings.grad_accumulation)
+    return _judge(verb, len(rows), moving, pairs, settings.grad_accumulation_steps)
 
 
 def _judge(
-    verb: str, updates: int, moving: int, pairs: int | None, grad_accumulation: int, at_most: bool = False
+    verb: str, updates: int, moving: int, pairs: int | None, grad_accumulation_steps: int, at_most: bool = False
 ) -> str | None:
     few_pairs = pairs is not None and pairs < PAIRS
     if moving >= UPDATES and 2 * moving >= updates and not few_pairs:
@@ -43,7 +43,7 @@ def _judge(
         found += f", {moving or 'none'} of them at a tenth or more of the learning rate"
     if pairs is not None:
         found += f", from {'at most ' * at_most}{counted(pairs, 'pair')}"
-    less = f", or a smaller grad_accumulation ({grad_accumulation} now)" if grad_accumulation > 1 else ""
+    less = f", or a smaller grad_accumulation_steps ({grad_accumulation_steps} now)" if grad_accumulation_steps > 1 else ""
     wanted = f"{UPDATES} updates" + (f" and {PAIRS} pairs" if pairs is not None else "")
     return (
         f"This training {verb}: {found}. {wanted} are the least that teaches anything, and some hundred are better. "

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_visalign.data.records import Record
 from mlx_visalign.training import ppo_losses as ppo
-from mlx_visalign.training.ppo_settings import PPOSettings
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.utils.errors import UserError
 
 
@@ -72,7 +72,7 @@ def weighed(rows: Sequence[Rollout], settings: PPOSettings) -> list[Rollout]:
         for column in zip(*((row.token_rewards, row.logps, row.reference_logps) for row in rows), strict=True)
     )
     values = padded([row.values for row in rows]).astype(np.float64)
-    rewards = ppo.with_kl(rewards, logps, reference, settings.beta)
+    rewards = ppo.with_kl(rewards, logps, reference, settings.kl_coef)
     advantages = ppo.advantages(rewards, values, mask, settings.gamma, settings.lam)
     returns, whitened = advantages + values[:, :-1], ppo.whiten(advantages, mask)
     return [

@@ -5,7 +5,7 @@
     presets:
       laptop: {train: {learning_rate: 1e-5}}
       paper: {train: {learning_rate: 2e-6}}
-    train: {warmup: 0.03}
+    train: {warmup_ratio: 0.03}
 
 Precedence: command line > recipe > preset > the defaults of the settings' dataclass. Names and types are checked when
 the merged values become that dataclass (`mlx_visalign.utils.schema.build`).
@@ -21,7 +21,7 @@ import yaml
 
 from mlx_visalign.utils.errors import UserError, plainly, refuse
 from mlx_visalign.utils.files import read_text
-from mlx_visalign.utils.schema import shown, unknown
+from mlx_visalign.utils.schema import shown, unknown, with_new_names
 
 T = TypeVar("T")
 
@@ -157,7 +157,11 @@ def _nested(override: tuple[str, Any]) -> dict[str, Any]:
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """`low` with the values of `high` instead where both have one; sections are merged, not replaced."""
+    """`low` with the values of `high` instead where both have one; sections are merged, not replaced.
+
+    A setting of an old name and one of its new name are the same setting.
+    """
+    low, high = with_new_names(low, high), with_new_names(high, low)
     merged = dict(low)
     for name, value in high.items():
         both = isinstance(low.get(name), dict) and isinstance(value, dict)

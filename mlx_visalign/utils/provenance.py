@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.schema import with_new_names
 
 UNSET = "not set"
 DIGESTS = {
@@ -34,6 +35,7 @@ def first_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tu
 
     None if all agree.
     """
+    saved = with_new_names(saved, current)
     for name in [*current, *saved]:
         was, now = saved.get(name, UNSET), current.get(name, UNSET)
         if isinstance(was, Mapping) and isinstance(now, Mapping):

@@ -11,14 +11,35 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
+from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, collect, refuse
 
 T = TypeVar("T")
+
+# Settings that have a new name. The old one is understood until version 0.2, wherever the new one is a setting.
+RENAMED = {
+    "beta": "kl_coef",  # PPO's; a pair loss has its beta
+    "checkpoint_layers": "grad_checkpoint",
+    "clip": "cliprange",  # PPO's; elsewhere it is the folder of a CLIP
+    "grad_accumulation": "grad_accumulation_steps",
+    "groups": "num_beam_groups",
+    "inner_epochs": "num_ppo_epochs",
+    "least_mentions": "min_mentions",
+    "length_gap": "max_length_gap",
+    "max_step_kl": "target_kl",
+    "penalty": "diversity_penalty",
+    "rollout": "rollout_batch_size",
+    "sure_yes": "min_yes_margin",
+    "value_clip": "cliprange_value",
+    "value_weight": "vf_coef",
+    "view": "clip_aspect",  # a CLIP's; SeVa has its view
+    "warmup": "warmup_ratio",
+}
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 10**18  # below it is what C, MLX and JSON of other programs take for a whole number
@@ -35,6 +56,7 @@ def build(cls: type[T], values: object, where: str) -> T:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected named values, got {shown(values)}.")
     known: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = with_new_names(values, known)
     faults = [f"{where}: {unknown(name, dotted(cls))}" for name in values if name not in known]
     missing = [name for name, field in known.items() if name not in values and _is_required(field)]
     faults += [f"{where}: the field '{name}' is missing." for name in missing]
@@ -47,6 +69,24 @@ def build(cls: type[T], values: object, where: str) -> T:
     refuse(faults)
     with within(where):
         return cls(**built)
+
+
+def with_new_names(values: Mapping[Any, Any], known: Container[str]) -> dict[Any, Any]:
+    """The values with the new name of every setting that is `known` by its new one alone; each is told once."""
+    renamed = {}
+    for name, value in values.items():
+        new = name if name in known else RENAMED.get(name, name)
+        if new != name and new in known:
+            _tell_of(name, new)
+            renamed[new] = value
+        else:
+            renamed[name] = value
+    return renamed
+
+
+@cache
+def _tell_of(old: str, new: str) -> None:
+    say(f"The setting {old} is called {new} now. The old name will no longer be understood in version 0.2.")
 
 
 @contextmanager
@@ -81,6 +121,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     for known_name in names:
         for spelling in (known_name, known_name.rpartition(".")[2]):
             spellings.setdefault(spelling.lower(), known_name)
+    spellings |= {old: spellings[new] for old, new in RENAMED.items() if new in spellings and old not in spellings}
     found = difflib.get_close_matches(str(name).lower(), spellings, n=1)
     return f"Did you mean '{spellings[found[0]]}'?" if found else f"Known names: {', '.join(names)}."
 

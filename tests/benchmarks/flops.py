@@ -44,9 +44,9 @@ from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.dpo import PairBatch, PreferenceSettings, pair_logps, preference_loss
 from mlx_visalign.training.ppo import ppo_loss
-from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.training.rollouts import RolloutBatch, RolloutSource
 from mlx_visalign.training.trajectory import Rewarded
 
@@ -54,7 +54,7 @@ PROMPT, RESPONSE, SENTENCE, RANK = 636, 120, 20, 16
 # The paper's settings, as its code has them; an answer is full after six sentences.
 CSR = AnswerSettings(max_tokens=RESPONSE, prune="language", reward=RewardSettings(language="penalised_mean", over="code"))
 # The recipe's `laptop`, with rollouts of one batch.
-FISAO = PPOSettings(rollout=4, batch_size=4, grad_accumulation=1, inner_epochs=2, lora=LoRASettings(32))
+FISAO = PPOSettings(rollout_batch_size=4, batch_size=4, grad_accumulation_steps=1, num_ppo_epochs=2, lora=LoRASettings(32))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main() -> None:
     mx.disable_compile()
     table = Table("TFLOP", "ours", "goal", "others", title="LLaVA-1.5-7B: image and prompt of 636 tokens, answers of 120")
     with tempfile.TemporaryDirectory() as folder:
-        photos = make_photos(Path(folder), FISAO.rollout)
+        photos = make_photos(Path(folder), FISAO.rollout_batch_size)
         for stages in (dpo_stages(photos[0]), csr_stages(photos[0]), fisao_stages(photos, Path(folder))):
             for stage in stages:
                 goal = "" if stage.goal is None else f"<= {stage.goal:g}"
@@ -209,13 +209,13 @@ def fisao_stages(photos: Sequence[Path], folder: Path) -> list[Stage]:
     policy = policy_of(LLAVA, photos)
     policy.attach(FISAO.lora, seed=0)
     made = Prices(policy.model, CLIP(CLIP_L14)).of(rolled_out(photos, folder).calls)
-    learned = FISAO.inner_epochs * count_gradient(lambda: ppo_step(policy, photos))
+    learned = FISAO.num_ppo_epochs * count_gradient(lambda: ppo_step(policy, photos))
     return [
         Stage(f"FiSAO's rollout of {len(photos)} and its updates", made.total() + learned),
         Stage("  images and prompts, and the reference's", made["prefill"]),
         Stage("  sampling", made["sampling"]),
         Stage("  log-probabilities, and the reference's", made["reading"]),
-        Stage(f"  {FISAO.inner_epochs} inner epochs, rank {FISAO.lora.rank}", learned),
+        Stage(f"  {FISAO.num_ppo_epochs} inner epochs, rank {FISAO.lora.rank}", learned),
     ]
 
 

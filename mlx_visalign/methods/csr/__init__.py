@@ -17,7 +17,7 @@ github YiyangZhou/CSR, read, never copied):
   are full without the model's own end token are no candidates: trained, they would get one, and teach to stop there.
 - sentences are tokens of their own; the code cuts them out of texts by length. Broken ones are dropped before a level is
   pruned, so that none takes another's place.
-- equal answers make no pair, nor do equal rewards; `length_gap` balances lengths, without which rounds may shrink answers.
+- equal answers make no pair, nor do equal rewards; `max_length_gap` balances lengths: without it rounds may shrink answers.
 - rounds are slices of one adapter, and nothing is merged: a merge into 4-bit weights would lose small updates.
 - `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
 """
@@ -53,10 +53,10 @@ from mlx_visalign.utils.seeding import key_for
 
 ROWS = ("trees", Tree)
 SCORED = True
-PAIR_SETTINGS = ("margin", "length_gap")
+PAIR_SETTINGS = ("margin", "max_length_gap")
 ADVICE = (
-    "More streams (--set groups=...), longer answers (--max-tokens), a smaller margin or a larger length_gap leave more, "
-    "and so do more images."
+    "More streams (--set num_beam_groups=...), longer answers (--max-tokens), a smaller margin, a larger max_length_gap and "
+    "more images leave more."
 )
 TITLE = "How CSR grew and judged one answer"
 LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
@@ -66,19 +66,20 @@ LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentenc
 class Settings(AnswerSettings):
     """CSR's settings: those of making and scoring answers (`scoring.AnswerSettings`), and
 
-    clip        the folder of the CLIP that judges; none: the tiny model's own
-    view        how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
-    margin      pairs whose rewards differ by no more are left out, 0 and up
-    length_gap  as in SeVa: pairs are left out until lengths differ by at most so many tokens in the mean; none: all stay
-    rounds      how often it is done, each time with the model of the last; may be raised later to go on
-    batch       prompts answered together
-    train       DPO on the pairs
+    clip            the folder of the CLIP that scores sentences; none: the tiny model's own
+    clip_aspect     its images: padded as LLaVA's are, which shares the tower's work, or cropped
+    margin          pairs whose rewards differ by no more are left out, 0 and up
+    max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
+                    none: all stay
+    rounds          rounds of sampling and training, each with the model of the last; may be raised later to go on
+    batch           prompts answered together
+    train           DPO on the pairs
     """
 
     clip: str | None = None
-    view: Aspect = "pad"
+    clip_aspect: Aspect = "pad"
     margin: float = 0.0
-    length_gap: float | None = None
+    max_length_gap: float | None = None
     rounds: int = 1
     batch: int = 1
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
@@ -88,7 +89,7 @@ class Settings(AnswerSettings):
         require(
             self,
             margin=(self.margin >= 0, "0 or more"),
-            length_gap=(self.length_gap is None or self.length_gap >= 0, "0 or more, or null"),
+            max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
             rounds=(self.rounds >= 1, "1 or more"),
             batch=(self.batch >= 1, "1 or more"),
         )
@@ -103,12 +104,12 @@ class Settings(AnswerSettings):
         stage = self.answering("answering and judging", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
-        return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.view))
+        return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.clip_aspect))
 
 
 def prepare(job: Job, settings: Settings) -> Job:
     """The job with the scorer that rewards sentences: its own, or else CLIP."""
-    return replace(job, score=job.score or clip_scorer(settings.clip, settings.view, job.policy))
+    return replace(job, score=job.score or clip_scorer(settings.clip, settings.clip_aspect, job.policy))
 
 
 def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
                 reference_logps=tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True)),
             )
         )
-    return made if settings.length_gap is None else [made[i] for i in even_lengths(gaps, settings.length_gap)]
+    return made if settings.max_length_gap is None else [made[i] for i in even_lengths(gaps, settings.max_length_gap)]
 
 
 def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:

@@ -41,20 +41,20 @@ from mlx_visalign.utils.schema import require
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are made and judged.
+    """How answers are sampled and scored.
 
     form             sentence: a tree for every prompt; response: `samples` whole answers, drawn with `temperature`, `top_p`
-    groups, penalty, sentence_tokens, max_tokens
+    num_beam_groups, diversity_penalty, sentence_tokens, max_tokens
                      how a tree grows, as in `sentence_tree.Growth`; max_tokens also limits a drawn answer
     prune            by which score: the reward, or the language score alone
     keep_best, keep_worst
-                     how many open sentences of a level grow on, once there are as many as `groups`
+                     how many open sentences of a level grow on, once there are as many as `num_beam_groups`
     reward           what a sentence and an answer are worth
     """
 
     form: Literal["sentence", "response"] = "sentence"
-    groups: int = 5
-    penalty: float = 3.0
+    num_beam_groups: int = 5
+    diversity_penalty: float = 3.0
     sentence_tokens: int = 70
     max_tokens: int = 256
     prune: Literal["reward", "language"] = "reward"
@@ -80,7 +80,7 @@ class AnswerSettings:
 
     @property
     def growth(self) -> Growth:
-        return Growth(self.groups, self.penalty, self.sentence_tokens, self.max_tokens)
+        return Growth(self.num_beam_groups, self.diversity_penalty, self.sentence_tokens, self.max_tokens)
 
     @property
     def sampling(self) -> Sampling:
@@ -99,12 +99,12 @@ class AnswerSettings:
     @property
     def widest(self) -> int:
         """The most sentences of a level that grow on (sentences.survivors)."""
-        return max(self.groups - 1, self.keep_best + self.keep_worst)
+        return max(self.num_beam_groups - 1, self.keep_best + self.keep_worst)
 
     @property
     def streams(self) -> int:
         """Answers in the making of one prompt, at most."""
-        return self.samples if self.form == "response" else self.groups * self.widest
+        return self.samples if self.form == "response" else self.num_beam_groups * self.widest
 
     def answering(self, title: str, prompts: int, together: int) -> Answering:
         """The stage of answering so many prompts, as wide and as deep as trees may get."""
@@ -260,7 +260,7 @@ class _SentenceScorer:
     def _grow_on(self, open_nodes: list[Node]) -> list[Node]:
         by_language = self.settings.prune == "language"
         scores = [sum(fmean(n.penalised) for n in node.path) if by_language else self._total_of(node) for node in open_nodes]
-        kept = survivors(scores, self.settings.groups, self.settings.keep_best, self.settings.keep_worst)
+        kept = survivors(scores, self.settings.num_beam_groups, self.settings.keep_best, self.settings.keep_worst)
         for place in kept:
             self.verdicts[open_nodes[place]].fate = "grown"
         return [open_nodes[place] for place in kept]

@@ -1,12 +1,12 @@
 """The sentence tree: answers that grow sentence by sentence, several different ones from each, all after one prefill.
 
-From every open node `groups` streams run in lock step. At each step a stream takes the likeliest token after a penalty for
-every earlier stream of its node that chose the same token at this step (diverse beam search, Vijayakumar et al. 2016,
-arXiv 1610.02424, with one beam a group, as CSR's sampler uses it). A stream ends at a full stop, at the end token, or when
-it is too long; `keep` then says which of the new sentences grow on.
+From every open node `num_beam_groups` streams run in lock step. At each step a stream takes the likeliest token after a
+penalty for every earlier stream of its node that chose the same token at this step (diverse beam search, Vijayakumar et al.
+2016, arXiv 1610.02424, with one beam a group, as CSR's sampler uses it). A stream ends at a full stop, at the end token, or
+when it is too long; `keep` then says which of the new sentences grow on.
 
-The keys and values of image and prompt exist once (fold.py), those of a sentence once in its node; a stream that has ended
-leaves the batch. Nodes hold token ids: nothing is tokenised or cut out of a text.
+The keys and values of image and prompt exist once (inference/prefix_cache), those of a sentence once in its node; a stream
+that has ended leaves the batch. Nodes hold token ids: nothing is tokenised or cut out of a text.
 """
 
 from collections.abc import Callable
@@ -26,22 +26,23 @@ from mlx_visalign.utils.schema import require
 class Growth:
     """How a tree grows.
 
-    groups           streams from every node, 1 and up
-    penalty          nats off for every earlier stream that chose the same token at the same step, 0 and up
-    sentence_tokens  longest stretch of one node; a longer sentence goes on in the next one
-    max_tokens       an answer of this many tokens or more grows no further
+    num_beam_groups    streams from every node, 1 and up
+    diversity_penalty  nats off for every earlier stream that chose the same token at the same step, 0 and up
+    sentence_tokens    longest stretch of one node; a longer sentence goes on in the next one
+    max_tokens         an answer of this many tokens or more grows no further
+    The first two are named as in transformers' group beam search.
     """
 
-    groups: int = 5
-    penalty: float = 3.0
+    num_beam_groups: int = 5
+    diversity_penalty: float = 3.0
     sentence_tokens: int = 70
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
         require(
             self,
-            groups=(self.groups >= 1, "1 or more"),
-            penalty=(self.penalty >= 0, "0 or more"),
+            num_beam_groups=(self.num_beam_groups >= 1, "1 or more"),
+            diversity_penalty=(self.diversity_penalty >= 0, "0 or more"),
             sentence_tokens=(self.sentence_tokens >= 1, "1 or more"),
             max_tokens=(self.max_tokens >= 1, "1 or more"),
         )
@@ -168,9 +169,9 @@ class _Grower:
     def level(self, parents: list[Node]) -> list[Node]:
         """The children of all these nodes, in the order of nodes and streams."""
         state, branches, start = self._open(parents)
-        forks = np.repeat(np.arange(len(parents)), self.growth.groups)
+        forks = np.repeat(np.arange(len(parents)), self.growth.num_beam_groups)
         branches, state = branches.pick(forks), state[mx.array(forks)]
-        everyone = streams = [_Stream(parent, number) for parent in parents for number in range(self.growth.groups)]
+        everyone = streams = [_Stream(parent, number) for parent in parents for number in range(self.growth.num_beam_groups)]
         children: dict[_Stream, Node] = {}
         while True:
             self._step(streams, state)
@@ -226,7 +227,7 @@ class _Grower:
         logps = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         for _, family in groupby(range(len(streams)), key=lambda row: id(streams[row].parent)):
             rows = list(family)
-            for row, choice in zip(rows, diverse_step(logps[rows], self.growth.penalty, self.stops), strict=True):
+            for row, choice in zip(rows, diverse_step(logps[rows], self.growth.diversity_penalty, self.stops), strict=True):
                 streams[row].choices.append(choice)
 
     def _is_done(self, stream: _Stream) -> bool:

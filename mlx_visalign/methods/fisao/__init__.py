@@ -13,7 +13,7 @@ hallucinated objects found with CHAIR, an object vocabulary, thresholds, the mod
 - the whole reward lies on the mention's last token, so that it does not depend on how many tokens a word has; every other
   token earns only its share of the KL.
 - only the first mention of an object may earn something (`repeat` may make further ones cost), every one may lose.
-- rewards have no weight against the KL but `beta`: advantages are whitened, so only the ratio counts.
+- rewards have no weight against the KL but `kl_coef`: advantages are whitened, so only the ratio counts.
 - pseudo-labels for calibration where nobody knows what is in the images: the model's own certain yes or no to "is there
   a ...?". That it was so stands in calibration.json, in the pictures and in the adapter's config.
 - word debiasing (`debias_images`), the weight of what is right (`praise`), and the guards: a rollout ends early where the
@@ -43,8 +43,8 @@ from mlx_visalign.reporting.contact_sheet import save_sheet
 from mlx_visalign.reporting.html import join, paragraphs, png, tag
 from mlx_visalign.runs.stage import fingerprint
 from mlx_visalign.scorers.clip import clip_scorer
+from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.ppo import train_on_rollouts
-from mlx_visalign.training.ppo_settings import PPOSettings
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json, write_atomically
@@ -60,13 +60,13 @@ LOOKED_AT, SHOWN = 12, 3  # images of the picture
 class Settings:
     """FiSAO's settings.
 
-    clip                the folder of the CLIP that judges; none: the tiny model's own
-    view                how it sees images: padded as LLaVA does, which shares its tower's work, or cropped
+    clip                the folder of the CLIP that scores mentions; none: the tiny model's own
+    clip_aspect         its images: padded as LLaVA's are, which shares the tower's work, or cropped
     phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
     labels              what is in the images: a list as in `labels`, or "tiny-world"; used for calibration (and by
                         the oracle) only. None: pseudo-labels
     calibration_images  so many images, or fewer, are described for the calibration
-    least_mentions      calibration needs so many correct and so many hallucinated mentions
+    min_mentions        calibration needs so many correct and so many hallucinated mentions
     debias_images       from every score the phrase's mean over so many images is taken off; 0: off
     reward              from a score to a reward
     max_tokens          longest answer, end token included
@@ -75,11 +75,11 @@ class Settings:
     """
 
     clip: str | None = None
-    view: Aspect = "pad"
+    clip_aspect: Aspect = "pad"
     phrase: str = "{}"
     labels: str | None = None
     calibration_images: int = 500
-    least_mentions: int = 50
+    min_mentions: int = 50
     debias_images: int = 0
     reward: RewardSettings = field(default_factory=RewardSettings)
     max_tokens: int = 128
@@ -94,7 +94,7 @@ class Settings:
         require(
             self,
             calibration_images=(self.calibration_images >= 1, "1 or more"),
-            least_mentions=(self.least_mentions >= 1, "1 or more"),
+            min_mentions=(self.min_mentions >= 1, "1 or more"),
             debias_images=(self.debias_images >= 0, "0 or more"),
             max_tokens=(self.max_tokens >= 1, "1 or more"),
             batch=(self.batch >= 1, "1 or more"),
@@ -108,7 +108,7 @@ class Settings:
         """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
         asked = len(self.prompts_used(prompts))
         trained = self.train.prompts_trained(asked)
-        described, rolled = min(asked, self.calibration_images), trained // self.train.inner_epochs
+        described, rolled = min(asked, self.calibration_images), trained // self.train.num_ppo_epochs
         stages = (
             Answering("calibration", described, described * self.max_tokens, self.batch, self.max_tokens),
             Answering(
@@ -124,7 +124,7 @@ class Settings:
                 adapters=3,
             ),
         )
-        return Workload(stages, trained, copies=1, judge=(self.clip, self.view))
+        return Workload(stages, trained, copies=1, judge=(self.clip, self.clip_aspect))
 
 
 def train(job: Job, settings: Settings) -> None:
@@ -155,7 +155,7 @@ def make_verifier(job: Job, settings: Settings) -> ObjectScorer:
     if job.score is not None:
         score, name = job.score, job.score_name
     else:
-        score = clip_scorer(settings.clip, settings.view, job.policy)
+        score = clip_scorer(settings.clip, settings.clip_aspect, job.policy)
         name = score.name
     images = _images(descriptions(job.prompts), settings.debias_images)
     return ObjectScorer(name, score, settings.phrase, tuple(map(job.image, images)))
@@ -178,7 +178,7 @@ def measure(job: Job, settings: Settings, verifier: ObjectScorer) -> Calibration
         batch=settings.batch,
         title="calibrating the scorer",
     )
-    found = calibrate(scored, "pseudo" if truth is None else "given", settings.least_mentions)
+    found = calibrate(scored, "pseudo" if truth is None else "given", settings.min_mentions)
     told = {"calibration": found.to_row(), "scoring": scoring}
     write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
     say(found.in_words)

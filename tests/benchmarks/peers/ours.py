@@ -37,10 +37,10 @@ def main() -> None:
     settings = PreferenceSettings(
         beta=BETA,
         iters=options.steps + 1,
-        grad_accumulation=options.pairs,
+        grad_accumulation_steps=options.pairs,
         learning_rate=LEARNING_RATE,
         schedule="constant",
-        checkpoint_layers=options.checkpoint,
+        grad_checkpoint=options.checkpoint,
         lora=LoRASettings(RANK, SCALE),
     )
     rows, meter = [], meter_of(options.device)

@@ -19,8 +19,8 @@ from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_des
 from mlx_visalign.pipeline.evaluations import measure_best
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.benchmark import world_benchmark
-from mlx_visalign.tiny_world.language import DESCRIBE
 from mlx_visalign.tiny_world.source import world_mix, world_photos
+from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.schema import build
 from mlx_visalign.utils.seeding import key_for
 

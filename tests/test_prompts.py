@@ -8,21 +8,21 @@ from PIL import Image
 
 from mlx_visalign.data.image_folder import Photo
 from mlx_visalign.data.object_vocabulary import coco80, question
-from mlx_visalign.data.questions import DESCRIBE, Mix, make_prompts, read_prompts
+from mlx_visalign.data.questions import DESCRIPTION_PROMPTS, Mix, make_prompts, read_prompts
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import SPLITS, scene
 from mlx_visalign.tiny_world.source import world_mix, world_photos, world_scenes
 from mlx_visalign.utils.errors import UserError
 
 PHOTOS = [Photo(f"photo-{index}", f"/photos/{index}.jpg") for index in range(40)]
-MIX = Mix(DESCRIBE, coco80())
+MIX = Mix(DESCRIPTION_PROMPTS, coco80())
 
 
 def test_every_image_is_described_and_asked_about_twice():
     prompts = make_prompts(PHOTOS, MIX, seed=0)
     assert [prompt.kind for prompt in prompts] == 40 * ["describe"] + 80 * ["exists"]
     assert len({prompt.id for prompt in prompts}) == 120
-    assert {prompt.prompt for prompt in prompts[:40]} <= set(DESCRIBE)
+    assert {prompt.prompt for prompt in prompts[:40]} <= set(DESCRIPTION_PROMPTS)
     assert len({prompt.prompt for prompt in prompts[:40]}) > 5
     for photo in PHOTOS:
         asked = [prompt.prompt for prompt in prompts if prompt.image == photo.image and prompt.kind == "exists"]

@@ -7,7 +7,7 @@ from sample_photos import write_photos
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.inference.streaming import BROKEN, pieces, stream
-from mlx_visalign.tiny_world.language import DESCRIBE
+from mlx_visalign.utils.arguments import DESCRIBE
 
 
 class Bytes:

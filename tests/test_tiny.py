@@ -16,8 +16,8 @@ from mlx_visalign.inference.policy import TINY, load
 from mlx_visalign.models.lora import LoRASettings, adapters
 from mlx_visalign.tiny_world.benchmark import world_benchmark
 from mlx_visalign.tiny_world.drawing import draw
-from mlx_visalign.tiny_world.language import DESCRIBE
 from mlx_visalign.tiny_world.scenes import scene
+from mlx_visalign.utils.arguments import DESCRIBE
 
 BASES = [TINY, Path(__file__).parent / "second_base" / "llava"]
 

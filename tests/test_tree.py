@@ -12,8 +12,8 @@ from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, diverse_step, grow
 from mlx_visalign.models import vlm
 from mlx_visalign.tiny_world.drawing import draw
-from mlx_visalign.tiny_world.language import DESCRIBE
 from mlx_visalign.tiny_world.scenes import scene
+from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.errors import UserError
 
 # The vocabulary and the logits after each token of the spec's example: 0 pad, 1 </s>, 2 ".", 3 A, 4 B, 5 C.

@@ -4,9 +4,10 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from mlx_visalign.data.prompt_template import prompt_ids, response_ids
-from mlx_visalign.tiny_world.language import DESCRIBE, caption
+from mlx_visalign.tiny_world.language import caption
 from mlx_visalign.tiny_world.scenes import COLOURS, SHAPES, split
 from mlx_visalign.tiny_world.tokenizer import VOCABULARY, train_clip_tokenizer, train_llava_tokenizer
+from mlx_visalign.utils.arguments import DESCRIBE
 
 
 @pytest.fixture(scope="module")

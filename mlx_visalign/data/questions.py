@@ -20,7 +20,7 @@ from mlx_visalign.utils.console import sift
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.seeding import number_for
 
-DESCRIBE = (
+DESCRIPTION_PROMPTS = (
     "Give a thorough account of this picture.",
     "What is taking place here?",
     "List and describe the main things you can see.",

@@ -25,6 +25,7 @@ from mlx_visalign.models.chat_template import choose
 from mlx_visalign.models.hub import find_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, attach, bind, save_adapter
 from mlx_visalign.models.model_folder import TOKENIZER, WORDS, remarks, require_whole
+from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.files import read_json
@@ -33,7 +34,7 @@ from mlx_visalign.utils.schema import build, shown
 from mlx_visalign.utils.seeding import key_for
 
 TINY = Path(__file__).parents[1] / "tiny_world" / "tiny" / "llava"
-PROBE = "Describe this image in detail."
+PROBE = DESCRIBE  # a fixed question for comparing logits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlx_visalign.data.image_folder import Photo, content_id, find_photos, held_out, near_identical, require_unchanged
 from mlx_visalign.data.images import check_image
 from mlx_visalign.data.object_vocabulary import Vocabulary, coco80, read_vocabulary
-from mlx_visalign.data.questions import DESCRIBE, Mix, make_prompts, read_prompts
+from mlx_visalign.data.questions import DESCRIPTION_PROMPTS, Mix, make_prompts, read_prompts
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.runs.recipe import TINY_WORLD, Recipe
 from mlx_visalign.runs.run import Run
@@ -127,7 +127,7 @@ def _held_out(photos: Sequence[Photo]) -> set[str]:
 def _photos_and_mix(recipe: Recipe) -> tuple[list[Photo], Mix]:
     if recipe.images == TINY_WORLD:
         return world_scenes(*_scenes(recipe)), world_mix(recipe.questions)
-    mix = Mix(DESCRIBE, find_vocabulary(recipe.vocabulary), recipe.questions)
+    mix = Mix(DESCRIPTION_PROMPTS, find_vocabulary(recipe.vocabulary), recipe.questions)
     return find_photos(recipe.images or (), recipe.count, recipe.skip_bad), mix
 
 

@@ -2,6 +2,9 @@
 
 A caption has one sentence per object in reading order: "A small red circle at the top left. A large blue star at the
 centre." With a fixed order two captions of one image differ in content, not in permutation.
+
+A caption answers `DESCRIBE`, the toolkit's default question: the tiny LLaVA was pretrained on that very sentence and knows no
+other wording. Whoever changes the default must pretrain it again.
 """
 
 from dataclasses import dataclass
@@ -10,7 +13,6 @@ import numpy as np
 
 from mlx_visalign.tiny_world.scenes import COLOURS, RADII, SHAPES, TYPES, Scene, Thing, Type, partner
 
-DESCRIBE = "Describe this image in detail."
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five")
 

@@ -26,11 +26,12 @@ from mlx_visalign.models.clip import CLIP
 from mlx_visalign.tiny_world import annotator
 from mlx_visalign.tiny_world.architecture import IMAGE_TOKENS, llava_config
 from mlx_visalign.tiny_world.drawing import draw
-from mlx_visalign.tiny_world.language import DESCRIBE, caption, random_question
+from mlx_visalign.tiny_world.language import caption, random_question
 from mlx_visalign.tiny_world.pretrain_clip import pixels
 from mlx_visalign.tiny_world.scenes import Scene
 from mlx_visalign.training.config import TrainSettings
 from mlx_visalign.training.trainer import fit
+from mlx_visalign.utils.arguments import DESCRIBE
 
 SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup_ratio=0.05, save_every=100)
 EXACT_UPDATES = 600  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it

@@ -10,13 +10,14 @@ from mlx_visalign.data.questions import Mix
 from mlx_visalign.tiny_world import language
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import SPLITS, split
+from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import replacing
 
 
 def world_mix(questions: int) -> Mix:
     """The same mix for the tiny world, in the one wording it knows and about its own 40 types."""
-    return Mix((language.DESCRIBE,), Vocabulary.from_rows(language.vocabulary(), "the tiny world"), questions)
+    return Mix((DESCRIBE,), Vocabulary.from_rows(language.vocabulary(), "the tiny world"), questions)
 
 
 def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:

@@ -10,8 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
-from mlx_visalign.tiny_world.language import DESCRIBE, caption, random_question, sentence
+from mlx_visalign.tiny_world.language import caption, random_question, sentence
 from mlx_visalign.tiny_world.scenes import COLOURS, SHAPES, split
+from mlx_visalign.utils.arguments import DESCRIBE
 
 CLIP_LENGTH = 32  # tokens
 CLIP_START, CLIP_END, CLIP_WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"

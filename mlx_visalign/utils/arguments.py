@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_visalign.utils.errors import refuse
 
-DESCRIBE = "Describe this image in detail."
+DESCRIBE = "Describe this image in detail."  # the toolkit's default question, defined here alone
 SPLITS = ("pretraining", "unlabelled", "validation", "held-out")
 
 

@@ -7,8 +7,8 @@ import pytest
 from made_evaluations import PROTOCOL, TRUTH, benchmark, said
 from random_policy import random_policy
 
-from mlx_visalign.evaluation.annotations import ObjectCounts
 from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.object_labels import ObjectCounts
 from mlx_visalign.evaluation.runner import Protocol, changes, evaluate, features, split_prompt
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.tiny_world.benchmark import world_benchmark

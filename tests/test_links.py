@@ -12,7 +12,7 @@ from mlx_visalign.cli.parser import build_parser
 from mlx_visalign.cli.recipe_flags import recipe_values
 from mlx_visalign.data.image_folder import find_photos
 from mlx_visalign.data.object_vocabulary import coco80
-from mlx_visalign.evaluation.listed import listed_benchmark
+from mlx_visalign.evaluation.benchmark import listed_benchmark
 from mlx_visalign.pipeline import api
 from mlx_visalign.runs.run import Run
 from mlx_visalign.utils.errors import UserError

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlx_visalign.data.object_vocabulary import coco80
-from mlx_visalign.evaluation.listed import listed_benchmark
+from mlx_visalign.evaluation.benchmark import listed_benchmark
 from mlx_visalign.utils.errors import UserError
 
 

@@ -2,8 +2,8 @@ import pytest
 
 from mlx_visalign.data.records import read_jsonl, write_jsonl
 from mlx_visalign.evaluation import pope
-from mlx_visalign.evaluation.annotations import ObjectCounts
 from mlx_visalign.evaluation.bootstrap import intervals
+from mlx_visalign.evaluation.object_labels import ObjectCounts
 from mlx_visalign.evaluation.pope import Question, build_questions, parse_answer
 
 OBJECTS = ("dog", "cat", "car", "bus", "apple", "bed")

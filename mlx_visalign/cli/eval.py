@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _benchmark(options: argparse.Namespace) -> "Benchmark":
-    from mlx_visalign.evaluation.listed import listed_benchmark
+    from mlx_visalign.evaluation.benchmark import listed_benchmark
     from mlx_visalign.pipeline.prompts_stage import find_vocabulary
     from mlx_visalign.tiny_world.benchmark import world_benchmark
 

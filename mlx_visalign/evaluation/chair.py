@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mlx_visalign.data.object_vocabulary import Vocabulary
-from mlx_visalign.evaluation.annotations import Annotations
 from mlx_visalign.evaluation.bootstrap import Counts, Sums, f1, ratio
+from mlx_visalign.evaluation.object_labels import Annotations
 from mlx_visalign.utils.errors import UserError
 
 

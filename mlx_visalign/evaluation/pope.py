@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from mlx_visalign.data.object_vocabulary import question
 from mlx_visalign.data.records import Record
-from mlx_visalign.evaluation.annotations import Annotations, ObjectCounts
 from mlx_visalign.evaluation.bootstrap import Counts, Sums, f1, ratio
+from mlx_visalign.evaluation.object_labels import Annotations, ObjectCounts
 
 Split = Literal["random", "popular", "adversarial"]
 YesNo = Literal["yes", "no"]

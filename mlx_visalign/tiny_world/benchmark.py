@@ -7,9 +7,9 @@ from PIL import Image
 
 from mlx_visalign.data.images import Picture
 from mlx_visalign.data.object_vocabulary import Vocabulary, question
-from mlx_visalign.evaluation.annotations import ObjectCounts
 from mlx_visalign.evaluation.benchmark import PER_IMAGE, Benchmark
 from mlx_visalign.evaluation.capability import Exercise
+from mlx_visalign.evaluation.object_labels import ObjectCounts
 from mlx_visalign.evaluation.pope import Question, Split, YesNo, build_questions
 from mlx_visalign.tiny_world import language, scenes
 from mlx_visalign.tiny_world.drawing import draw

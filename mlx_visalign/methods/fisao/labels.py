@@ -1,19 +1,13 @@
-"""What is really in images that a method may see: from somebody's list, or known because the images were made up.
-
-A list has the format of `evaluation.listed`, with images named by their file names: {"cat.jpg": ["cat", "sofa"], ...}.
-"""
+"""What is really in images that a method may see: from somebody's list, or known because the images were made up."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_visalign.data.object_vocabulary import Vocabulary
-from mlx_visalign.evaluation.annotations import Annotations
-from mlx_visalign.evaluation.listed import named_by
+from mlx_visalign.evaluation.object_labels import Annotations, listed_labels
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.utils.errors import UserError, listed
-from mlx_visalign.utils.files import parse_json, read_text
-from mlx_visalign.utils.schema import convert
 
 TINY_WORLD = "tiny-world"
 SCENE = re.compile(r"scene-(\d+)\.png")
@@ -25,7 +19,7 @@ def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> A
     Raises `UserError` for a file that is no such list, an object that the vocabulary does not know, or a source that
     knows none of the images.
     """
-    known = _scenes(images) if source == TINY_WORLD else _listed(Path(source), images, vocabulary)
+    known = _scenes(images) if source == TINY_WORLD else listed_labels(Path(source), images, vocabulary)
     if not known:
         raise UserError(listed(f"labels: {source} says of none of the {len(images)} images what is in it", images))
     return known
@@ -34,9 +28,3 @@ def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> A
 def _scenes(images: Sequence[str]) -> Annotations:
     found = {image: SCENE.fullmatch(Path(image).name) for image in images}
     return {image: frozenset(map(str, scene(int(match[1])).types)) for image, match in found.items() if match}
-
-
-def _listed(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
-    rows = convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
-    known = {image: rows[Path(image).name] for image in images if Path(image).name in rows}
-    return named_by(vocabulary, known, str(file))

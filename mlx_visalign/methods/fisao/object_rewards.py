@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_visalign.data.object_vocabulary import question
 from mlx_visalign.data.records import Prompt
-from mlx_visalign.evaluation.annotations import Annotations
+from mlx_visalign.evaluation.object_labels import Annotations
 from mlx_visalign.evaluation.runner import split_prompt
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling

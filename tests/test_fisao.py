@@ -17,8 +17,7 @@ from mlx_visalign.data.records import Prompt, read_jsonl
 from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods import fisao
-from mlx_visalign.methods.fisao.calibration import Calibration, Scored
-from mlx_visalign.methods.fisao.labels import read_labels
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, read_labels
 from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, yes_probabilities
 from mlx_visalign.methods.fisao.token_mentions import Reader
 from mlx_visalign.methods.job import Job

@@ -18,7 +18,7 @@ from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.estimate import SIZES_OF_MACS
 from mlx_visalign.reporting.controls_text import BEST, BLIND, NAMES
 from mlx_visalign.reporting.summary import show
-from mlx_visalign.runs.recipe import TINY_WORLD, find_recipe, make_plan
+from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.utils.errors import UserError
 
@@ -207,7 +207,7 @@ def test_controls_follow_the_alignment(method, tmp_path, capsys):
 
 
 def test_controls_are_told_before_they_are_trained():
-    told = upper_bounds(plan(images=TINY_WORLD, count=10, controls=True))["controls"]
+    told = upper_bounds(plan(images="tiny-world", count=10, controls=True))["controls"]
     assert told.startswith("random, shorter, blind, best: 3 more trainings and 4,000 more answers")
 
 
@@ -216,7 +216,7 @@ def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_se
     for seed in (0, 1):
         folder = tmp_path / str(seed)
         with Run(folder) as run:
-            trained, kept = ask(plan(images=TINY_WORLD, count=10, seed=seed).recipe, run)
+            trained, kept = ask(plan(images="tiny-world", count=10, seed=seed).recipe, run)
         assert len(trained) == 27 and len(kept) == 3
         assert all((folder / prompt.image).is_file() for prompt in trained + kept)
         images.append({prompt.image for prompt in trained + kept})
@@ -224,7 +224,7 @@ def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_se
 
 
 def test_reused_prompts_of_the_tiny_world_have_their_images(tmp_path):
-    recipe = plan(images=TINY_WORLD, count=10).recipe
+    recipe = plan(images="tiny-world", count=10).recipe
     with Run(tmp_path / "one") as run:
         first = ask(recipe, run)
     with Run(tmp_path / "two", reuse=tmp_path / "one") as run:

@@ -3,7 +3,6 @@
 import argparse
 
 from mlx_visalign.cli.output import Result, told
-from mlx_visalign.runs.recipe import TINY_WORLD
 from mlx_visalign.utils.arguments import Images, link_option, positive, sampling_options, swallowed
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
@@ -33,6 +32,7 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.inference.sampling import Sampling
     from mlx_visalign.pipeline.compare import ask, compare_page, contender, images_to_compare
     from mlx_visalign.reporting.before_after import tally
+    from mlx_visalign.runs.worlds import find_world
 
     output = named(options.output)
     if output.suffix != ".html":
@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> Result:
     names = (options.first, options.second)
     if None in names:
         raise UserError("Name two models or adapters to compare: visalign compare A B --images PHOTOS.")
-    model = "tiny" if options.images == TINY_WORLD and options.model is None else options.model
+    world = find_world(options.images)
+    model = world.model if world is not None and options.model is None else options.model
     contenders = [contender(name, model) for name in names]
     benchmark = images_to_compare(options.images, options.count)
     sampling = Sampling(options.max_tokens, options.temp, options.top_p)

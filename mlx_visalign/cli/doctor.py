@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.preflight.doctor import examine, examine_adapter, stated_by, verdict
     from mlx_visalign.preflight.estimate import for_people, forecast, in_full
 
-    model = named_model(options.model, toy=options.adapter_path is None)
+    model = named_model(options.model, default="tiny" if options.adapter_path is None else None)
     folder = find_folder(model)
     policy = load(model)
     findings = [stated_by(folder), *examine(policy)]

@@ -24,6 +24,7 @@ EXAMPLES = (
     '--model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
 )
 
+WORLD = "tiny-world"  # measured on where no --annotations name images of one's own
 MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
 
 
@@ -54,12 +55,13 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.models.hub import find_model
     from mlx_visalign.pipeline.evaluations import contents, measure
     from mlx_visalign.reporting.summary import as_rows, show_figures
+    from mlx_visalign.runs.worlds import WORLDS
 
     wanted = options.benchmark.split(",")
     for name in wanted:
         if name not in MEASURED:
             raise UserError(f"--benchmark: {unknown(name, MEASURED)}")
-    model = named_model(options.model, toy=options.annotations is None)
+    model = named_model(options.model, default=WORLDS[WORLD].model if options.annotations is None else None)
     require_there(options, "annotations", "images", "vocabulary")
     benchmark = _benchmark(options)
     if "chair" not in wanted:
@@ -87,9 +89,9 @@ def run(options: argparse.Namespace) -> Result:
 def _benchmark(options: argparse.Namespace) -> "Benchmark":
     from mlx_visalign.evaluation.benchmark import listed_benchmark
     from mlx_visalign.pipeline.prompts_stage import find_vocabulary
-    from mlx_visalign.tiny_world.benchmark import world_benchmark
+    from mlx_visalign.runs.worlds import WORLDS
 
     if options.annotations is None:
-        return world_benchmark(options.split, options.count)
+        return WORLDS[WORLD].benchmark(options.split, options.count)
     file = Path(options.annotations)
     return listed_benchmark(file, options.images or file.parent, find_vocabulary(options.vocabulary))

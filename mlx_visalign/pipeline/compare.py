@@ -19,8 +19,7 @@ from mlx_visalign.reporting.before_after import before_after_cells, legend, tall
 from mlx_visalign.reporting.html import gallery, page, paragraphs, section, tag
 from mlx_visalign.reporting.metrics_table import figures_table, meanings
 from mlx_visalign.reporting.summary import UNITS, as_rows
-from mlx_visalign.runs.recipe import TINY_WORLD
-from mlx_visalign.tiny_world.benchmark import world_benchmark
+from mlx_visalign.runs.worlds import find_world
 from mlx_visalign.utils.console import progress
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
@@ -60,9 +59,10 @@ def contender(name: str, model: str | None) -> Contender:
 
 
 def images_to_compare(images: str | Sequence[str], count: int) -> Benchmark:
-    """The first `count` images of folders and files, or validation scenes of the tiny world, with what is in them."""
-    if images == TINY_WORLD:
-        return replace(world_benchmark("validation", count), questions={}, exercises=[])
+    """The first `count` images of folders and files, or a world's validation images with their labels."""
+    world = find_world(images)
+    if world is not None:
+        return replace(world.benchmark("validation", count), questions={}, exercises=[])
     pictures: dict[str, Picture] = {photo.image: Path(photo.image) for photo in find_photos(images, count, skip_bad=True)}
     return Benchmark(f"{len(pictures)} images in {called(images)}", pictures)
 

@@ -60,13 +60,18 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.images is None and self.prompts is None) or (self.prompts is not None and self.images == TINY_WORLD):
+        from mlx_visalign.runs.worlds import WORLDS, find_world  # only now, for it brings MLX along
+
+        world = find_world(self.images)
+        if (self.images is None and self.prompts is None) or (self.prompts is not None and world is not None):
             raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
-        if isinstance(self.images, tuple) and (self.prompts is not None or TINY_WORLD in self.images):
-            what = "where the images of --prompts are" if self.prompts is not None else f"{TINY_WORLD}, which stands alone"
-            raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {what}.")
+        if isinstance(self.images, tuple):
+            worlds = [f"{name}, which stands alone" for name in self.images if name in WORLDS]
+            wanted = worlds if self.prompts is None else ["where the images of --prompts are"]
+            if wanted:
+                raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {wanted[0]}.")
         if not self.model:
-            object.__setattr__(self, "model", named_model(None, toy=self.images == TINY_WORLD))
+            object.__setattr__(self, "model", named_model(None, default=None if world is None else world.model))
         require(
             self,
             count=(self.count is None or self.count >= 1, "1 or more"),
@@ -75,12 +80,12 @@ class Recipe:
             scenes=(self.scenes >= 1, "1 or more"),
             seed=(self.seed >= 0, "0 or more"),
         )
-        if self.images == TINY_WORLD and self.count is None:
-            raise UserError("How many scenes of the tiny world? Say it with --count (the demo takes 600).")
-        if self.controls and self.images != TINY_WORLD:
+        if world is not None and self.count is None:
+            raise UserError(f"How many {world.title}? Say it with --count (the demo takes 600).")
+        if self.controls and world is None:
             raise UserError(
                 "Controls need images whose content is known, or they measure nothing, and of your own images nobody knows it: "
-                "leave --controls out, or take --images tiny-world."
+                f"leave --controls out, or take --images {' or '.join(WORLDS)}."
             )
 
 
@@ -98,12 +103,12 @@ class Plan:
         return as_json({**asdict(self.recipe), "settings": asdict(self.settings)})
 
 
-def named_model(model: str | None, toy: bool) -> str:
-    """The model that was named; none: the embedded toy where `toy` allows it, for people mean their own model."""
+def named_model(model: str | None, default: str | None) -> str:
+    """The model that was named, or else the default. UserError where there is none, for people mean their own model."""
+    if model is None:
+        model = default
     if model is not None:
         return model
-    if toy:
-        return "tiny"
     raise UserError(
         "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python, `model:` in a recipe). "
         "The embedded toy is called tiny."
@@ -199,13 +204,14 @@ def _require_there(recipe: Recipe, settings: Any) -> None:
     """What is missing is told now, and not when everything before it is done."""
     from mlx_visalign.data.image_folder import places
     from mlx_visalign.models.hub import find_config  # only now, for they bring MLX along
+    from mlx_visalign.runs.worlds import find_world
 
     models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}
     files = {name: asdict(recipe)[name] for name in ("prompts", "vocabulary")}
     lost = [name for name, model in models.items() if model not in (None, "tiny") and not os.path.exists(find_config(model))]
     problems = [f"{n}: there is no file or folder {models[n]}, and it is no name on the Hub (owner/name)." for n in lost]
     problems += [f"{n}: there is no file or folder {path}." for n, path in files.items() if path and not os.path.exists(path)]
-    if recipe.images not in (None, TINY_WORLD):
+    if recipe.images is not None and find_world(recipe.images) is None:
         try:
             places(recipe.images)
         except UserError as error:

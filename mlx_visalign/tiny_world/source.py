@@ -1,5 +1,7 @@
-"""Images and questions of the tiny world."""
+"""The tiny world as a source of images, questions, labels and a benchmark (a `World` of `runs/worlds`)."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -7,21 +9,54 @@ from PIL import Image
 from mlx_visalign.data.image_folder import Photo
 from mlx_visalign.data.object_vocabulary import Vocabulary
 from mlx_visalign.data.questions import Mix
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.object_labels import Annotations
 from mlx_visalign.tiny_world import language
+from mlx_visalign.tiny_world.benchmark import world_benchmark
 from mlx_visalign.tiny_world.drawing import draw
-from mlx_visalign.tiny_world.scenes import SPLITS, split
+from mlx_visalign.tiny_world.scenes import SPLITS, scene, split
 from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import replacing
 
+SCENE_FILE = re.compile(r"scene-(\d+)\.png")  # named by the seed, from which the scene is drawn
+
+
+class TinyWorld:
+    """Coloured shapes, of which a run sees images of the split "unlabelled" only."""
+
+    name = "tiny-world"
+    title = "scenes of the tiny world"
+    model = "tiny"
+
+    def photos(self, count: int, seed: int) -> list[Photo]:
+        """The seed's own `count` scenes; paths relative to the run's folder, which may thus be moved."""
+        return world_scenes("unlabelled", count, seed * count)
+
+    def draw(self, folder: Path, count: int, seed: int) -> None:
+        """Draw these scenes into FOLDER/images."""
+        world_photos(folder, "unlabelled", count, seed * count)
+
+    def mix(self, questions: int) -> Mix:
+        return world_mix(questions)
+
+    def benchmark(self, split: str, count: int) -> Benchmark:
+        """The first `count` scenes of the split."""
+        return world_benchmark(split, count)
+
+    def labels(self, images: Sequence[str]) -> Annotations:
+        """The objects in scenes, by their files' names."""
+        found = {image: SCENE_FILE.fullmatch(Path(image).name) for image in images}
+        return {image: frozenset(map(str, scene(int(match[1])).types)) for image, match in found.items() if match}
+
 
 def world_mix(questions: int) -> Mix:
-    """The same mix for the tiny world, in the one wording it knows and about its own 40 types."""
+    """One description in the one wording that the tiny model knows, and questions about the 40 types of objects."""
     return Mix((DESCRIBE,), Vocabulary.from_rows(language.vocabulary(), "the tiny world"), questions)
 
 
 def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
-    """Scenes of the tiny world, by the names that `world_photos` gives their files."""
+    """Scenes of a split from its `start`-th on, under the names that `world_photos` gives their files."""
     seeds = SPLITS[split_name]
     if start + count > len(seeds):
         raise UserError(f"The split {split_name} of the tiny world has {len(seeds):,} scenes; use a smaller --count or --seed.")
@@ -29,9 +64,9 @@ def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
 
 
 def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
-    """Draw scenes of the tiny world into FOLDER/images; their paths are relative to FOLDER, which may thus be moved."""
+    """Draw scenes into FOLDER/images; their paths are relative to FOLDER."""
     photos = world_scenes(split_name, count, start)
-    for photo, scene in zip(photos, split(split_name, count, start), strict=True):
+    for photo, one in zip(photos, split(split_name, count, start), strict=True):
         with replacing(folder / photo.image, durable=False) as file:  # drawn again, the same, by every start of the run
-            Image.fromarray(draw(scene)).save(file, "PNG")
+            Image.fromarray(draw(one)).save(file, "PNG")
     return photos

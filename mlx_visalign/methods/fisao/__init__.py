@@ -31,9 +31,8 @@ from mlx_visalign.data.records import Prompt, read_jsonl
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate, read_labels
 from mlx_visalign.methods.fisao.figures import Judged, JudgedAnswer, draw_calibration, words_gallery, words_sheet
-from mlx_visalign.methods.fisao.labels import read_labels
 from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, score_mentions
 from mlx_visalign.methods.fisao.token_mentions import Reader
 from mlx_visalign.methods.job import Job, Rank
@@ -63,8 +62,8 @@ class Settings:
     clip                the folder of the CLIP that scores mentions; none: the tiny model's own
     clip_aspect         its images: padded as LLaVA's are, which shares the tower's work, or cropped
     phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
-    labels              what is in the images: a list as in `labels`, or "tiny-world"; used for calibration (and by
-                        the oracle) only. None: pseudo-labels
+    labels              what is in the images: a list as in `evaluation/object_labels`, or a world such as "tiny-world";
+                        used for calibration (and by the oracle) only. None: pseudo-labels
     calibration_images  so many images, or fewer, are described for the calibration
     min_mentions        calibration needs so many correct and so many hallucinated mentions
     debias_images       from every score the phrase's mean over so many images is taken off; 0: off

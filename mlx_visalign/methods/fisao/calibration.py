@@ -1,4 +1,4 @@
-"""What a scorer's numbers are worth: how the scores of objects that are there differ from those that are made up.
+"""Calibration of a scorer: its scores of objects that are there against those of objects that are made up.
 
 From mentions in a model's own descriptions, each scored and known (or believed) to be right or wrong, come the two means
 that a reward is measured against. The scorer must tell the two apart, or it has nothing to teach.
@@ -6,13 +6,17 @@ that a reward is measured against. The scorer must tell the two apart, or it has
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from mlx_visalign.data.object_vocabulary import Vocabulary
 from mlx_visalign.data.records import Record
-from mlx_visalign.utils.errors import UserError
+from mlx_visalign.evaluation.object_labels import Annotations, listed_labels
+from mlx_visalign.runs.worlds import find_world
+from mlx_visalign.utils.errors import UserError, listed
 from mlx_visalign.utils.formatting import with_minus
 
 LEAST_AUC = 0.60  # below it a scorer tells right from wrong hardly better than a coin
@@ -69,6 +73,19 @@ class Calibration(Record):
         if score >= c + margin:
             return min(1.0, (score - c) / (c - h))
         return max(-1.0, (score - h) / (c - h)) if score <= h - margin else 0.0
+
+
+def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
+    """The objects in those of the images that `source` knows: a world by its name, or a list (see `object_labels`).
+
+    Raises `UserError` for a file that is no such list, an object that the vocabulary does not know, or a source that
+    knows none of the images.
+    """
+    world = find_world(source)
+    known = listed_labels(Path(source), images, vocabulary) if world is None else world.labels(images)
+    if not known:
+        raise UserError(listed(f"labels: {source} says of none of the {len(images)} images what is in it", images))
+    return known
 
 
 def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least: int) -> Calibration:

@@ -17,6 +17,7 @@ from mlx_visalign.reporting import run_page as report_page
 from mlx_visalign.reporting.html import tag
 from mlx_visalign.reporting.run_page import ReportPage
 from mlx_visalign.reporting.summary import make_report
+from mlx_visalign.runs.image_sources import source_of
 from mlx_visalign.runs.recipe import Plan, Recipe
 from mlx_visalign.runs.run import Run
 from mlx_visalign.utils.errors import UserError
@@ -50,7 +51,7 @@ def unlabelled(text):
 def page(tmp_path):
     run = Run(tmp_path)
     run.start(CONFIG)
-    yield ReportPage(run, CONFIG, "SeVa: about it.")
+    yield ReportPage(run, CONFIG, "SeVa: about it.", source_of(Recipe("seva", images="tiny-world", count=3)))
     run.close()
 
 

@@ -87,8 +87,8 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _benchmark(options: argparse.Namespace) -> "Benchmark":
+    from mlx_visalign.data.object_vocabulary import find_vocabulary
     from mlx_visalign.evaluation.benchmark import listed_benchmark
-    from mlx_visalign.pipeline.prompts_stage import find_vocabulary
     from mlx_visalign.runs.worlds import WORLDS
 
     if options.annotations is None:

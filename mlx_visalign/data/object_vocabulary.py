@@ -114,6 +114,11 @@ def coco80() -> Vocabulary:
     return Vocabulary.from_rows(json.loads(files("mlx_visalign.data").joinpath("coco80.json").read_text()), "coco80.json")
 
 
+def find_vocabulary(file: str | None) -> Vocabulary:
+    """COCO's 80 objects, extended by those in a file."""
+    return coco80() if file is None else coco80().extended(read_vocabulary(Path(file)))
+
+
 def read_vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.from_rows(parse_json(read_text(path), str(path)), str(path))
 

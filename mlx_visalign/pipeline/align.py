@@ -5,26 +5,25 @@ from dataclasses import replace
 
 from mlx_visalign.data.records import Pair, read_jsonl
 from mlx_visalign.data.training_log import read_metrics
-from mlx_visalign.evaluation.benchmark import Benchmark
 from mlx_visalign.evaluation.runner import Evaluation, changes
 from mlx_visalign.inference.context_length import require_prompts_fit
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
 from mlx_visalign.pipeline.controls import controls_of, measure_control
-from mlx_visalign.pipeline.dry_run import PICTURES, forecast_of, foretold, protocol_of, require_clip
+from mlx_visalign.pipeline.dry_run import forecast_of, foretold, protocol_of, require_clip
 from mlx_visalign.pipeline.evaluations import measure
-from mlx_visalign.pipeline.prompts_stage import ask, vocabulary_of
+from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.doctor import require_same_model, require_sound
 from mlx_visalign.preflight.estimate import tell_of_death, warn_if_too_large
 from mlx_visalign.reporting.controls_text import NAMES
 from mlx_visalign.reporting.run_page import ReportPage
 from mlx_visalign.reporting.summary import as_rows, make_report, read_report, write_report
-from mlx_visalign.runs.recipe import TINY_WORLD, Plan, Recipe
+from mlx_visalign.runs.image_sources import source_of
+from mlx_visalign.runs.recipe import Plan
 from mlx_visalign.runs.run import Run, read_versions
 from mlx_visalign.runs.stage import Row
 from mlx_visalign.scorers import Score
-from mlx_visalign.tiny_world.benchmark import world_benchmark
 from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.dpo import PreferenceSettings, reward_accuracy
 from mlx_visalign.training.training_length import look_back
@@ -32,7 +31,6 @@ from mlx_visalign.utils.config import load_recipe
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import parse_json, read_text
-from mlx_visalign.utils.formatting import counted
 
 
 def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None, score: Score | None = None) -> Row:
@@ -57,7 +55,7 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
     with run:
         if not run.config.exists():
             run.start(plan.config)
-        page = ReportPage(run, plan.config, plan.method.description)
+        page = ReportPage(run, plan.config, plan.method.description, source_of(plan.recipe))
         run.after_stage = page.refresh
         try:
             return _carry_out(plan, run, page, on_metrics, score)
@@ -79,9 +77,9 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
     require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)
-    shown, name = _shown(page, on_metrics), plan.recipe.scorer or ""
-    job = Job(run, policy, prompts, plan.recipe.seed, kept, shown, vocabulary_of(plan.recipe), score, name)
-    benchmark, protocol = _benchmark(plan.recipe, job), protocol_of(plan)
+    shown, name, source = _shown(page, on_metrics), plan.recipe.scorer or "", page.source
+    job = Job(run, policy, prompts, plan.recipe.seed, kept, shown, source.vocabulary(), score, name)
+    benchmark, protocol = source.benchmark(prompts, kept, run.folder), protocol_of(plan)
     page.before = before = measure(job, benchmark, "before", {}, protocol)
     measured: list[Evaluation] = []
     job = replace(job, after_round=lambda: measured.append(_measure_trained(job, before)))
@@ -176,16 +174,6 @@ def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> 
     if not pairs or not isinstance(training, PreferenceSettings):
         return None
     return reward_accuracy(job.policy, pairs, training.beta, training.batch_size)
-
-
-def _benchmark(recipe: Recipe, job: Job) -> Benchmark:
-    """What the model is looked at before and after: scenes whose truth is known, or else the images held out."""
-    if recipe.images == TINY_WORLD:
-        return world_benchmark(recipe.split, recipe.scenes)
-    images = list(dict.fromkeys(prompt.image for prompt in job.held_out or job.prompts))[:PICTURES]
-    were = "that was" if len(images) == 1 else "that were"
-    name = f"{counted(len(images), 'image')} {were} {'not ' if job.held_out else ''}trained on"
-    return Benchmark(name, {image: job.image(image) for image in images})
 
 
 def _measure_trained(job: Job, before: Evaluation) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What a run will do and what that asks of the machine, told from its recipe, without a model."""
+"""Dry run: work, memory and time estimated from the recipe alone, without a model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,14 +14,13 @@ from mlx_visalign.pipeline.evaluations import READ_TOGETHER
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.estimate import Forecast, forecast, in_full, training_needs
 from mlx_visalign.preflight.workload import Answering
-from mlx_visalign.runs.recipe import TINY_WORLD, Plan
+from mlx_visalign.runs.image_sources import source_of
+from mlx_visalign.runs.recipe import Plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.stage import Row
 from mlx_visalign.scorers.clip import require_judge
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.training_length import foretell
-
-PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
 
 
 def protocol_of(plan: Plan) -> Protocol:
@@ -79,11 +78,10 @@ def _foresee_controls(plan: Plan) -> Row:
 def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
     """What the run asks of the machine: the method's own stages, and the answers before and after."""
     workload = plan.settings.workload(prompts)
-    pictures = min(PICTURES, len({prompt.image for prompt in kept or prompts}))
-    looked_at = 2 * (plan.recipe.scenes if plan.recipe.images == TINY_WORLD else pictures)
+    measured = 2 * source_of(plan.recipe).benchmark_size(prompts, kept)  # before and after
     longest = protocol_of(plan).max_tokens
-    looking = Answering("before and after", looked_at, looked_at * longest, READ_TOGETHER, longest, adapters=1)
+    measuring = Answering("before and after", measured, measured * longest, READ_TOGETHER, longest, adapters=1)
     cached = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
     answer = max(stage.tokens for stage in workload.stages)
     needs = {**training_needs(plan.settings.train), **cached, "answer": answer}
-    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, looking)))
+    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, measuring)))

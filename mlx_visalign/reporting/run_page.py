@@ -19,7 +19,7 @@ from mlx_visalign.reporting.html import Html, commands, facts, gallery, page, pa
 from mlx_visalign.reporting.metrics_table import figures_table, meanings, one_evaluation, rounds_table, tiles
 from mlx_visalign.reporting.summary import in_short, notes
 from mlx_visalign.reporting.svg_plots import curves
-from mlx_visalign.runs.recipe import TINY_WORLD
+from mlx_visalign.runs.image_sources import ImageSource
 from mlx_visalign.runs.run import Run, read_versions
 from mlx_visalign.utils.files import read_text, write_atomically
 from mlx_visalign.utils.formatting import counted, duration
@@ -33,6 +33,7 @@ class ReportPage:
 
     config   the recipe, as config.yaml has it
     about    what the method says of itself: "SeVa: ..."
+    source   where its images come from
     report   what report.json holds, once the run is finished
     stopped  why the run stopped, if it did
     """
@@ -40,6 +41,7 @@ class ReportPage:
     run: Run
     config: Mapping[str, Any]
     about: str
+    source: ImageSource
     before: Evaluation | None = None
     after: Evaluation | None = None
     report: Mapping[str, Any] | None = None
@@ -85,7 +87,7 @@ class ReportPage:
             return tag("p", words, cls="note")
         training = self.report["training"]
         cost = f"{counted(training['updates'], 'update')} in {duration(training['seconds'])}"
-        return tag("p", f"{_about_images(self.config)} The training: {cost}{_memory(training)}.", cls="lead")
+        return tag("p", f"{self._about_images()} The training: {cost}{_memory(training)}.", cls="lead")
 
     def _updates(self) -> list[str]:
         rows = read_metrics(self.run.metrics)
@@ -141,7 +143,22 @@ class ReportPage:
 
     def _adapter(self) -> Iterator[Html]:
         if self.report is not None:
-            yield section("Use the adapter", commands(_commands(self.run, self.config)))
+            yield section("Use the adapter", commands(self._commands()))
+
+    def _about_images(self) -> str:
+        """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
+        labels = self.config["settings"].get("labels")
+        told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
+        return f"Trained on {self.source.title}, {told}."
+
+    def _commands(self) -> list[str]:
+        """What one can do with the adapter, to be copied."""
+        model, adapter = (shlex.quote(str(path)) for path in (self.config["model"], self.run.adapter))
+        return [
+            f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',
+            f"visalign compare {model} {adapter} --model {model} --images {self.source.argument}",
+            f"visalign run -c {shlex.quote(str(self.run.config))} --output ANOTHER-FOLDER    # the same run again",
+        ]
 
     def _what_ran(self) -> Iterator[Html]:
         versions = read_versions(self.run.versions) if self.run.versions.exists() else {}
@@ -158,28 +175,8 @@ class ReportPage:
         return [(file.stem, f"{_lines(file):,}") for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
 
-def _about_images(config: Mapping[str, Any]) -> str:
-    """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
-    tiny = f"{config['count']} scenes of the tiny world"
-    images = tiny if config["images"] == TINY_WORLD else f"the images in {called(config['images'] or config['prompts'])}"
-    labels = config["settings"].get("labels")
-    told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
-    return f"Trained on {images}, {told}."
-
-
 def _memory(training: Mapping[str, float]) -> str:
     return f", {training['peak_memory']:.1f} GB of memory at most" if "peak_memory" in training else ""
-
-
-def _commands(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """What one can do with the adapter, to be copied."""
-    model, adapter = (shlex.quote(str(path)) for path in (config["model"], run.adapter))
-    images = TINY_WORLD if config["images"] == TINY_WORLD else "PHOTOS"
-    return [
-        f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',
-        f"visalign compare {model} {adapter} --model {model} --images {images}",
-        f"visalign run -c {shlex.quote(str(run.config))} --output ANOTHER-FOLDER    # the same run again",
-    ]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

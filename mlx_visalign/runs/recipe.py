@@ -18,7 +18,6 @@ from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, 
 
 # Inside the package once installed, beside it in a checkout.
 RECIPES = next(path for path in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes") if path.is_dir())
-TINY_WORLD = "tiny-world"
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,22 @@ class Recipe:
     """What is aligned, on which images.
 
     method      a method's name, such as seva
-    model       the folder of a LLaVA, one on the Hub (owner/name), or "tiny", the embedded one; not named, it is "tiny" for
-                the tiny world's images, and must be named for any others
-    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or "tiny-world",
-                whose scenes are drawn
+    model       the folder of a LLaVA, one on the Hub (owner/name), or "tiny", the embedded one; not named, it is the one
+                that belongs to the world of `images`, and must be named for any other images
+    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or a world whose
+                content is known (see `worlds`), such as "tiny-world"
     prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
                 are (none: in the file's own folder) and nothing more
-    count       at most so many images, at least 1; of the tiny world exactly so many
+    count       maximum number of images, at least 1; of a world exactly so many
     questions   existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
     scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
     skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
-    scenes      on how many scenes of the tiny world the model is measured before and after, at least 1, and of which
-    split       split: held-out ones are for reporting, never for choosing settings
-    controls    train and measure the controls too (see `controls`), which takes scenes whose content is known
-    seed        everything random depends on it and on nothing else; in the tiny world also which scenes
+    scenes      on how many images of a world the model is measured before and after, at least 1
+    split       of which split of the world these are: held-out ones are for reporting, never for choosing settings
+    controls    train and measure the controls too (see `controls`), which takes images whose content is known
+    seed        everything random depends on it and on nothing else; in a world also which images
     """
 
     method: str

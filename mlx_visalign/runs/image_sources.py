@@ -1,0 +1,177 @@
+"""Image sources: where a run's images come from, what is asked about them, and what its model is measured on.
+
+There are three: a world whose content is known (see `worlds`), images of one's own with questions made up about them, and
+a file of prompts. What a run's stages, dry run and report need of them is asked here; nobody else tells the three apart.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from mlx_visalign.data.image_folder import Photo, called, content_id, find_photos, require_unchanged
+from mlx_visalign.data.images import check_image
+from mlx_visalign.data.object_vocabulary import Vocabulary, find_vocabulary
+from mlx_visalign.data.questions import DESCRIPTION_PROMPTS, Mix, make_prompts, read_prompts
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.runs.recipe import Recipe
+from mlx_visalign.runs.worlds import World, find_world
+from mlx_visalign.utils.formatting import counted
+
+PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A run's images, and what is asked and known about them.
+
+    place     where the images are, as the settings of the stage `prompts` keep it
+    title     what was trained on, for the report
+    argument  what follows --images in a command that the report shows
+    """
+
+    @property
+    def place(self) -> str | list[str] | None: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def argument(self) -> str: ...
+
+    def read(self) -> tuple[list[Photo], list[Prompt]]:
+        """The images and the prompts about them; paths absolute, or relative to the run's folder."""
+
+    def draw(self, folder: Path) -> None:
+        """Write images that are made for the run into its folder."""
+
+    def require_unchanged(self, contents: Mapping[str, str]) -> None:
+        """UserError where an image's content, by its path, is no longer what it was."""
+
+    def vocabulary(self) -> Vocabulary:
+        """The objects that answers may name."""
+
+    def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
+        """What the model describes and answers before and after; `folder` is the run's."""
+
+    def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
+        """How many images the benchmark has."""
+
+
+def source_of(recipe: Recipe) -> ImageSource:
+    """The source of a recipe's images."""
+    world = find_world(recipe.images)
+    if world is not None:
+        return WorldSource(recipe, world)
+    return FolderSource(recipe) if recipe.prompts is None else PromptFileSource(recipe)
+
+
+@dataclass(frozen=True)
+class WorldSource:
+    """A world's images, which are measured on others of the same world."""
+
+    recipe: Recipe
+    world: World
+
+    @property
+    def place(self) -> str:
+        return self.world.name
+
+    @property
+    def title(self) -> str:
+        return f"{self._count} {self.world.title}"
+
+    @property
+    def argument(self) -> str:
+        return self.world.name
+
+    def read(self) -> tuple[list[Photo], list[Prompt]]:
+        photos = self.world.photos(self._count, self.recipe.seed)
+        return photos, make_prompts(photos, self.world.mix(self.recipe.questions), self.recipe.seed)
+
+    def draw(self, folder: Path) -> None:
+        self.world.draw(folder, self._count, self.recipe.seed)
+
+    def require_unchanged(self, contents: Mapping[str, str]) -> None:
+        """Nothing to compare: every start draws the same images."""
+
+    def vocabulary(self) -> Vocabulary:
+        return self.world.mix(0).vocabulary
+
+    def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
+        return self.world.benchmark(self.recipe.split, self.recipe.scenes)
+
+    def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
+        return self.recipe.scenes
+
+    @property
+    def _count(self) -> int:
+        return self.recipe.count or 0  # a recipe for a world says how many
+
+
+@dataclass(frozen=True)
+class _OwnImages:
+    """What folders and prompt files share: images of unknown content that stay where they are."""
+
+    recipe: Recipe
+
+    argument = "PHOTOS"
+
+    @property
+    def place(self) -> str | list[str] | None:
+        images = self.recipe.images
+        if isinstance(images, tuple):
+            return [os.path.abspath(image) for image in images]
+        return None if images is None else os.path.abspath(images)
+
+    @property
+    def title(self) -> str:
+        return f"the images in {called(self.recipe.images or self.recipe.prompts or ())}"
+
+    def draw(self, folder: Path) -> None:
+        """Nothing to draw: the images are files."""
+
+    def require_unchanged(self, contents: Mapping[str, str]) -> None:
+        require_unchanged(contents)
+
+    def vocabulary(self) -> Vocabulary:
+        return find_vocabulary(self.recipe.vocabulary)
+
+    def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
+        """Held-out images, or trained ones where none is held out."""
+        images = _first_images(held_out or trained)
+        were = "that was" if len(images) == 1 else "that were"
+        name = f"{counted(len(images), 'image')} {were} {'not ' if held_out else ''}trained on"
+        return Benchmark(name, {image: folder / image for image in images})
+
+    def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
+        return len(_first_images(held_out or trained))
+
+
+@dataclass(frozen=True)
+class FolderSource(_OwnImages):
+    """Images in folders and files, with questions made up about them."""
+
+    def read(self) -> tuple[list[Photo], list[Prompt]]:
+        recipe = self.recipe
+        mix = Mix(DESCRIPTION_PROMPTS, self.vocabulary(), recipe.questions)
+        photos = find_photos(recipe.images or (), recipe.count, recipe.skip_bad)
+        return photos, make_prompts(photos, mix, recipe.seed)
+
+
+@dataclass(frozen=True)
+class PromptFileSource(_OwnImages):
+    """A file of prompts, and the images that these are about."""
+
+    def read(self) -> tuple[list[Photo], list[Prompt]]:
+        recipe = self.recipe
+        images = None if recipe.images is None else Path(str(recipe.images))
+        prompts = read_prompts(Path(str(recipe.prompts)), images, recipe.skip_bad)
+        names = dict.fromkeys(prompt.image for prompt in prompts)
+        return [Photo(content_id(Path(name)), name, check_image(name)) for name in names], prompts
+
+
+def _first_images(prompts: Sequence[Prompt]) -> list[str]:
+    return list(dict.fromkeys(prompt.image for prompt in prompts))[:PICTURES]

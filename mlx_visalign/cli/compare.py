@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", metavar="B", nargs="?", help="the other one")
     parser.add_argument("--model", help="the model that adapters are for; with --images tiny-world it may be left out: tiny")
     parser.add_argument("--images", required=True, action=Images, help='"tiny-world" takes scenes whose content is known')
-    parser.add_argument("--count", type=positive, metavar="N", default=24, help="at most so many images; %(default)s")
+    parser.add_argument("--count", type=positive, metavar="N", default=24, help="maximum number of images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
     link_option(parser)
     sampling_options(parser)

@@ -47,13 +47,13 @@ def run_options(parser: argparse.ArgumentParser, output: str) -> None:
         "--output", metavar="FOLDER", help=f"where everything goes, and where the same command goes on; {output}"
     )
     parser.add_argument("--reuse", metavar="RUN", help="take over what another run did, where its settings are the same")
-    parser.add_argument("--count", dest="recipe.count", type=int, metavar="N", help="at most so many images")
+    parser.add_argument("--count", dest="recipe.count", type=int, metavar="N", help="maximum number of images")
     parser.add_argument(
         "--controls",
         dest="recipe.controls",
         action="store_const",
         const=True,
-        help="then train the controls too (tiny world only)",
+        help="then train the controls too (only where the content of images is known)",
     )
     parser.add_argument("--cache-gb", dest="recipe.cache_gb", type=float, metavar="GB", help="memory for image features")
     parser.add_argument("--max-tokens", dest="recipe.settings.max_tokens", type=int, metavar="N", help="longest answer")

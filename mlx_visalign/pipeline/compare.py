@@ -39,16 +39,16 @@ class Contender:
 
 
 def contender(name: str, model: str | None) -> Contender:
-    """What `name` means: a model, a folder's or "tiny"; an adapter for `model`; ADAPTER@2, its first two rounds.
+    """The model or adapter called `name`: a folder, one on the Hub, or "tiny"; ADAPTER@2 is its first two rounds.
 
-    Both may be names on the Hub. A run's folder stands for its adapter. Raises `UserError` for a round that the adapter
+    An adapter is one for `model`. A run's folder stands for its adapter. Raises `UserError` for a round that the adapter
     does not have, for no model, and for an adapter where no `model` is named.
     """
     path, _, number = name.rpartition("@") if name.rpartition("@")[2].isdecimal() else (name, "", "")
     folder = find_model(path)
     found = [place for place in (folder, folder / "adapter") if (place / CONFIG).is_file()]
     if not found:
-        read_json(find_folder(name) / "config.json")  # is it there? Asked now, not when the other one has answered
+        read_json(find_folder(name) / "config.json")  # fails now, not after the other one has answered
         return Contender(name, name)
     rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:
@@ -87,7 +87,7 @@ def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Samp
 
 
 def compare_page(first: Evaluation, second: Evaluation, names: tuple[str, str]) -> str:
-    """Figures where it is known what is in the images, then every image with both answers."""
+    """The web page: figures, if the images have labels, then every image with both answers."""
     benchmark = first.benchmark
     title = f"{names[0]} and {names[1]}"
     figures = {"before": as_rows(first.figures), "after": as_rows(second.figures), "change": as_rows(changes(first, second))}

@@ -35,7 +35,7 @@ def require_clip(plan: Plan) -> None:
 
 
 def upper_bounds(plan: Plan) -> Row:
-    """What a run would do at most, told without the model: only its answers show how many of them make a pair."""
+    """Upper bounds on a run's work, and its memory and time; only the model's answers show how many of them make a pair."""
     require_clip(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:
         prompts, kept = ask(plan.recipe, run, draw=False)
@@ -46,7 +46,7 @@ def upper_bounds(plan: Plan) -> Row:
         "images_held_out": len({prompt.image for prompt in kept}),
         "prompts": Counter(prompt.kind or "other" for prompt in prompts),
         **_work(plan, prompts),
-        **(_foresee_controls(plan) if plan.recipe.controls else {}),
+        **(_controls(plan) if plan.recipe.controls else {}),
         **in_full(forecast_of(plan, prompts, kept)),
     }
 
@@ -58,7 +58,7 @@ def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
 
 
 def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
-    """What each stage answers, and how long the training is: the most there can be to do."""
+    """Prompts and tokens of each stage, and updates of the training; each at most."""
     workload, settings = plan.settings.workload(prompts), plan.settings
     return {
         **({"rounds": workload.rounds} if workload.rounds > 1 else {}),
@@ -68,15 +68,16 @@ def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
     }
 
 
-def _foresee_controls(plan: Plan) -> Row:
+def _controls(plan: Plan) -> Row:
+    """The control runs, whose time is not estimated."""
     names = controls_of(plan.settings)
     trainings = len(names) - names.count("best")
-    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.scenes:,} more answers, in time beside what is told here"
+    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.scenes:,} more answers, not part of these estimates"
     return {"controls": f"{', '.join(names)}: {words}"}
 
 
 def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
-    """What the run asks of the machine: the method's own stages, and the answers before and after."""
+    """Memory and time of the method's own stages, and of the answers before and after."""
     workload = plan.settings.workload(prompts)
     measured = 2 * source_of(plan.recipe).benchmark_size(prompts, kept)  # before and after
     longest = protocol_of(plan).max_tokens

@@ -146,13 +146,13 @@ class ReportPage:
             yield section("Use the adapter", commands(self._commands()))
 
     def _about_images(self) -> str:
-        """What was trained on. A method's setting `labels`, where it has one, names who told it what is in the images."""
+        """What was trained on, and whether with labels: a method's setting `labels`, where it has one."""
         labels = self.config["settings"].get("labels")
         told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
         return f"Trained on {self.source.title}, {told}."
 
     def _commands(self) -> list[str]:
-        """What one can do with the adapter, to be copied."""
+        """Commands that use the adapter, to be copied."""
         model, adapter = (shlex.quote(str(path)) for path in (self.config["model"], self.run.adapter))
         return [
             f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',

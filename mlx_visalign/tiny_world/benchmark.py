@@ -1,4 +1,4 @@
-"""Scenes of the tiny world as a benchmark, with all that is true of them."""
+"""The tiny world's benchmark: scenes with their object labels, questions and exercises."""
 
 import random
 
@@ -23,7 +23,7 @@ WORLD = (
 
 
 def world_benchmark(split: str, count: int, seed: int = 0) -> Benchmark:
-    """The first `count` scenes of a split of the tiny world ("validation", "held-out") with all that is true of them.
+    """The first `count` scenes of a split of the tiny world ("validation", "held-out"), labelled.
 
     Its adversarial questions are stricter than POPE's: every absent object asked about is the usual partner of one that
     is there. POPE's rule asks about the most frequent companion that is absent, and since partners are there half of

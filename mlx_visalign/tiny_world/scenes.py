@@ -8,7 +8,7 @@ A scene is a function of its seed alone, so a split is a range of seeds and noth
     held-out      used for nothing but reporting
 
 Things that usually go together: every type (colour and shape) has one partner type, and an object's partner is in the
-scene about half of the time. The biased annotator (world/annotator.py) sees partners where they are not; that is the
+scene about half of the time. The biased annotator (`annotator`) sees partners where they are not; that is the
 hallucination which a method has to undo.
 """
 

@@ -201,8 +201,8 @@ def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: 
 
 def _require_there(recipe: Recipe, settings: Any) -> None:
     """What is missing is told now, and not when everything before it is done."""
-    from mlx_visalign.data.image_folder import places
-    from mlx_visalign.models.hub import find_config  # only now, for they bring MLX along
+    from mlx_visalign.data.image_folder import places  # only now, for these bring MLX along
+    from mlx_visalign.models.hub import find_config
     from mlx_visalign.runs.worlds import find_world
 
     models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}

@@ -1,4 +1,4 @@
-"""FiSAO: labels and judgements; a whole run on the tiny model, stopped and resumed, on float32, bf16 and 4-bit."""
+"""FiSAO: labels and rewards; a whole run on the tiny model, stopped and resumed, on float32, bf16 and 4-bit."""
 
 import json
 import re
@@ -63,17 +63,17 @@ def job(folder, change=lambda policy: policy, on_metrics=None, score=knowing):
     return Job(Run(folder), policy, prompts, 5, on_metrics=on_metrics, vocabulary=WORLD, score=score, score_name="made up")
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- rewards ----------------------------------------------------------------------------------------------------------
 
 
-def judged(text, settings, scores, truth=None):
+def rewarded(text, settings, scores, truth=None):
     """(phrase, reward) of each mention in a text about one image, the scores given."""
     reader = Reader(tokenizer(), WORLD)
     calibration = Calibration("given", 0.3, 0.1, 0.1, 0.1, 60, 60, 0.9)
-    verifier = ObjectScorer("made up", lambda images, texts: scores, "{}")
-    judge = ObjectReward(reader, verifier, Path, calibration, settings, truth)
+    scorer = ObjectScorer("made up", lambda images, texts: scores, "{}")
+    reward = ObjectReward(reader, scorer, Path, calibration, settings, truth)
     ids = reader.tokenizer(text, add_special_tokens=False).input_ids
-    [found] = judge([Prompt("a", "a.png", "?")], [ids])
+    [found] = reward([Prompt("a", "a.png", "?")], [ids])
     for part in found:
         last = reader.tokenizer.convert_ids_to_tokens(ids[part.last])
         assert text[part.start : part.end].endswith(last.strip("▁"))
@@ -85,25 +85,25 @@ TEXT = "A small red circle at the top left. A large blue star at the top. A smal
 
 def test_a_second_mention_earns_nothing_and_may_cost():
     affine = RewardSettings("affine")
-    assert judged(TEXT, affine, [0.25, 0.15, 0.25]) == [("red circle", 0.5), ("blue star", -0.5), ("red circle", 0)]
-    assert judged(TEXT, affine, [0.15, 0.15, 0.15])[2] == ("red circle", -0.5)
-    assert judged(TEXT, replace(affine, repeat=-1.0), [0.25, 0.15, 0.25])[2] == ("red circle", -1)
+    assert rewarded(TEXT, affine, [0.25, 0.15, 0.25]) == [("red circle", 0.5), ("blue star", -0.5), ("red circle", 0)]
+    assert rewarded(TEXT, affine, [0.15, 0.15, 0.15])[2] == ("red circle", -0.5)
+    assert rewarded(TEXT, replace(affine, repeat=-1.0), [0.25, 0.15, 0.25])[2] == ("red circle", -1)
 
 
 def test_praise_weighs_what_is_right_alone():
-    assert judged(TEXT, RewardSettings("affine", praise=1.5), [0.25, 0.15, 0.25])[:2] == [
+    assert rewarded(TEXT, RewardSettings("affine", praise=1.5), [0.25, 0.15, 0.25])[:2] == [
         ("red circle", 0.75),
         ("blue star", -0.5),
     ]
 
 
 def test_the_oracle_needs_labels_of_the_image():
-    assert judged(TEXT, RewardSettings("oracle"), [0, 0, 0], {"a.png": {"blue star"}})[:2] == [
+    assert rewarded(TEXT, RewardSettings("oracle"), [0, 0, 0], {"a.png": {"blue star"}})[:2] == [
         ("red circle", -1),
         ("blue star", 1),
     ]
     with pytest.raises(UserError, match=r"a\.png has none"):
-        judged(TEXT, RewardSettings("oracle"), [0, 0, 0], {"b.png": {"blue star"}})
+        rewarded(TEXT, RewardSettings("oracle"), [0, 0, 0], {"b.png": {"blue star"}})
 
 
 def test_debiasing_takes_off_a_words_own_level():
@@ -113,9 +113,9 @@ def test_debiasing_takes_off_a_words_own_level():
         calls.append(len(images))
         return [len(text) + int(Path(image).stem) for image, text in zip(images, texts, strict=True)]
 
-    verifier = ObjectScorer("made up", score, "a {}", tuple(Path(f"{n}.png") for n in (1, 2, 3)))
-    assert verifier([Path("5.png"), Path("6.png")], ["cat", "zebra"]) == [5 - 2, 6 - 2]
-    assert verifier([Path("7.png")], ["cat"]) == [5] and calls == [2, 3, 3, 1]
+    scorer = ObjectScorer("made up", score, "a {}", tuple(Path(f"{n}.png") for n in (1, 2, 3)))
+    assert scorer([Path("5.png"), Path("6.png")], ["cat", "zebra"]) == [5 - 2, 6 - 2]
+    assert scorer([Path("7.png")], ["cat"]) == [5] and calls == [2, 3, 3, 1]
 
 
 def test_labels_from_a_list(tmp_path):
@@ -204,9 +204,9 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
 
 def test_the_tiny_models_own_clip_judges_where_nobody_else_does(tmp_path):
     one = job(tmp_path, score=None)
-    verifier = fisao.make_verifier(one, SETTINGS)
-    found = fisao.measure(one, SETTINGS, verifier)
-    assert found.auc > 0.95 and verifier.name.endswith("pad")
+    scorer = fisao.make_scorer(one, SETTINGS)
+    found = fisao.measure(one, SETTINGS, scorer)
+    assert found.auc > 0.95 and scorer.name.endswith("pad")
 
 
 def test_other_rewards_in_the_same_folder_are_refused(whole):
@@ -222,7 +222,7 @@ def test_without_labels_the_models_own_word_counts_and_is_called_so(tmp_path, ca
     one = job(tmp_path)
     try:
         settings = replace(SETTINGS, labels=None, min_mentions=1)
-        found = fisao.measure(one, settings, fisao.make_verifier(one, settings))
+        found = fisao.measure(one, settings, fisao.make_scorer(one, settings))
     except UserError as error:  # twelve scenes may hold no mention that the model itself denies
         assert "hallucinated mentions, and needs" in str(error)
     else:

@@ -9,10 +9,11 @@ from mlx_visalign.methods.fisao.calibration import Scored, calibrate
 from mlx_visalign.training.trajectory import Rewarded
 
 TEXT = "A <b>dog</b> & a hot dog."
-ANSWER = pictures.JudgedAnswer(
+ANSWER = pictures.RewardedAnswer(
     "before", TEXT, (Rewarded("dog", 5, 8, 2, 2, 24.5, 0.5), Rewarded("hot dog", 17, 24, 6, 7, 11.0, -1.0))
 )
-JUDGED = [pictures.Judged(Image.new("RGB", (48, 48), "navy"), (ANSWER, pictures.JudgedAnswer("after", "Nothing.", ())))]
+AFTER = pictures.RewardedAnswer("after", "Nothing.", ())
+REWARDED = [pictures.RewardedImage(Image.new("RGB", (48, 48), "navy"), (ANSWER, AFTER))]
 
 
 def rows(correct, hallucinated):
@@ -38,7 +39,7 @@ def test_words_keep_their_text_and_get_their_colours():
 
 
 def test_the_sheet_shows_the_colours():
-    sheet = np.array(pictures.words_sheet(JUDGED, "Title", "Legend."))
+    sheet = np.array(pictures.words_sheet(REWARDED, "Title", "Legend."))
     for reward in (0.5, -1.0):
         colour = [int(pictures.shade(reward)[i : i + 2], 16) for i in (1, 3, 5)]
         assert (sheet == colour).all(axis=-1).sum() > 500
@@ -56,7 +57,7 @@ def test_the_histograms_are_drawn(tmp_path):
 
 
 def test_the_gallery_shows_the_colours_and_escapes_text():
-    made = pictures.words_gallery(JUDGED, "Legend.")
+    made = pictures.words_gallery(REWARDED, "Legend.")
     assert "A &lt;b&gt;" in made and "&lt;/b&gt; &amp; a " in made and "<b>dog" not in made
     assert f'style="background: {pictures.shade(-1.0)}">hot dog</mark>' in made
     assert "Legend." in made and made.count("<img") == 1
@@ -64,4 +65,4 @@ def test_the_gallery_shows_the_colours_and_escapes_text():
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_any_number_of_images(count):
-    assert pictures.words_sheet(JUDGED * count, "Title", "Legend.").width > 400
+    assert pictures.words_sheet(REWARDED * count, "Title", "Legend.").width > 400

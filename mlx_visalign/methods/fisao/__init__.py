@@ -1,6 +1,6 @@
 """FiSAO (reconstructed): fine-grained self-alignment optimization (Cui et al., arXiv 2410.14148).
 
-The scorer that belongs to the model's own eye (CLIP, image against text) judges every object that an answer names. Its
+The model's own vision encoder with its text encoder (CLIP) scores every object that an answer names against the image. The
 score, measured against those of correct and of hallucinated mentions, is a reward for that word alone; PPO learns from it.
 No labels, no judge, no preference pairs.
 
@@ -32,7 +32,7 @@ from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate, read_labels
-from mlx_visalign.methods.fisao.figures import Judged, JudgedAnswer, draw_calibration, words_gallery, words_sheet
+from mlx_visalign.methods.fisao.figures import RewardedAnswer, RewardedImage, draw_calibration, words_gallery, words_sheet
 from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, score_mentions
 from mlx_visalign.methods.fisao.token_mentions import Reader
 from mlx_visalign.methods.job import Job, Rank
@@ -131,26 +131,26 @@ def train(job: Job, settings: Settings) -> None:
     prompts = descriptions(job.prompts)
     if not prompts:
         raise UserError("FiSAO rewards the objects that descriptions name, and none of the prompts asks for a description.")
-    verifier = make_verifier(job, settings)
-    calibration = measure(job, settings, verifier)
+    scorer = make_scorer(job, settings)
+    calibration = measure(job, settings, scorer)
     train_on_rollouts(
         job.policy,
         prompts,
-        make_judge(job, settings, verifier, calibration),
+        make_reward(job, settings, scorer, calibration),
         settings.train,
         Sampling(settings.max_tokens, temperature=1.0),  # what a ratio is of: the policy as it is
         job.run.folder,
         job.seed,
         locate=job.image,
         blank=job.blank,
-        depends_on=_scoring(job, settings, verifier) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
+        depends_on=_scoring(job, settings, scorer) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
         on_metrics=job.on_metrics,
     )
     job.policy.save_adapter(job.run.adapter, method="fisao (reconstructed)", round=1, calibration_labels=calibration.labels)
 
 
-def make_verifier(job: Job, settings: Settings) -> ObjectScorer:
-    """The job's own scorer, or CLIP."""
+def make_scorer(job: Job, settings: Settings) -> ObjectScorer:
+    """The scorer of objects: the job's own, or CLIP."""
     if job.score is not None:
         score, name = job.score, job.score_name
     else:
@@ -160,19 +160,19 @@ def make_verifier(job: Job, settings: Settings) -> ObjectScorer:
     return ObjectScorer(name, score, settings.phrase, tuple(map(job.image, images)))
 
 
-def measure(job: Job, settings: Settings, verifier: ObjectScorer) -> Calibration:
+def measure(job: Job, settings: Settings, scorer: ObjectScorer) -> Calibration:
     """The stage `calibration`: what the policy says at the start, with scores and labels; and calibration.json of it."""
     prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
     truth = None
     if settings.labels is not None:
         truth = read_labels(settings.labels, [prompt.image for prompt in prompts], job.vocabulary)
     reader = Reader(job.policy.tokenizer, job.vocabulary)
-    scoring = _scoring(job, settings, verifier)
+    scoring = _scoring(job, settings, scorer)
     scored = job.run.records(
         Scored,
         "calibration",
         [prompt for prompt in prompts if truth is None or prompt.image in truth],
-        lambda some: score_mentions(job.policy, some, job.image, reader, verifier, truth, Sampling(settings.max_tokens)),
+        lambda some: score_mentions(job.policy, some, job.image, reader, scorer, truth, Sampling(settings.max_tokens)),
         settings=job.about() | scoring | {"max_tokens": settings.max_tokens},
         batch=settings.batch,
         title="calibrating the scorer",
@@ -184,22 +184,22 @@ def measure(job: Job, settings: Settings, verifier: ObjectScorer) -> Calibration
     return found
 
 
-def make_judge(job: Job, settings: Settings, verifier: ObjectScorer, calibration: Calibration) -> ObjectReward:
+def make_reward(job: Job, settings: Settings, scorer: ObjectScorer, calibration: Calibration) -> ObjectReward:
     truth = None
     if settings.reward.shape == "oracle":
         images = [prompt.image for prompt in job.prompts + job.held_out]
         truth = read_labels(str(settings.labels), images, job.vocabulary)
-    return ObjectReward(Reader(job.policy.tokenizer, job.vocabulary), verifier, job.image, calibration, settings.reward, truth)
+    return ObjectReward(Reader(job.policy.tokenizer, job.vocabulary), scorer, job.image, calibration, settings.reward, truth)
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
     """For the untrained baseline: the sum of what an answer's words earn, by the run's own calibration."""
-    verifier = make_verifier(job, settings)
-    judge = make_judge(job, settings, verifier, measure(job, settings, verifier))
+    scorer = make_scorer(job, settings)
+    reward = make_reward(job, settings, scorer, measure(job, settings, scorer))
 
     def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         return [
-            [sum(part.reward for part in words) for words in judge([prompt] * len(some), [answer.ids for answer in some])]
+            [sum(part.reward for part in words) for words in reward([prompt] * len(some), [answer.ids for answer in some])]
             for prompt, some in zip(prompts, answers, strict=True)
         ]
 
@@ -210,45 +210,47 @@ def picture(job: Job, settings: Settings) -> None:
     """`plots/fisao.png`: answers before and after with every word in the colour of its reward; `calibration.png`: the
     scores that rewards are measured against; `fisao.html`: both.
     """
-    plots, verifier = job.run.plots, make_verifier(job, settings)
+    plots, scorer = job.run.plots, make_scorer(job, settings)
     calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
-    judge = make_judge(job, settings, verifier, calibration)
-    judged = _before_and_after(job, settings, judge)
-    save_sheet(words_sheet(judged, TITLE, LEGEND), plots / "fisao.png")
+    reward = make_reward(job, settings, scorer, calibration)
+    shown = _before_and_after(job, settings, reward)
+    save_sheet(words_sheet(shown, TITLE, LEGEND), plots / "fisao.png")
     rows = read_jsonl(job.run.rows("calibration"), Scored)
-    draw_calibration(rows, calibration, judge.of_score, plots / "calibration.png")
+    draw_calibration(rows, calibration, reward.of_score, plots / "calibration.png")
     drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions", "drawn chart")
     notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
-    write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(judged, LEGEND), drawn))
+    write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(shown, LEGEND), drawn))
 
 
-def _before_and_after(job: Job, settings: Settings, judge: ObjectReward) -> list[Judged]:
+def _before_and_after(job: Job, settings: Settings, reward: ObjectReward) -> list[RewardedImage]:
     """The images where the words of the first answer cost most, with both answers."""
     prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
     with adapter_at(job.policy.model, 0):
-        before = _judged(job, settings, judge, "before", prompts)
-    after = _judged(job, settings, judge, "after", prompts)
+        before = _rewarded(job, settings, reward, "before", prompts)
+    after = _rewarded(job, settings, reward, "after", prompts)
     worst = sorted(range(len(prompts)), key=lambda i: sum(min(0.0, part.reward) for part in before[i].rewarded))[:SHOWN]
-    return [Judged(open_image(job.image(prompts[i].image)), (before[i], after[i])) for i in worst]
+    return [RewardedImage(open_image(job.image(prompts[i].image)), (before[i], after[i])) for i in worst]
 
 
-def _judged(job: Job, settings: Settings, judge: ObjectReward, heading: str, prompts: Sequence[Prompt]) -> list[JudgedAnswer]:
+def _rewarded(
+    job: Job, settings: Settings, reward: ObjectReward, heading: str, prompts: Sequence[Prompt]
+) -> list[RewardedAnswer]:
     """Greedy answers with their rewards."""
-    found: list[JudgedAnswer] = []
+    found: list[RewardedAnswer] = []
     for start in range(0, len(prompts), settings.batch):
         some = prompts[start : start + settings.batch]
         features = job.policy.image_features([job.image(prompt.image) for prompt in some])
         prefix = job.policy.prefill(features, [job.policy.prompt_ids(prompt.prompt) for prompt in some])
         answers = [answer.ids for answer in job.policy.generate(prefix, Sampling(settings.max_tokens))]
-        parts = zip(answers, judge(some, answers), strict=True)
-        found += [JudgedAnswer(heading, judge.reader.text(ids), rewarded) for ids, rewarded in parts]
+        parts = zip(answers, reward(some, answers), strict=True)
+        found += [RewardedAnswer(heading, reward.reader.text(ids), rewarded) for ids, rewarded in parts]
     return found
 
 
-def _scoring(job: Job, settings: Settings, verifier: ObjectScorer) -> dict[str, Any]:
+def _scoring(job: Job, settings: Settings, scorer: ObjectScorer) -> dict[str, Any]:
     """What scores and labels depend on beside the answers."""
     chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
-    return chosen | {"scorer": verifier.name, "vocabulary": fingerprint(job.vocabulary.entries)}
+    return chosen | {"scorer": scorer.name, "vocabulary": fingerprint(job.vocabulary.entries)}
 
 
 def _one_an_image(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

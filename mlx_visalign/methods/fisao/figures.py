@@ -24,7 +24,7 @@ EDGE = "\N{NO-BREAK SPACE}"  # within a colour of the scale
 
 
 @dataclass(frozen=True)
-class JudgedAnswer:
+class RewardedAnswer:
     """An answer under a heading such as "before", and what was rewarded in it."""
 
     heading: str
@@ -33,11 +33,11 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RewardedImage:
     """An image and some answers about it."""
 
     image: Image.Image
-    answers: tuple[JudgedAnswer, ...]
+    answers: tuple[RewardedAnswer, ...]
 
 
 def shade(reward: float) -> str:
@@ -47,7 +47,7 @@ def shade(reward: float) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def coloured(answer: JudgedAnswer) -> tuple[Span, ...]:
+def coloured(answer: RewardedAnswer) -> tuple[Span, ...]:
     """The answer's text, what was rewarded with its reward behind it and on its colour."""
     spans, at = [], 0
     for part in answer.rewarded:
@@ -62,18 +62,18 @@ def _signed(reward: float) -> str:
     return with_minus(f"{reward:+z.1f}")
 
 
-def words_sheet(judged: Sequence[Judged], title: str, legend: str) -> Image.Image:
+def words_sheet(images: Sequence[RewardedImage], title: str, legend: str) -> Image.Image:
     """The images with their answers, a colour to every rewarded word."""
-    return contact_sheet(_cells(judged), min(COLUMNS, len(judged)), title, _scale(legend))
+    return contact_sheet(_cells(images), min(COLUMNS, len(images)), title, _scale(legend))
 
 
-def words_gallery(judged: Sequence[Judged], legend: str) -> Html:
+def words_gallery(images: Sequence[RewardedImage], legend: str) -> Html:
     """What `words_sheet` draws, for a page."""
-    return gallery(_cells(judged), _scale(legend))
+    return gallery(_cells(images), _scale(legend))
 
 
-def _cells(judged: Sequence[Judged]) -> list[Cell]:
-    return [Cell(one.image, tuple(Caption(answer.heading, coloured(answer)) for answer in one.answers)) for one in judged]
+def _cells(images: Sequence[RewardedImage]) -> list[Cell]:
+    return [Cell(one.image, tuple(Caption(answer.heading, coloured(answer)) for answer in one.answers)) for one in images]
 
 
 def _scale(legend: str) -> list[Caption]:

@@ -1,4 +1,4 @@
-"""A scorer as the judge of single words: every object that an answer names is scored, and its score becomes a reward."""
+"""Object rewards: the score of every object that an answer names, as a reward of that word."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class ObjectReward:
     """Rewards the objects that answers name. `truth` is for the oracle."""
 
     reader: Reader
-    verifier: ObjectScorer
+    scorer: ObjectScorer
     locate: Callable[[str], Path]
     calibration: Calibration
     settings: RewardSettings
@@ -86,7 +86,7 @@ class ObjectReward:
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[list[int]]) -> list[tuple[Rewarded, ...]]:
         found = [self.reader.mentions(ids) for ids in answers]
         named = [(self.locate(prompt.image), m.phrase) for prompt, ms in zip(prompts, found, strict=True) for m in ms]
-        scores = iter(self.verifier([image for image, _ in named], [phrase for _, phrase in named]))
+        scores = iter(self.scorer([image for image, _ in named], [phrase for _, phrase in named]))
         return [self._rewarded(prompt.image, ms, scores) for prompt, ms in zip(prompts, found, strict=True)]
 
     def _rewarded(self, image: str, mentions: Sequence[TokenMention], scores: Iterator[float]) -> tuple[Rewarded, ...]:
@@ -122,7 +122,7 @@ def score_mentions(
     prompts: Sequence[Prompt],
     locate: Callable[[str], Path],
     reader: Reader,
-    verifier: ObjectScorer,
+    scorer: ObjectScorer,
     truth: Annotations | None,
     sampling: Sampling,
 ) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def score_mentions(
             if truth is None
             else {name: name in truth[prompt.image] for name in names}
         )
-        scores = verifier([path] * len(mentions), [mention.phrase for mention in mentions])
+        scores = scorer([path] * len(mentions), [mention.phrase for mention in mentions])
         rows += [
             Scored(prompt.id, prompt.image, mention.canonical, mention.phrase, score, correct[mention.canonical]).to_row()
             for mention, score in zip(mentions, scores, strict=True)

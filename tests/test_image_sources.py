@@ -20,6 +20,7 @@ from mlx_visalign.runs.image_sources import FolderSource, ImageSource, PromptFil
 from mlx_visalign.runs.recipe import Recipe, find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.worlds import WORLDS, World, find_world
+from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.utils.errors import UserError
 
@@ -114,6 +115,14 @@ def test_the_tiny_world_knows_its_scenes_by_their_files():
     assert isinstance(world, World)
     images = [f"images/scene-{SCENE}.png", "cat.png"]
     assert world.labels(images) == {images[0]: set(map(str, scene(SCENE).types))}
+
+
+def test_a_first_start_draws_every_scene_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mlx_visalign.tiny_world.source.draw", lambda scene: drawn.append(scene) or draw(scene))
+    with Run(tmp_path) as run:
+        ask(Recipe("seva", images="tiny-world", count=4), run)
+    assert len(drawn) == 4
 
 
 @pytest.mark.parametrize("name", [None, "photos", ("tiny-world",), ["tiny-world"]])

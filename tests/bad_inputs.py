@@ -210,7 +210,12 @@ RECIPES = [
     Case("an empty recipe", RECIPE, "bad.yaml: a recipe consists of named values", recipe("")),
     Case("no YAML", RECIPE, ("bad.yaml is not a valid YAML file", "line 1"), recipe("method: [seva")),
     Case("tabs", RECIPE, ("bad.yaml is not a valid YAML file", "line 2"), recipe("method: seva\n\timages: photos")),
-    Case("a name given twice", RECIPE, ("'count' is given twice", "line 3"), recipe("method: seva\ncount: 1\ncount: 2")),
+    Case(
+        "a name given twice",
+        RECIPE,
+        ("'max_images' is given twice", "line 3"),
+        recipe("method: seva\nmax_images: 1\nmax_images: 2"),
+    ),
     Case("a number as a name", RECIPE, "unknown name '1'", recipe("model: tiny\nmethod: seva\nimages: photos\n1: 2")),
     Case("a list as a name", RECIPE, "bad.yaml is not a valid YAML file", recipe("? [a, b]\n: 2")),
     Case(
@@ -250,7 +255,7 @@ RECIPES = [
     Case("an unknown view", f"{PHOTOS} --set view=nope", "nope"),
     Case("no update", f"{PHOTOS} --iters 0", "iters"),
     Case("a rate that is no number", f"{PHOTOS} --learning-rate nan", "--learning-rate must be a number"),
-    Case("no image to take", f"{PHOTOS} --count 0", "--count is 0; it must be 1 or more"),
+    Case("no image to take", f"{PHOTOS} --max-images 0", "--max-images is 0; it must be 1 or more"),
     Case("a seed below nothing", f"{PHOTOS} --seed -1", "--seed is -1; it must be 0 or more"),
     Case("less than no memory", f"{PHOTOS} --cache-gb -1", "--cache-gb is -1.0"),
     Case("no token to answer with", f"{PHOTOS} --max-tokens 0", "--max-tokens is 0"),

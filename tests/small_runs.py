@@ -4,7 +4,7 @@ import json
 
 from mlx_visalign import methods
 
-WORLD = {"model": "tiny", "images": "tiny-world", "count": 12, "questions": 1, "scenes": 2}
+WORLD = {"model": "tiny", "images": "tiny-world", "max_images": 12, "questions_per_image": 1, "eval_images": 2}
 TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
 SHORT = {"max_tokens": 64, "batch": 4, "train": TRAIN}  # fits any method
 OWN = {

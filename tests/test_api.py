@@ -54,8 +54,8 @@ WRONG = {
     "align(output=3, images=out)": "The argument output= must be a folder's path, got 3.",
     "align(output=out, images=out)": "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python",
     "align(output=out, images=out, model=None)": "The argument model= must be text, got nothing (null).",
-    "align(output=out, images=out, model='tiny', count='ten')": "The argument count= must be a whole number, got the text",
-    "align(output=out, images=out, model='tiny', count=0)": "The argument count= is 0; it must be 1 or more.",
+    "align(output=out, images=out, model='tiny', max_images='ten')": "The argument max_images= must be a whole number, got",
+    "align(output=out, images=out, model='tiny', max_images=0)": "The argument max_images= is 0; it must be 1 or more.",
     "align(output=out, imags=out, model='tiny')": "The argument imags=: unknown name 'imags'. Did you mean 'images'?",
     "align(output=out, images=out, model='tiny', view='crop')": "unknown name 'view'. Did you mean 'settings.view'?",
     "align(output=out, images=out, model='tiny', settings=[1])": "The argument settings= must be named values, such as",
@@ -63,7 +63,7 @@ WRONG = {
     "'train.beta'?",
     "align(output=out, images=out, model='tiny', settings={'view': None})": "The setting view must be text, got nothing",
     "align(output=out, images=out, model='tiny', settings={'train': {'lora': {'rank': 0}}})": "train.lora.rank is 0; it must",
-    "align(output=out, images=out, model='tiny', settings={'count': 1})": "count is no setting of the method; it stands beside",
+    "align(output=out, images=out, model='tiny', settings={'max_images': 1})": "max_images is no setting of the method; it stands",
     "align(output=out, images=out, model='tiny', scorer=len)": "The argument scorer=: the method seva scores nothing.",
     "align(output=out, images=out, model='tiny', on_metrics=5)": "on_metrics must be a function that takes a dict, got 5.",
     "align(output=out, images=out, model='tiny', preset='lapdog')": "Did you mean 'laptop'?",
@@ -166,7 +166,7 @@ def test_dpo_refuses_in_a_sentence(pairs, settings, message, tmp_path):
 
 
 def test_a_run_shows_itself_in_a_notebook(tmp_path):
-    more = {"settings": {"train": {"iters": 2, "batch_size": 2}}, "count": 4, "questions": 1, "scenes": 1}
+    more = {"settings": {"train": {"iters": 2, "batch_size": 2}}, "max_images": 4, "questions_per_image": 1, "eval_images": 1}
     made = mlx_visalign.align("seva", model="tiny", images="tiny-world", output=tmp_path / "run", **more)
     assert made == json.loads((tmp_path / "run/report.json").read_text()) and made.page.exists()
     assert load("tiny", made.adapter).answer(Image.new("RGB", (48, 48)), "What?") is not None

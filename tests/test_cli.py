@@ -119,7 +119,7 @@ def test_help_names_every_preset(capsys):
         ),
         ("run seva --model tiny --images . --set train=null", "--set train: expected named values, got nothing (null)"),
         ("run seva --model tiny --images . --set batch=true", "--set batch must be a whole number, got true"),
-        ("run seva --model tiny --images . --count 0", "--count is 0; it must be 1 or more"),
+        ("run seva --model tiny --images . --max-images 0", "--max-images is 0; it must be 1 or more"),
         ("run csr --model tiny --images . --set reward.width=0", "--set reward.width is 0.0; it must be above 0"),
         ("run seva --model tiny --images . --learning-rate 0", "--learning-rate is 0.0; it must be above 0"),
         ("train --model tiny --data x --adapter-path out --beta 0", "--beta is 0.0; it must be above 0"),
@@ -129,7 +129,7 @@ def test_help_names_every_preset(capsys):
         ),
         ("eval --annotations truth.json", "Which model?"),
         ("doctor --adapter-path out", "Which model?"),
-        ("run seva --images . --set scenes=5", "beside its `settings`, in a file of your own (-c FILE)"),
+        ("run seva --images . --set eval_images=5", "beside its `settings`, in a file of your own (-c FILE)"),
         ("run seva --images . --set cache_gb=5", "say --cache-gb"),
         ("run seva --images . --model nowhere", "--model: there is no file or folder nowhere"),
         ("train --model tiny --data nowhere.jsonl --adapter-path out", "--data: there is no file or folder nowhere.jsonl"),
@@ -221,7 +221,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(visalign, model, tmp_path, monkey
 
 def test_a_dry_run_of_the_demo_writes_nothing(visalign, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = visalign("demo", "--count", 20, "--dry-run", "--json")
+    code, out, _ = visalign("demo", "--max-images", 20, "--dry-run", "--json")
     assert code == 0
     assert json.loads(out)["prompts"] == {"describe": 18, "exists": 16 * 18}
     assert not list(tmp_path.iterdir())

@@ -189,7 +189,7 @@ def test_a_folder_without_near_identical_photos_says_nothing_of_them(tmp_path, c
 
 
 def test_the_tiny_world_is_held_out_by_its_scenes(tmp_path, capsys):
-    _, kept = sides(plan(images="tiny-world", count=20), tmp_path / "run")
+    _, kept = sides(plan(images="tiny-world", max_images=20), tmp_path / "run")
     scenes = [f"scene-{scene.seed}" for scene in split("unlabelled", 20)]
     assert kept == {f"{name}.png" for name in held_out(scenes)} and len(kept) == 2
     assert "near-identical" not in capsys.readouterr().err
@@ -252,7 +252,7 @@ def test_a_run_remembers_where_its_images_were(folder, tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"images": ["a", "tiny-world"], "count": 3}, "tiny-world, which stands alone"),
+        ({"images": ["a", "tiny-world"], "max_images": 3}, "tiny-world, which stands alone"),
         ({"images": ["a", "b"], "prompts": "p.jsonl"}, "where the images of --prompts are"),
     ],
 )

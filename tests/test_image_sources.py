@@ -56,11 +56,13 @@ class Squares:
 @pytest.fixture
 def squares(monkeypatch):
     monkeypatch.setitem(WORLDS, "squares", Squares())
-    return {"images": "squares", "count": 20, "scenes": 3, "questions": 1}
+    return {"images": "squares", "max_images": 20, "eval_images": 3, "questions_per_image": 1}
 
 
 def test_a_worlds_images_are_drawn_asked_about_and_measured_on_others(tmp_path):
-    source = source_of(Recipe("seva", images="tiny-world", count=3, scenes=2, questions=1, split="held-out"))
+    source = source_of(
+        Recipe("seva", images="tiny-world", max_images=3, eval_images=2, questions_per_image=1, split="held-out")
+    )
     assert isinstance(source, WorldSource) and isinstance(source, ImageSource)
     photos, prompts = source.read()
     source.draw(tmp_path)
@@ -77,7 +79,7 @@ def test_a_worlds_images_are_drawn_asked_about_and_measured_on_others(tmp_path):
 def test_photos_of_ones_own_stay_where_they_are(tmp_path, monkeypatch):
     folder = write_photos(tmp_path / "photos", 12)
     monkeypatch.chdir(tmp_path)
-    source = source_of(Recipe("seva", "tiny", "photos", count=11, questions=0))
+    source = source_of(Recipe("seva", "tiny", "photos", max_images=11, questions_per_image=0))
     assert isinstance(source, FolderSource) and isinstance(source, ImageSource)
     photos, prompts = source.read()
     source.draw(tmp_path / "run")
@@ -121,7 +123,7 @@ def test_a_first_start_draws_every_scene_once(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("mlx_visalign.tiny_world.source.draw", lambda scene: drawn.append(scene) or draw(scene))
     with Run(tmp_path) as run:
-        ask(Recipe("seva", images="tiny-world", count=4), run)
+        ask(Recipe("seva", images="tiny-world", max_images=4), run)
     assert len(drawn) == 4
 
 

@@ -148,7 +148,7 @@ def test_what_is_followed_is_no_setting_of_a_run():
 
 def test_from_python_links_are_followed_for_one_call(monkeypatch, tmp_path):
     monkeypatch.setattr(api, "run_recipe", lambda *_: {"followed": are_followed()})
-    named = {"model": "tiny", "images": "tiny-world", "count": 4, "output": tmp_path / "run"}
+    named = {"model": "tiny", "images": "tiny-world", "max_images": 4, "output": tmp_path / "run"}
     assert api.align("seva", **named, follow_links=True) == {"followed": True}
     assert api.align("seva", **named) == {"followed": False}
     with mlx_visalign.following_links():

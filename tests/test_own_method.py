@@ -14,7 +14,17 @@ from mlx_visalign.cli.main import main
 from mlx_visalign.utils.errors import UserError
 
 WARM = Path(__file__).parent / "assets" / "warm.py"
-COMMAND = ["run", "--method-file", str(WARM), "--images", "tiny-world", "--count", "12", "--set", f"train={json.dumps(TRAIN)}"]
+COMMAND = [
+    "run",
+    "--method-file",
+    str(WARM),
+    "--images",
+    "tiny-world",
+    "--max-images",
+    "12",
+    "--set",
+    f"train={json.dumps(TRAIN)}",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +67,9 @@ def test_the_dry_run_counts_its_work(capsys):
 
 def test_python_takes_the_file_too(finished, tmp_path):
     settings = {"train": TRAIN | {"iters": 2}}
-    made = mlx_visalign.align(WARM, images="tiny-world", count=4, scenes=1, settings=settings, output=tmp_path / "run")
+    made = mlx_visalign.align(
+        WARM, images="tiny-world", max_images=4, eval_images=1, settings=settings, output=tmp_path / "run"
+    )
     assert made["settings"]["method"] == "warm"
 
 

@@ -194,7 +194,7 @@ def test_controls_follow_the_alignment(method, tmp_path, capsys):
     makes_pairs = hasattr(methods.find(method).Settings().train, "loss_type")
     names = [*NAMES.values()] if makes_pairs else [BLIND, BEST]
     folder, recipe = tmp_path / "run", str(write_recipe(method, tmp_path))
-    smallest = {"count": 10, "scenes": 1, "settings": {"train": {"iters": 2}}}
+    smallest = {"max_images": 10, "eval_images": 1, "settings": {"train": {"iters": 2}}}
     made = mlx_visalign.align(recipe, output=folder, controls=True, **smallest)
     assert [*made["controls"]] == names
     assert all(one["change"].keys() == made["change"].keys() for one in made["controls"].values())
@@ -207,7 +207,7 @@ def test_controls_follow_the_alignment(method, tmp_path, capsys):
 
 
 def test_controls_are_told_before_they_are_trained():
-    told = upper_bounds(plan(images="tiny-world", count=10, controls=True))["controls"]
+    told = upper_bounds(plan(images="tiny-world", max_images=10, controls=True))["controls"]
     assert told.startswith("random, shorter, blind, best: 3 more trainings and 4,000 more answers")
 
 
@@ -216,7 +216,7 @@ def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_se
     for seed in (0, 1):
         folder = tmp_path / str(seed)
         with Run(folder) as run:
-            trained, kept = ask(plan(images="tiny-world", count=10, seed=seed).recipe, run)
+            trained, kept = ask(plan(images="tiny-world", max_images=10, seed=seed).recipe, run)
         assert len(trained) == 27 and len(kept) == 3
         assert all((folder / prompt.image).is_file() for prompt in trained + kept)
         images.append({prompt.image for prompt in trained + kept})
@@ -224,7 +224,7 @@ def test_the_tiny_worlds_scenes_are_drawn_in_the_runs_folder_others_for_every_se
 
 
 def test_reused_prompts_of_the_tiny_world_have_their_images(tmp_path):
-    recipe = plan(images="tiny-world", count=10).recipe
+    recipe = plan(images="tiny-world", max_images=10).recipe
     with Run(tmp_path / "one") as run:
         first = ask(recipe, run)
     with Run(tmp_path / "two", reuse=tmp_path / "one") as run:

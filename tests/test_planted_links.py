@@ -38,7 +38,7 @@ COMMANDS = {
 TRAIN = (
     "train --model tiny --data pairs.jsonl --iters 2 --batch-size 2 --set grad_accumulation_steps=1 --adapter-path out/adapter"
 )
-RUNS = {method: f"run -c {method}.yaml --count 6 --output out/run" for method in SETTINGS}
+RUNS = {method: f"run -c {method}.yaml --max-images 6 --output out/run" for method in SETTINGS}
 READ = {
     "generate": "generate --image photos/0.png --max-tokens 2 --model model --adapter-path adapter",
     "check": "check --data pairs.jsonl --model model",

@@ -58,18 +58,18 @@ def test_what_is_a_recipes_own_is_no_setting_of_a_method(method):
 
 def test_a_config_is_a_recipe_again(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(dump(plan(count=5).config))
-    assert make_plan(path, methods.find).config == plan(count=5).config
+    path.write_text(dump(plan(max_images=5).config))
+    assert make_plan(path, methods.find).config == plan(max_images=5).config
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"images": None}, "Name either a folder of images"),
-        ({"images": "tiny-world", "prompts": "prompts.jsonl", "count": 3}, "Name either a folder of images"),
+        ({"images": "tiny-world", "prompts": "prompts.jsonl", "max_images": 3}, "Name either a folder of images"),
         ({"images": "tiny-world"}, "How many scenes of the tiny world"),
         ({"images": "nowhere"}, "images: there is no file or folder nowhere"),
-        ({"count": 0}, "count is 0; it must be 1 or more"),
+        ({"max_images": 0}, "max_images is 0; it must be 1 or more"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"modell": "m"}, "unknown name 'modell'. Did you mean 'model'"),
         ({"settings.viev": "crop"}, "settings.viev: unknown name 'viev'. Did you mean 'view'"),
@@ -93,6 +93,6 @@ def test_an_unknown_recipe_is_met_with_the_nearest():
 def test_fisaos_presets_make_so_many_updates(preset, updates):
     overrides = {} if preset == "tiny" else {"model": "tiny", "images": "."}
     made = make_plan(find_recipe("fisao"), methods.find, preset, overrides)
-    asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.count)]
+    asked = [Prompt(str(n), "a.png", "?", "describe") for n in range(made.recipe.max_images)]
     assert made.settings.train.loop(len(made.settings.prompts_used(asked))).iters == updates
     assert made.settings.train.lora.scale == 2

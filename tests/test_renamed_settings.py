@@ -1,11 +1,13 @@
 """Settings of an old name: understood where the new one is a setting, in files, flags and what older runs wrote down."""
 
+import json
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
 
 from mlx_visalign import methods
+from mlx_visalign.cli.main import main
 from mlx_visalign.runs.recipe import Recipe, make_plan
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils import schema
@@ -54,6 +56,15 @@ def test_the_command_line_goes_before_the_file_by_either_name(tmp_path, low, hig
 def test_view_is_sevas_own_and_an_old_name_elsewhere(method, name):
     where = {"model": "tiny", "images": ".", "settings.view": "crop"}
     assert getattr(make_plan(methods.recipe_of(method), methods.find, None, where).settings, name) == "crop"
+
+
+@pytest.mark.parametrize("flag", ["--max-images", "--count"])
+def test_the_recipes_own_settings_and_flags_too(flag, capsys):
+    command = ["run", "seva", "--model", "tiny", "--images", "tiny-world", flag, "9", "--dry-run", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 9
+    plan = make_plan(methods.recipe_of("seva"), methods.find, None, {"images": "tiny-world", "count": 3, "scenes": 2})
+    assert (plan.recipe.max_images, plan.recipe.eval_images) == (3, 2)
 
 
 def test_what_an_older_run_wrote_down_is_the_same_setting():

@@ -30,7 +30,7 @@ CONFIG = {
     "model": "my <model>",
     "images": "tiny-world",
     "prompts": None,
-    "count": 3,
+    "max_images": 3,
     "settings": {"train": {"beta": 0.1}},
 }
 TRAINING = [{"iteration": i, "train_loss": 1 / i, "accuracy": 0.5, "iterations_per_second": 2.0} for i in range(1, 5)]
@@ -51,7 +51,7 @@ def unlabelled(text):
 def page(tmp_path):
     run = Run(tmp_path)
     run.start(CONFIG)
-    yield ReportPage(run, CONFIG, "SeVa: about it.", source_of(Recipe("seva", images="tiny-world", count=3)))
+    yield ReportPage(run, CONFIG, "SeVa: about it.", source_of(Recipe("seva", images="tiny-world", max_images=3)))
     run.close()
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_stopped_says_why(tmp_path, monkeypatch):
         raise UserError("The images are <gone>.")
 
     monkeypatch.setattr(pipeline, "_carry_out", stop)
-    recipe = Recipe("seva", images="tiny-world", count=3)
+    recipe = Recipe("seva", images="tiny-world", max_images=3)
     with pytest.raises(UserError):
         pipeline.run_recipe(Plan(recipe, methods.find("seva"), seva.Settings()), Run(tmp_path))
     made = (tmp_path / "report.html").read_text()

@@ -65,7 +65,14 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
         "    scenes = [scene(int(re.findall('[0-9]+', image.name)[0])) for image in images]\n"
         "    return [float(any(str(t) in text for t in s.types)) for s, text in zip(scenes, texts)]\n"
     )
-    recipe = {"method": method, "images": "tiny-world", "count": 10, "questions": 0, "scenes": 1, "settings": SMALL[method]}
+    recipe = {
+        "method": method,
+        "images": "tiny-world",
+        "max_images": 10,
+        "questions_per_image": 0,
+        "eval_images": 1,
+        "settings": SMALL[method],
+    }
     (tmp_path / "mine.yaml").write_text(json.dumps(recipe | {"scorer": "my_scorer_of_scenes:fits"}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f"mlx_visalign.methods.{method}.picture", stop)  # all is done by then
@@ -93,6 +100,6 @@ def test_a_method_that_scores_nothing_refuses_a_scorer():
 
 @pytest.mark.parametrize("preset", ["laptop", "paper", "tiny"])
 def test_csrs_presets_are_settings(preset):
-    settings = make_plan(find_recipe("csr"), methods.find, preset, {"model": "tiny", "images": ".", "count": 1}).settings
+    settings = make_plan(find_recipe("csr"), methods.find, preset, {"model": "tiny", "images": ".", "max_images": 1}).settings
     assert settings.reward.kind == ("calibrated" if preset == "tiny" else "rank")
     assert (settings.prune, settings.rounds) == (("language", 3) if preset == "paper" else ("reward", 1))

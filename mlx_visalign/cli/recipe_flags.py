@@ -31,7 +31,7 @@ def recipe_values(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_given(options: argparse.Namespace) -> Callable[[str], str]:
-    """What gives the words of the command line for one of `recipe_values`: --set train.epochs, or --count."""
+    """What gives the words of the command line for one of `recipe_values`: --set train.epochs, or --max-images."""
     said = dict(options.set or ())
 
     def called(name: str) -> str:
@@ -47,7 +47,9 @@ def run_options(parser: argparse.ArgumentParser, output: str) -> None:
         "--output", metavar="FOLDER", help=f"where everything goes, and where the same command goes on; {output}"
     )
     parser.add_argument("--reuse", metavar="RUN", help="take over what another run did, where its settings are the same")
-    parser.add_argument("--count", dest="recipe.count", type=int, metavar="N", help="maximum number of images")
+    parser.add_argument(
+        "--max-images", "--count", dest="recipe.max_images", type=int, metavar="N", help="maximum number of images"
+    )
     parser.add_argument(
         "--controls",
         dest="recipe.controls",

@@ -72,7 +72,7 @@ def _controls(plan: Plan) -> Row:
     """The control runs, whose time is not estimated."""
     names = controls_of(plan.settings)
     trainings = len(names) - names.count("best")
-    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.scenes:,} more answers, not part of these estimates"
+    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.eval_images:,} more answers, not part of these estimates"
     return {"controls": f"{', '.join(names)}: {words}"}
 
 

@@ -75,8 +75,8 @@ def _depends_on(recipe: Recipe, source: ImageSource) -> Row:
     """The stage's settings."""
     return {
         "images": source.place,
-        "count": recipe.count,
-        "questions": recipe.questions,
+        "max_images": recipe.max_images,
+        "questions_per_image": recipe.questions_per_image,
         "prompts": _content(recipe.prompts),
         "vocabulary": _content(recipe.vocabulary),
         "seed": recipe.seed,

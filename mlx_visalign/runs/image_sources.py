@@ -89,7 +89,7 @@ class WorldSource:
 
     def read(self) -> tuple[list[Photo], list[Prompt]]:
         photos = self.world.photos(self._count, self.recipe.seed)
-        return photos, make_prompts(photos, self.world.mix(self.recipe.questions), self.recipe.seed)
+        return photos, make_prompts(photos, self.world.mix(self.recipe.questions_per_image), self.recipe.seed)
 
     def draw(self, folder: Path) -> None:
         self.world.draw(folder, self._count, self.recipe.seed)
@@ -101,14 +101,14 @@ class WorldSource:
         return self.world.mix(0).vocabulary
 
     def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
-        return self.world.benchmark(self.recipe.split, self.recipe.scenes)
+        return self.world.benchmark(self.recipe.split, self.recipe.eval_images)
 
     def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
-        return self.recipe.scenes
+        return self.recipe.eval_images
 
     @property
     def _count(self) -> int:
-        return self.recipe.count or 0  # a recipe for a world says how many
+        return self.recipe.max_images or 0  # a recipe for a world says how many
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class FolderSource(_OwnImages):
 
     def read(self) -> tuple[list[Photo], list[Prompt]]:
         recipe = self.recipe
-        mix = Mix(DESCRIPTION_PROMPTS, self.vocabulary(), recipe.questions)
-        photos = find_photos(recipe.images or (), recipe.count, recipe.skip_bad)
+        mix = Mix(DESCRIPTION_PROMPTS, self.vocabulary(), recipe.questions_per_image)
+        photos = find_photos(recipe.images or (), recipe.max_images, recipe.skip_bad)
         return photos, make_prompts(photos, mix, recipe.seed)
 
 

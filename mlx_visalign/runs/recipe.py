@@ -14,7 +14,7 @@ from mlx_visalign.utils.config import with_overrides
 from mlx_visalign.utils.errors import UserError, collect, refuse
 from mlx_visalign.utils.files import read_text
 from mlx_visalign.utils.provenance import as_json
-from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, within
+from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, with_new_names, within
 
 # Inside the package once installed, beside it in a checkout.
 RECIPES = next(path for path in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes") if path.is_dir())
@@ -31,13 +31,15 @@ class Recipe:
                 content is known (see `worlds`), such as "tiny-world"
     prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
                 are (none: in the file's own folder) and nothing more
-    count       maximum number of images, at least 1; of a world exactly so many
-    questions   existence questions about each image, 0 or more
+    max_images  maximum number of images, at least 1; of a world exactly so many
+    questions_per_image
+                existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
     scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
     skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
-    scenes      on how many images of a world the model is measured before and after, at least 1
+    eval_images
+                on how many images of a world the model is measured before and after, at least 1
     split       of which split of the world these are: held-out ones are for reporting, never for choosing settings
     controls    train and measure the controls too (see `controls`), which takes images whose content is known
     seed        everything random depends on it and on nothing else; in a world also which images
@@ -47,13 +49,13 @@ class Recipe:
     model: str = ""
     images: str | tuple[str, ...] | None = None
     prompts: str | None = None
-    count: int | None = None
-    questions: int = 2
+    max_images: int | None = None
+    questions_per_image: int = 2
     vocabulary: str | None = None
     scorer: str | None = None
     skip_bad: bool = False
     cache_gb: float = 1.0
-    scenes: int = 500
+    eval_images: int = 500
     split: Literal["validation", "held-out"] = "validation"
     controls: bool = False
     seed: int = 0
@@ -73,14 +75,14 @@ class Recipe:
             object.__setattr__(self, "model", named_model(None, default=None if world is None else world.model))
         require(
             self,
-            count=(self.count is None or self.count >= 1, "1 or more"),
-            questions=(self.questions >= 0, "0 or more"),
+            max_images=(self.max_images is None or self.max_images >= 1, "1 or more"),
+            questions_per_image=(self.questions_per_image >= 0, "0 or more"),
             cache_gb=(self.cache_gb >= 0, "0 or more"),
-            scenes=(self.scenes >= 1, "1 or more"),
+            eval_images=(self.eval_images >= 1, "1 or more"),
             seed=(self.seed >= 0, "0 or more"),
         )
-        if world is not None and self.count is None:
-            raise UserError(f"How many {world.title}? Say it with --count (the demo takes 600).")
+        if world is not None and self.max_images is None:
+            raise UserError(f"How many {world.title}? Say it with --max-images (the demo takes 600).")
         if self.controls and world is None:
             raise UserError(
                 "Controls need images whose content is known, or they measure nothing, and of your own images nobody knows it: "
@@ -150,6 +152,7 @@ def make_plan(
 
 
 def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any]) -> Plan:
+    values = with_new_names(values, {field.name for field in fields(Recipe)})
     settings = values.pop("settings", {})
     if "method" not in values:
         raise UserError(

@@ -59,7 +59,9 @@ def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
     """Scenes of a split from its `start`-th on, under the names that `world_photos` gives their files."""
     seeds = SPLITS[split_name]
     if start + count > len(seeds):
-        raise UserError(f"The split {split_name} of the tiny world has {len(seeds):,} scenes; use a smaller --count or --seed.")
+        raise UserError(
+            f"The split {split_name} of the tiny world has {len(seeds):,} scenes; use a smaller --max-images or --seed."
+        )
     return [Photo(f"scene-{seed}", f"images/scene-{seed}.png") for seed in seeds[start : start + count]]
 
 

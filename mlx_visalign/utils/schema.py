@@ -25,6 +25,7 @@ T = TypeVar("T")
 RENAMED = {
     "beta": "kl_coef",  # PPO's; a pair loss has its beta
     "checkpoint_layers": "grad_checkpoint",
+    "count": "max_images",
     "clip": "cliprange",  # PPO's; elsewhere it is the folder of a CLIP
     "grad_accumulation": "grad_accumulation_steps",
     "groups": "num_beam_groups",
@@ -34,6 +35,8 @@ RENAMED = {
     "max_step_kl": "target_kl",
     "penalty": "diversity_penalty",
     "rollout": "rollout_batch_size",
+    "questions": "questions_per_image",
+    "scenes": "eval_images",
     "sure_yes": "min_yes_margin",
     "value_clip": "cliprange_value",
     "value_weight": "vf_coef",

@@ -107,9 +107,9 @@ def fresh(args: argparse.Namespace):
 
 def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "method") -> Job:
     """The method's run of a seed, whose images are drawn into its folder."""
-    folder, count = args.output / f"{arm}-{seed}", plan.recipe.count
+    folder, count = args.output / f"{arm}-{seed}", plan.recipe.max_images
     photos = world_photos(folder, "unlabelled", count, start=seed * count)
-    prompts = make_prompts(photos, world_mix(plan.recipe.questions), seed)
+    prompts = make_prompts(photos, world_mix(plan.recipe.questions_per_image), seed)
     return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
 
 

@@ -100,7 +100,7 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
     if min(len(correct), len(hallucinated)) < least:
         raise UserError(
             f"Calibration found {len(correct)} correct and {len(hallucinated)} hallucinated mentions, and needs {least} of "
-            "each. Give it more images (--count, calibration_images) or labels, or lower min_mentions."
+            "each. Give it more images (--max-images, calibration_images) or labels, or lower min_mentions."
         )
     found = Calibration(
         labels=labels,

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mlx_visalign import methods
 from mlx_visalign.cli.parser import build_parser
+from mlx_visalign.cli.recipe_flags import recipe_values
 from mlx_visalign.convert.cli import build_parser as converters
+from mlx_visalign.runs.recipe import make_plan
 
 ROOT = Path(__file__).parents[1]
 FILES = ["README.md", "recipes/README.md", "convert/README.md", "tests/benchmarks/README.md"]
@@ -43,8 +46,13 @@ def test_the_command_is_one(file, command):
         return  # named, not given
     if words[0] == "convert":
         converters(words[1]).parse_args(words[1:])
-    else:
-        build_parser("0").parse_args(words)
+        return
+    options = build_parser("0").parse_args(words)
+    if words[0] == "run" and options.method is not None:
+        values = recipe_values(options) | {"model": "tiny", "images": ".", "settings.clip": None}
+        if options.method == "seva":
+            del values["settings.clip"]
+        make_plan(methods.recipe_of(options.method), methods.find, options.preset, values)
 
 
 def test_the_commands_were_found():

@@ -16,10 +16,11 @@ from mlx_visalign.data.augment.views import AUGMENTATIONS
 from mlx_visalign.runs.recipe import RECIPES, Recipe, find_recipe, list_recipes, make_plan
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import LN2, LossType
+from mlx_visalign.utils.schema import RENAMED
 
 TEXT = (Path(__file__).parents[1] / "recipes/README.md").read_text()
 PRESETS = ("laptop", "paper")
-OURS = [name for name in methods.names() if methods.find(name).__name__.startswith("mlx_visalign.")]
+OURS = [name for name in methods.names() if methods.find(name).Settings.__module__.startswith("mlx_visalign.")]
 
 
 def rows_below(marker: re.Match) -> list[list[str]]:
@@ -111,6 +112,10 @@ def test_every_loss_stands_there():
     meant = {"ln 2": LN2, "3 ln 2": 3 * LN2, "1": 1.0, "1 / (2 beta)²": 25.0}
     for loss_type, start in starts.items():
         assert PreferenceSettings(loss_type=loss_type).loss.start == pytest.approx(meant[start])
+
+
+def test_every_old_name_stands_there():
+    assert dict(re.findall(r"`(\w+)`\s\(now\s`(\w+)`\)", TEXT)) == RENAMED
 
 
 def test_every_recipe_and_view_stands_there():

@@ -1,9 +1,11 @@
 """The public names: there, lazy, and nothing else."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ WRONG = {
     "'train.beta'?",
     "align(output=out, images=out, model='tiny', settings={'view': None})": "The setting view must be text, got nothing",
     "align(output=out, images=out, model='tiny', settings={'train': {'lora': {'rank': 0}}})": "train.lora.rank is 0; it must",
-    "align(output=out, images=out, model='tiny', settings={'max_images': 1})": "max_images is no setting of the method; it stands",
+    "align(output=out, images=out, model='tiny', settings={'max_images': 1})": "max_images is no setting of the method; it",
     "align(output=out, images=out, model='tiny', scorer=len)": "The argument scorer=: the method seva scores nothing.",
     "align(output=out, images=out, model='tiny', on_metrics=5)": "on_metrics must be a function that takes a dict, got 5.",
     "align(output=out, images=out, model='tiny', preset='lapdog')": "Did you mean 'laptop'?",
@@ -134,11 +136,13 @@ def test_logps_are_those_that_training_sees(own_pairs):
         policy.logps([], [], [])
 
 
-def test_dpo_trains_on_pairs_of_ones_own(own_pairs, tmp_path):
+def test_dpo_trains_on_pairs_of_ones_own(own_pairs, tmp_path, monkeypatch):
     policy, rows = load("tiny"), []
+    monkeypatch.chdir(tmp_path)  # as in any script, a relative path is relative to the working folder
+    relative = [replace(pair, images=(os.path.relpath(pair.images[0]),)) for pair in own_pairs]
     before = policy.logps([own_pairs[0].images[0]], [PAIRS[0][0]], [PAIRS[0][2]])
     settings = {"iters": 8, "batch_size": 2, "learning_rate": 1e-3, "lora": {"rank": 2}}
-    adapter = mlx_visalign.dpo_train(policy, own_pairs, output=tmp_path / "out", on_metrics=rows.append, **settings)
+    adapter = mlx_visalign.dpo_train(policy, relative, output=tmp_path / "out", on_metrics=rows.append, **settings)
     after = policy.logps([own_pairs[0].images[0]], [PAIRS[0][0]], [PAIRS[0][2]])
     assert len(rows) == 8 and after.item() < before.item() - 1  # the rejected answer has become less likely
     with policy.adapter_off():

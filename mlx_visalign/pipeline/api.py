@@ -1,7 +1,9 @@
 """What the command line does, for notebooks."""
 
 import html
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def _pair(pair: object, number: int) -> Pair:
         raise UserError(f"pairs[{number}] must be a Pair, got {shown(pair)}.")
     for image in pair.images:
         check_image(image)
-    return pair
+    return replace(pair, images=tuple(os.path.abspath(image) for image in pair.images))  # a run's are relative to its folder
 
 
 def _name_of(scorer: Score) -> str:
@@ -147,7 +149,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_given(name: str) -> str:
-    """An override as its user wrote it: the argument count=, or the setting train.epochs."""
+    """An override as its user wrote it: the argument max_images=, or the setting train.epochs."""
     return f"The setting {name.removeprefix('settings.')}" if name.startswith("settings.") else f"The argument {name}="
 
 

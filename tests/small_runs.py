@@ -1,6 +1,7 @@
 """Recipes of whole runs on the tiny model that take seconds, with every stage that their method has."""
 
 import json
+from pathlib import Path
 
 from mlx_visalign import methods
 
@@ -13,10 +14,13 @@ OWN = {
     "fisao": {"phrase": "a {}", "labels": "tiny-world", "min_mentions": 2}
     | {"train": TRAIN | {"rollout_batch_size": 4, "grad_accumulation_steps": 1, "num_ppo_epochs": 2}},
 }
+TRUE_REWARD = Path(__file__).parent / "assets/true_reward.py"
+RECIPE = {"own_reward": {"reward_function": str(TRUE_REWARD)}}  # besides settings
 SETTINGS = {method: SHORT | OWN.get(method, {}) for method in methods.names()}
 
 
 def write_recipe(method, folder):
     path = folder / f"{method}.yaml"
-    path.write_text(json.dumps(WORLD | {"method": method, "settings": SETTINGS[method]}))  # JSON is YAML
+    recipe = WORLD | RECIPE.get(method, {}) | {"method": method, "settings": SETTINGS[method]}
+    path.write_text(json.dumps(recipe))  # JSON is YAML
     return path

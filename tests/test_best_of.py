@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_evaluations import PROTOCOL, benchmark
 from random_policy import random_policy
-from small_runs import SETTINGS
+from small_runs import SETTINGS, TRUE_REWARD
 
 from mlx_visalign import methods
 from mlx_visalign.data.questions import make_prompts
@@ -18,6 +18,7 @@ from mlx_visalign.methods.job import Job
 from mlx_visalign.pipeline.best_of_n import SAMPLES, as_files, best_of, with_descriptions
 from mlx_visalign.pipeline.evaluations import measure_best
 from mlx_visalign.runs.run import Run
+from mlx_visalign.scorers import find_reward
 from mlx_visalign.tiny_world.benchmark import world_benchmark
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.utils.arguments import DESCRIBE
@@ -62,7 +63,7 @@ def world(tmp_path_factory):
     """A run's job, without a run, and two answers to each of two scenes: the truth, and what is not there."""
     folder = tmp_path_factory.mktemp("run")
     prompts = make_prompts(world_photos(folder, "unlabelled", 12, 0), world_mix(0), 0)
-    return Job(Run(folder), load("tiny"), prompts, 0, vocabulary=world_mix(0).vocabulary)
+    return Job(Run(folder), load("tiny"), prompts, 0, vocabulary=world_mix(0).vocabulary, reward=find_reward(str(TRUE_REWARD)))
 
 
 @pytest.mark.parametrize("method", methods.names())

@@ -50,7 +50,7 @@ def test_the_command_is_one(file, command):
     options = build_parser("0").parse_args(words)
     if words[0] == "run" and options.method is not None:
         values = recipe_values(options) | {"model": "tiny", "images": ".", "settings.clip": None}
-        if options.method == "seva":
+        if not hasattr(methods.find(options.method).Settings(), "clip"):
             del values["settings.clip"]
         make_plan(methods.recipe_of(options.method), methods.find, options.preset, values)
 

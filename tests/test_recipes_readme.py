@@ -78,7 +78,8 @@ def test_every_setting_stands_there_with_its_default(kind):
 @pytest.mark.parametrize("method", OURS)
 def test_what_the_presets_set_stands_there(method):
     marker = re.search(f"<!-- presets of {method} -->", TEXT)
-    presets = [leaves(method, preset) for preset in PRESETS]
+    there = yaml.safe_load((RECIPES / f"{method}.yaml").read_text())["presets"]
+    presets = [leaves(method, preset) for preset in PRESETS if preset in there]
     plain = defaults(methods.find(method).Settings) | defaults(Recipe)
     changed = {name for preset in presets for name in preset if name in plain and preset[name] != plain[name]}
     rows = {row[0].strip("`"): row[1:] for row in rows_below(marker)}

@@ -20,7 +20,7 @@ CONVERTERS = {"llava", "llava_original", "clip", "peft"}  # share tables and fil
 DOORS = {
     r"mlx_vlm\b": ("models/vlm/",),
     r"mlx\.optimizers\b": ("training/trainer.py",),
-    r"importlib(\.import_module)?$": ("methods/__init__.py", "scorers/__init__.py", "convert/cli.py"),
+    r"importlib(\.import_module)?$": ("methods/__init__.py", "utils/own_code.py", "convert/cli.py"),
 }
 FILES = [path for folder in (PACKAGE, ROOT / "convert") for path in sorted(folder.rglob("*.py")) if path.name != "__main__.py"]
 

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method-file", metavar="FILE.py", help="a method of your own, in a file that has the parts of a method"
     )
+    parser.add_argument(
+        "--reward-file",
+        dest="recipe.reward_function",
+        metavar="FILE.py",
+        help="for own_reward: a file with a function reward(images, prompts, answers), which returns numbers",
+    )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
     parser.add_argument(
         "--preset",
@@ -54,7 +60,6 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.pipeline.dry_run import upper_bounds
     from mlx_visalign.reporting.summary import show
     from mlx_visalign.runs.run import Run
-    from mlx_visalign.scorers import find_scorer
 
     if options.method_file is not None:
         options.method = methods.add_file(options.method_file)
@@ -72,8 +77,7 @@ def run(options: argparse.Namespace) -> Result:
     if options.dry_run:
         return planned(upper_bounds(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
-    score = find_scorer(plan.recipe.scorer) if plan.recipe.scorer else None
-    report = run_recipe(plan, run, score=score)
+    report = run_recipe(plan, run)
     places = {"adapter": str(run.adapter), "report": str(run.page), "figures": str(run.report)}
     return Result(report | places, Group(show(report), lines(places)))
 

@@ -12,18 +12,15 @@ The first line of its docstring describes it. An installed package offers method
 
 import ast
 import importlib
-import importlib.util
-import sys
-from collections.abc import Callable
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mlx_visalign.runs.recipe import RECIPES
-from mlx_visalign.utils.errors import UserError, plainly
+from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_text
+from mlx_visalign.utils.own_code import import_file, run_own
 from mlx_visalign.utils.schema import nearest
 
 GROUP = "mlx_visalign.methods"
@@ -66,7 +63,7 @@ def _module(name: str) -> ModuleType:
         return _from_files[name]
     if name in _installed():
         what = f"The installed method {name}"
-        return _checked(_run(what, _installed()[name].load), what)
+        return _checked(run_own(what, _installed()[name].load), what)
     raise UserError(f"There is no method '{name}'. {nearest(name, names())}")
 
 
@@ -78,15 +75,11 @@ def add_file(path: str | Path) -> str:
     """
     path = Path(path)
     name = path.stem
-    spec = importlib.util.spec_from_file_location(f"mlx_visalign_method_{name}", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if path.suffix != ".py" or not path.is_file():
         raise UserError(f"A method's file is a Python file, and there is none at {path}.")
     if name in _built_in() or name in _installed():
         raise UserError(f"{path}: there is a method called {name} already. Give the file another name.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # where dataclasses look for the module they are in
-    _run(str(path), partial(spec.loader.exec_module, module))
-    _from_files[name] = _checked(module, str(path))
+    _from_files[name] = _checked(import_file(path), str(path))
     return name
 
 
@@ -103,14 +96,6 @@ def _built_in() -> dict[str, Path]:
 
 def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _run(what: str, work: Callable[[], Any]) -> Any:
-    """Somebody's code is run, so anything may come of it."""
-    try:
-        return work()
-    except Exception as error:
-        raise UserError(f"{what} cannot be imported ({type(error).__name__}: {plainly(error)}).") from error
 
 
 def _checked(module: ModuleType, what: str) -> ModuleType:

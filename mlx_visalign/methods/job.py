@@ -14,7 +14,7 @@ from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.preflight.workload import SCORING
 from mlx_visalign.runs.run import Run
-from mlx_visalign.scorers import Score
+from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.dpo import with_reference
 from mlx_visalign.training.losses import PairLoss
 
@@ -34,6 +34,8 @@ class Job:
     vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
     score: Score | None = None  # for methods that reward what fits the image
     score_name: str = ""  # what stands for `score` where settings are compared: another name, another scorer
+    reward: Reward | None = None  # for methods that rate whole answers by a reward of the user's own
+    reward_name: str = ""
     blank: Path | None = None  # the image-blind control: what rollouts are learned from instead of the images they are about
     after_round: Callable[[], None] | None = None  # measures the policy as a round has left it
 

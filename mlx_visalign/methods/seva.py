@@ -62,7 +62,8 @@ ADVICE = (
 class Settings(PairSettings):
     """SeVa's settings: those of every pair method (`preference_rounds.PairSettings`), and
 
-    view                how images are distorted for the rejected answer: diffusion-STEP, or a name from `augment`
+    view                how images are distorted for the rejected answer: diffusion-STEP, a name from `augment`, or one's own
+                        as FILE.py:FUNCTION
     exists_view         the same for yes/no questions; none: as `view`
     exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
     max_length_gap      descriptions: the pairs with the most different lengths are dropped until the mean difference, in

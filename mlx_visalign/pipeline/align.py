@@ -11,7 +11,7 @@ from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
 from mlx_visalign.pipeline.controls import controls_of, measure_control
-from mlx_visalign.pipeline.dry_run import forecast_of, foretold, protocol_of, require_clip
+from mlx_visalign.pipeline.dry_run import forecast_of, foretold, own_functions, protocol_of
 from mlx_visalign.pipeline.evaluations import measure
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.doctor import require_same_model, require_sound
@@ -23,7 +23,7 @@ from mlx_visalign.runs.image_sources import source_of
 from mlx_visalign.runs.recipe import Plan
 from mlx_visalign.runs.run import Run, read_versions
 from mlx_visalign.runs.stage import Row
-from mlx_visalign.scorers import Score
+from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.dpo import PreferenceSettings, reward_accuracy
 from mlx_visalign.training.training_length import look_back
@@ -33,11 +33,17 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import parse_json, read_text
 
 
-def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = None, score: Score | None = None) -> Row:
+def run_recipe(
+    plan: Plan,
+    run: Run,
+    on_metrics: Callable[[Row], None] | None = None,
+    score: Score | None = None,
+    reward: Reward | None = None,
+) -> Row:
     """Align a model and report on it: returns what report.json holds.
 
-    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` is the
-    function that the recipe's `scorer` names.
+    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` and
+    `reward` are the functions that the recipe's `scorer` and `reward` name; they are found by these names if not given.
     """
     begun = load_recipe(run.config) if run.config.exists() else plan.config
     # Controls that a finished run has, and that nobody asks for now, stay.
@@ -50,22 +56,28 @@ def run_recipe(plan: Plan, run: Run, on_metrics: Callable[[Row], None] | None = 
             "Name another folder with --output; --reuse takes over what the two have in common."
         )
     require_same_model(run.config, run.checked, plan.recipe.model)
-    if score is None:
-        require_clip(plan)
+    score, reward = own_functions(plan, score, reward)
     with run:
         if not run.config.exists():
             run.start(plan.config)
         page = ReportPage(run, plan.config, plan.method.description, source_of(plan.recipe))
         run.after_stage = page.refresh
         try:
-            return _carry_out(plan, run, page, on_metrics, score)
+            return _carry_out(plan, run, page, on_metrics, score, reward)
         except UserError as error:
             page.stopped = str(error)
             page.write()
             raise
 
 
-def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row], None] | None, score: Score | None) -> Row:
+def _carry_out(
+    plan: Plan,
+    run: Run,
+    page: ReportPage,
+    on_metrics: Callable[[Row], None] | None,
+    score: Score | None,
+    reward: Reward | None,
+) -> Row:
     prompts, kept = ask(plan.recipe, run)
     too_little = foretold(plan, prompts)
     if too_little and not run.metrics.exists():  # or else the training has begun, and says it itself
@@ -77,8 +89,9 @@ def _carry_out(plan: Plan, run: Run, page: ReportPage, on_metrics: Callable[[Row
     policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
     require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)
-    shown, name, source = _shown(page, on_metrics), plan.recipe.scorer or "", page.source
-    job = Job(run, policy, prompts, plan.recipe.seed, kept, shown, source.vocabulary(), score, name)
+    recipe, source = plan.recipe, page.source
+    job = Job(run, policy, prompts, recipe.seed, kept, _shown(page, on_metrics), source.vocabulary())
+    job = replace(job, score=score, score_name=recipe.scorer or "", reward=reward, reward_name=recipe.reward_function or "")
     benchmark, protocol = source.benchmark(prompts, kept, run.folder), protocol_of(plan)
     page.before = before = measure(job, benchmark, "before", {}, protocol)
     measured: list[Evaluation] = []

@@ -18,7 +18,7 @@ from mlx_visalign.pipeline.align import run_recipe
 from mlx_visalign.pipeline.pair_training import read_pairs, require_own, score_reference
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
-from mlx_visalign.scorers import Score, checked, find_scorer
+from mlx_visalign.scorers import checked, checked_reward
 from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
 from mlx_visalign.utils.config import dotted_values
 from mlx_visalign.utils.errors import UserError
@@ -61,8 +61,8 @@ def align(
     on_metrics  gets a row, a dict, after every update: print it, plot it, or raise KeyboardInterrupt to stop
     settings    the method's settings that differ from the recipe: {"view": "crop", "train": {"epochs": 2}}; None sets null
     follow_links  whether links in your folders may lead out of them
-    values      fields of `Recipe` that differ: model, images, count, seed and so on; None sets null. `scorer` may be the
-                function itself
+    values      fields of `Recipe` that differ: model, images, max_images, seed and so on; None sets null. `scorer` and
+                `reward_function` may be the functions themselves
 
     Raises `UserError`, in a sentence, for whatever is missing, unknown, of the wrong type or out of its range.
     """
@@ -73,21 +73,18 @@ def align(
     _require("settings", settings, (Mapping, type(None)), 'named values, such as {"train": {"epochs": 2}}')
     if on_metrics is not None and not callable(on_metrics):
         raise UserError(f"on_metrics must be a function that takes a dict, got {shown(on_metrics)}.")
-    score = None
-    if callable(values.get("scorer")):
-        score = values["scorer"]
-        values["scorer"] = _name_of(score)
+    own = {name: values[name] for name in ("scorer", "reward_function") if callable(values.get(name))}
+    values |= {name: _name_of(function) for name, function in own.items()}
     overrides = {**_plain(values), **_plain(dotted_values(settings or {}, "settings."))}
     if Path(recipe).suffix == ".py":
         recipe = overrides["method"] = methods.add_file(recipe)
     path = methods.recipe_of(str(recipe)) if str(recipe) in methods.names() else find_recipe(str(recipe))
     plan = make_plan(path, methods.find, preset, overrides, _as_given)
-    name = plan.recipe.scorer
-    if name is not None:
-        score = find_scorer(name) if score is None else checked(score, name)
+    score = checked(own["scorer"], str(plan.recipe.scorer)) if "scorer" in own else None
+    reward = checked_reward(own["reward_function"], str(plan.recipe.reward_function)) if "reward_function" in own else None
     with following_links(follow_links or are_followed()):
         run = Run(output, reuse=reuse)
-        return Aligned(run_recipe(plan, run, on_metrics, score), run)
+        return Aligned(run_recipe(plan, run, on_metrics, score, reward), run)
 
 
 def dpo_train(
@@ -137,9 +134,9 @@ def _pair(pair: object, number: int) -> Pair:
     return replace(pair, images=tuple(os.path.abspath(image) for image in pair.images))  # a run's are relative to its folder
 
 
-def _name_of(scorer: Score) -> str:
+def _name_of(function: Callable[..., Any]) -> str:
     """By which a run knows a function again."""
-    named = scorer if hasattr(scorer, "__qualname__") else type(scorer)
+    named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 

@@ -18,9 +18,11 @@ from mlx_visalign.runs.image_sources import source_of
 from mlx_visalign.runs.recipe import Plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.stage import Row
+from mlx_visalign.scorers import Reward, Score, find_reward, find_scorer
 from mlx_visalign.scorers.clip import require_judge
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.training_length import foretell
+from mlx_visalign.utils.errors import UserError
 
 
 def protocol_of(plan: Plan) -> Protocol:
@@ -28,15 +30,30 @@ def protocol_of(plan: Plan) -> Protocol:
     return Protocol(max_tokens=plan.settings.max_tokens)
 
 
-def require_clip(plan: Plan) -> None:
-    """UserError where a CLIP is to judge and none is named: before the images are read, not hours later."""
-    if plan.recipe.scorer is None and plan.recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
-        require_judge(find_config(plan.recipe.model))
+def own_functions(plan: Plan, score: Score | None = None, reward: Reward | None = None) -> tuple[Score | None, Reward | None]:
+    """The user's own scorer and reward, found by the names in the recipe unless they are given.
+
+    Raises `UserError` where one is missing that the method needs, and where a CLIP is needed and none is named: before the
+    images are read, not hours later.
+    """
+    recipe = plan.recipe
+    if score is None and recipe.scorer is not None:
+        score = find_scorer(recipe.scorer)
+    if reward is None and recipe.reward_function is not None:
+        reward = find_reward(recipe.reward_function)
+    if reward is None and getattr(plan.settings, "NEEDS_REWARD", False):
+        raise UserError(
+            f"{recipe.method} needs a reward of your own: --reward-file FILE.py, with a function "
+            "reward(images, prompts, answers) in it that returns a number for every answer."
+        )
+    if score is None and recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
+        require_judge(find_config(recipe.model))
+    return score, reward
 
 
 def upper_bounds(plan: Plan) -> Row:
     """Upper bounds on a run's work, and its memory and time; only the model's answers show how many of them make a pair."""
-    require_clip(plan)
+    own_functions(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:
         prompts, kept = ask(plan.recipe, run, draw=False)
     too_little = foretold(plan, prompts)

@@ -35,7 +35,11 @@ class Recipe:
     questions_per_image
                 existence questions about each image, 0 or more
     vocabulary  a file of objects they may be about beside COCO's 80
-    scorer      "module:function" of one's own that scores texts against images in CLIP's place, of the form `scorers.Score`
+    scorer      "file.py:function" or "module:function": a function of one's own that scores texts against images in CLIP's
+                place, of the form `scorers.Score`
+    reward_function
+                "file.py", whose function `reward` it then is, "file.py:function" or "module:function": one's own rating of
+                answers to prompts about images, of the form `scorers.Reward`, for methods that take one
     skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     eval_images
@@ -53,6 +57,7 @@ class Recipe:
     questions_per_image: int = 2
     vocabulary: str | None = None
     scorer: str | None = None
+    reward_function: str | None = None
     skip_bad: bool = False
     cache_gb: float = 1.0
     eval_images: int = 500
@@ -181,6 +186,8 @@ def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any])
         _require_there(recipe, checked)
     if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
         raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
+    if recipe.reward_function is not None and not getattr(checked, "NEEDS_REWARD", False):
+        raise UserError(f"{where}: reward_function: the method {recipe.method} takes no reward of your own.")
     return Plan(recipe, method, checked)
 
 

@@ -1,48 +1,59 @@
-"""What tells how well a text fits an image. A user's own function of this form may stand in for any of them."""
+"""Functions that put a number on a text about an image. A user's own may stand in for any of them."""
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.own_code import find_function
 from mlx_visalign.utils.schema import shown
 
 Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
 """Images and texts, as many of each -> how well each text fits its image; higher is better."""
 
+Reward = Callable[[Sequence[Path], Sequence[str], Sequence[str]], list[float]]
+"""Images, prompts and answers, as many of each -> what each answer is worth; higher is better."""
+
 
 def checked(score: Score, name: str) -> Score:
-    """A user's own function, never asked about nothing; UserError unless it returns a finite number for every text."""
+    """A user's own scorer with its results checked.
+
+    It is never called without texts. Raises `UserError` unless it returns a finite number for every text.
+    """
 
     def scored(images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        if not texts:
-            return []
-        given = score(images, texts)
-        try:
-            scores = [float(number) for number in given]
-        except (TypeError, ValueError):
-            scores = []
-        if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
-            wanted = f"{len(texts)} finite numbers, one for each text"
-            raise UserError(f"The scorer {name!r} should return {wanted}; it returned {shown(given)}.")
-        return scores
+        return _numbers(score(images, texts), len(texts), "text", f"The scorer {name!r}") if texts else []
 
     return scored
 
 
+def checked_reward(reward: Reward, name: str) -> Reward:
+    """A user's own reward with its results checked, as `checked` does."""
+
+    def rewarded(images: Sequence[Path], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        given = reward(images, prompts, answers) if answers else []
+        return _numbers(given, len(answers), "answer", f"The reward {name!r}")
+
+    return rewarded
+
+
 def find_scorer(name: str) -> Score:
-    """The function called "module:function", of an installed module or one in the working folder, its answers checked."""
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # a command's path begins where the command is
-        sys.path.append(os.getcwd())
+    """The scorer called FILE.py:FUNCTION or MODULE:FUNCTION, its results checked."""
+    return checked(find_function(name, "The scorer"), name)
+
+
+def find_reward(name: str) -> Reward:
+    """The reward called FILE.py:FUNCTION, MODULE:FUNCTION, or FILE.py, whose function `reward` it then is."""
+    return checked_reward(find_function(f"{name}:reward" if name.endswith(".py") else name, "The reward"), name)
+
+
+def _numbers(given: Any, count: int, what: str, whose: str) -> list[float]:
     try:
-        found = vars(importlib.import_module(module)).get(function)
-    except Exception as error:  # a user's file is run, so anything may come of it
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"The scorer {name!r} cannot be imported ({why}). Expected MODULE:FUNCTION.") from error
-    if not callable(found):
-        raise UserError(f"The module {module} has no function {function!r} to score with. Expected MODULE:FUNCTION.")
-    return checked(found, name)
+        numbers = [float(number) for number in given]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        wanted = f"{count} finite numbers, one for each {what}"
+        raise UserError(f"{whose} should return {wanted}; it returned {shown(given)}.")
+    return numbers

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from mlx_visalign.data.augment import color, draws, filters, geometry, policies
 from mlx_visalign.data.augment.diffusion import STEPS, diffuse
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.own_code import find_function
 
 Augmentation = Callable[[mx.array, mx.array, int], mx.array]
 
@@ -69,9 +70,15 @@ class View:
 
 
 def parse_view(label: str) -> View:
-    """The view called `label`: "clean", "diffusion-STEP" with a step of 0..999, or a name in `AUGMENTATIONS`."""
+    """The view called `label`.
+
+    "clean", "diffusion-STEP" with a step of 0..999, a name in `AUGMENTATIONS`, or one's own augmentation as
+    "FILE.py:FUNCTION" or "MODULE:FUNCTION". Raises `UserError` for anything else.
+    """
     if label == "clean":
         return View(label)
+    if ":" in label:
+        return View(label, augmentation=_checked(find_function(label, "The augmentation"), label))
     if label in AUGMENTATIONS:
         return View(label, augmentation=AUGMENTATIONS[label])
     name, _, step = label.partition("-")
@@ -79,5 +86,21 @@ def parse_view(label: str) -> View:
         return View(label, step=int(step))
     raise UserError(
         f"There is no view called {label!r}. Choose clean, diffusion-STEP with a step from 0 to {STEPS - 1} "
-        f"(diffusion-500, say), or one of: {', '.join(AUGMENTATIONS)}."
+        f"(diffusion-500, say), one of {', '.join(AUGMENTATIONS)}, or your own as FILE.py:FUNCTION."
     )
+
+
+def _checked(augmentation: Augmentation, label: str) -> Augmentation:
+    """A user's own augmentation, which must return an image."""
+
+    def augment(image: mx.array, key: mx.array, size: int) -> mx.array:
+        made = augmentation(image, key, size)
+        is_image = isinstance(made, mx.array) and made.dtype == mx.uint8 and made.ndim == 3 and made.shape[2] == 3 and made.size
+        if not is_image:
+            what = type(made).__name__
+            if isinstance(made, mx.array):
+                what = f"{str(made.dtype).removeprefix('mlx.core.')} {list(made.shape)}"
+            raise UserError(f"The augmentation {label!r} should return an MLX array, uint8 [h, w, 3]; it returned {what}.")
+        return made
+
+    return augment

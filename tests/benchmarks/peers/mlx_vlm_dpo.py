@@ -1,7 +1,7 @@
 """mlx-vlm's own DPO training on the pair, as it ships: two models, four whole sequences, the image seen in each.
 
 Its LLaVA processor fails with transformers 5, so it is given what that would give: ids, masks and pixels. For LLaVA its
-log-probabilities are wrong, since the padding mask takes the causal one's place (tests/benchmarks/README, "What it does differently");
+log-probabilities are wrong, since the padding mask takes the causal one's place (see the benchmarks README);
 the work is the same.
 """
 

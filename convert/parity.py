@@ -14,6 +14,8 @@ from jaxtyping import Float
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import cast
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of, merge
+from mlx_visalign.models.loading import load_model
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.tolerances import SAME_SHARE
@@ -55,11 +57,11 @@ def _image_tokens(config: dict[str, Any]) -> int:
 
 
 def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
-    model = vlm.load_model(folder, read_json(folder / "config.json"))
+    model = load_model(folder, read_json(folder / "config.json"))
     model.set_dtype(mx.float32)
     tokens = mx.array([ids])
     features = vlm.project(model, vlm.tower_features(model, mx.array(pixels)))
-    embeds = vlm.merge(vlm.decoder(model).embed(tokens), tokens, model.config.image_token_index, features)
+    embeds = merge(decoder_of(model).embed(tokens), tokens, model.config.image_token_index, features)
     return np.array(model.language_model(tokens, inputs_embeds=embeds, mask=None).logits[0])
 
 

@@ -26,6 +26,7 @@ from understudy import Call
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill
 from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
+from mlx_visalign.models.decoder import Decoder, decoder_of
 from mlx_visalign.models.lora import adapter_at
 
 PRODUCTS = re.compile(r"mm|matmul|attention|conv|custom|compiled", re.IGNORECASE)
@@ -139,8 +140,8 @@ class Prices:
     def _known(self) -> dict[Call, int]:
         return {}
 
-    def _first_blocks(self, number: int) -> vlm.Decoder:
-        whole = vlm.decoder(self.model)
+    def _first_blocks(self, number: int) -> Decoder:
+        whole = decoder_of(self.model)
         return replace(whole, layers=whole.layers[:number])
 
     def _blocks(self, rows: int, tokens: int, past: int, rounds: int) -> int:
@@ -168,7 +169,7 @@ class Prices:
             return last + (text.num_hidden_layers - 1) * (two - last)
 
     def _head(self, *rows: int) -> int:
-        head, width = vlm.decoder(self.model).head, self.model.language_model.config.hidden_size
+        head, width = decoder_of(self.model).head, self.model.language_model.config.hidden_size
         return count(lambda: head(mx.random.normal((*rows, width))))
 
     def _projector(self, images: int) -> int:

@@ -10,7 +10,7 @@ from random_llava import CONFIG, IMAGE_TOKENS, random_llava
 
 from mlx_visalign.data.images import Preprocessing
 from mlx_visalign.inference.policy import Policy
-from mlx_visalign.models import vlm
+from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.preflight import memory as footprint
 from mlx_visalign.preflight.memory import Setting, Shape
 
@@ -51,7 +51,7 @@ def make(layers=4, width=96, inner=256, heads=4, kv_heads=4, vocabulary=1000, dt
         vocab_size=vocabulary,
     )
     if bits is not None:
-        vlm.quantize_language_model(model, bits, 64)
+        quantize_language_model(model, bits, 64)
     model.set_dtype(dtype)
     mx.eval(model.parameters())
     return model

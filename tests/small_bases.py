@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_visalign.models import vlm
+from mlx_visalign.models.loading import quantize_language_model
 
 
 def bf16(policy):
@@ -11,5 +11,5 @@ def bf16(policy):
 
 
 def four_bit(policy):
-    assert vlm.quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
+    assert quantize_language_model(policy.model, 4, 64) == 3 * 7 + 2
     return policy

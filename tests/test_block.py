@@ -9,8 +9,9 @@ from mlx.utils import tree_flatten
 from random_llava import random_llava
 from random_onevision import CONFIG as ONEVISION
 
-from mlx_visalign.models import vlm
 from mlx_visalign.models.attention import causal_attention
+from mlx_visalign.models.decoder import decoder_of
+from mlx_visalign.models.decoder_block import run_block
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import PARITY
 
@@ -25,7 +26,7 @@ def block(request):
     attach(model, LoRASettings(rank=4), mx.random.key(2))
     for index, layer in enumerate(adapters(model).values()):
         layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(10 + index))
-    return vlm.decoder(model).layers[0]
+    return decoder_of(model).layers[0]
 
 
 def states(length=LENGTH, rows=2):
@@ -33,7 +34,7 @@ def states(length=LENGTH, rows=2):
 
 
 def ours(block, x):
-    return vlm.run_block(block, x, 0, causal_attention)
+    return run_block(block, x, 0, causal_attention)
 
 
 def theirs(block, x):

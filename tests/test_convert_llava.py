@@ -21,6 +21,7 @@ from mlx_visalign.convert.llava_config import DEFAULTS, complete
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models import vlm
+from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.utils.files import read_json
@@ -61,7 +62,7 @@ def refusal(tmp_path, capsys):
 
 
 def loaded(folder: Path):
-    return vlm.load_model(folder, read_json(folder / "config.json"))
+    return load_model(folder, read_json(folder / "config.json"))
 
 
 def same_parameters(model, other):
@@ -367,7 +368,7 @@ def test_quantised_as_mlx_does_it_in_memory(tmp_path, convert, bits, dtype):
     folder, figures = convert(source, *arguments)
     expected = random_llava()
     expected.set_dtype(getattr(mx, dtype))
-    assert vlm.quantize_language_model(expected, bits, 32) == 16
+    assert quantize_language_model(expected, bits, 32) == 16
     same_parameters(loaded(folder), expected)
     assert figures["quantised"] == f"16 of 16 layers of the language model to {bits} bits, groups of 32"
     assert figures["verified"].endswith("16 quantised ones within a step of their group")

@@ -18,8 +18,8 @@ from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.fuse import fuse
 from mlx_visalign.data.prompt_template import TEMPLATES
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import vlm
 from mlx_visalign.models.chat_template import stated_by
+from mlx_visalign.models.loading import load_model
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.tolerances import PARITY
@@ -68,7 +68,7 @@ def refusal(tmp_path, convert):
 
 
 def loaded(folder: Path):
-    return vlm.load_model(folder, read_json(folder / "config.json"))
+    return load_model(folder, read_json(folder / "config.json"))
 
 
 def assert_same(model, other):

@@ -21,8 +21,8 @@ from mlx_visalign.methods import csr
 from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
 from mlx_visalign.methods.job import Job
 from mlx_visalign.methods.preference_rounds import PairMethod, collect, rounds_of
-from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import read_adapter
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world import language
@@ -197,7 +197,7 @@ def asked(whole):
     """An image and a prompt, and our logits of the first token of the answer."""
     policy, prompt = whole.policy, whole.prompts[0]
     pixels, ids = policy.pixels(open_image(whole.image(prompt.image)))[None], policy.prompt_ids(prompt.prompt)
-    logits = vlm.decoder(policy.model).head(policy.prefill(policy.features(pixels), [ids]).state)[0]
+    logits = decoder_of(policy.model).head(policy.prefill(policy.features(pixels), [ids]).state)[0]
     return pixels.transpose(0, 3, 1, 2), [ids], np.array(logits)
 
 

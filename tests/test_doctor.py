@@ -17,7 +17,9 @@ from mlx_visalign.data import prompt_template as template
 from mlx_visalign.data.images import Preprocessing
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import lora, vlm
+from mlx_visalign.models import lora
+from mlx_visalign.models.decoder import decoder_of
+from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, RoundsLoRALinear, adapters
 from mlx_visalign.preflight import model_probe as probe
 from mlx_visalign.preflight.checks import CHECKS
@@ -34,7 +36,7 @@ def broken(policy, quick=False):
 def tiny(dtype, bits):
     policy = load("tiny")
     if bits is not None:
-        assert vlm.quantize_language_model(policy.model, bits, 64) == 3 * 7 + 2
+        assert quantize_language_model(policy.model, bits, 64) == 3 * 7 + 2
     policy.model.set_dtype(dtype)
     return policy
 
@@ -91,7 +93,7 @@ def test_a_bidirectional_mask_in_the_model(monkeypatch):
     def all_see_all(model, ids, embeds):
         return model.language_model(ids, inputs_embeds=embeds, mask=mx.zeros((ids.shape[1], ids.shape[1]))).logits
 
-    monkeypatch.setattr(vlm, "plain_logits", all_see_all)
+    monkeypatch.setattr(probe, "plain_logits", all_see_all)
     assert {"causality", "fold = plain"} <= broken(random_policy())
 
 
@@ -195,7 +197,7 @@ def test_the_other_aspect():
 
 def test_weights_that_are_not_finite():
     policy = random_policy()
-    norm = vlm.decoder(policy.model).norm
+    norm = decoder_of(policy.model).norm
     norm.weight = norm.weight * float("nan")
     assert {"causality", "batch = single", "fold = plain"} <= broken(policy)
 

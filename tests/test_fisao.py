@@ -21,7 +21,7 @@ from mlx_visalign.methods.fisao.calibration import Calibration, Scored, read_lab
 from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, yes_probabilities
 from mlx_visalign.methods.fisao.token_mentions import Reader
 from mlx_visalign.methods.job import Job
-from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.scenes import scene
@@ -138,7 +138,7 @@ def test_how_sure_the_policy_is(whole):
     found = yes_probabilities(policy, path, names)
     for name, yes in zip(names, found, strict=True):
         prefix = policy.prefill(policy.image_features([path]), [policy.prompt_ids(f"Is there a {name} in the image?")])
-        logits = vlm.decoder(policy.model).head(prefix.state)[0]
+        logits = decoder_of(policy.model).head(prefix.state)[0]
         words = mx.array([policy.response_ids(word)[0] for word in ("Yes", "No")])
         assert yes == pytest.approx(mx.softmax(logits[words])[0].item(), abs=1e-4)
     assert policy.response_ids("Yes.")[0] == words[0].item()

@@ -10,6 +10,7 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import PRECISIONS
 
@@ -30,12 +31,12 @@ def features():
 
 def embed(model, features, prompts):
     ids, mask = fold.right_pad(prompts)
-    embeds = vlm.merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, vlm.project(model, features))
+    embeds = merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, vlm.project(model, features))
     return embeds, mask
 
 
 def folded(model, features, prompts=PROMPTS, responses=RESPONSES, checkpoint=False):
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     prefix = fold.prefill(decoder, *embed(model, features, prompts), checkpoint)
     branches = prefix.branch(len(responses[0]))
     ids, mask = fold.right_pad([ids for row in responses for ids in row])
@@ -51,7 +52,7 @@ def plain(model, features):
     for row, (ids, answers) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         for answer in answers:
             whole = mx.array([ids + answer])
-            embeds = vlm.merge(
+            embeds = merge(
                 model.language_model.model.embed_tokens(whole), whole, IMAGE, vlm.project(model, features[row : row + 1])
             )
             logits = model.language_model(whole, inputs_embeds=embeds, mask=None).logits
@@ -111,7 +112,7 @@ def test_padding_and_batching_change_nothing(model, features):
 
 def test_is_causal(model, features):
     """Changing the last token moves no earlier log-probability."""
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(1)
     ids, mask = fold.right_pad([[30, 31, 32, 33]] * 3)
     changed = mx.concatenate([ids[:, :-1], ids[:, -1:] + 5], axis=1)
@@ -122,7 +123,7 @@ def test_is_causal(model, features):
 
 def test_reading_in_pieces_equals_reading_at_once(model, features):
     """extend twice, with rows of different lengths in between, is extend once."""
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(2)
     first = [[30, 31], [32], [33, 34, 35], [36], [37, 38], [39]]
     second = [[40], [41, 42], [43], [44, 45], [46], [47, 48]]
@@ -134,7 +135,7 @@ def test_reading_in_pieces_equals_reading_at_once(model, features):
 
 
 def test_rows_out_of_their_prompts_order_are_refused(model, features):
-    branches = fold.prefill(vlm.decoder(model), *embed(model, features, PROMPTS)).branch(2)
+    branches = fold.prefill(decoder_of(model), *embed(model, features, PROMPTS)).branch(2)
     assert branches.pick(np.array([0, 0, 3, 5])).counts == [2, 1, 1]
     with pytest.raises(ValueError, match="order of their prompts"):
         branches.pick(np.array([5, 0]))

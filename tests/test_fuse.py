@@ -24,8 +24,8 @@ from mlx_visalign.convert.fuse import Fusion, fuse
 from mlx_visalign.convert.peft import to_ours
 from mlx_visalign.convert.source import open_source
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import vlm
 from mlx_visalign.models.chat_template import as_jinja, stated_by
+from mlx_visalign.models.loading import load_model
 from mlx_visalign.models.lora import LoRASettings, adapters, save_adapter
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
@@ -61,7 +61,7 @@ def tiny_adapter(tmp_path_factory):
 
 
 def loaded(folder):
-    model = vlm.load_model(folder, read_json(folder / "config.json"))
+    model = load_model(folder, read_json(folder / "config.json"))
     model.set_dtype(mx.float32)
     return model
 
@@ -266,7 +266,7 @@ def test_nothing_is_merged_into_quantised_weights(tmp_path, tiny_adapter, capsys
 def test_the_dequantised_weights_are_those_that_were_computed_with(tmp_path, tiny_adapter):
     model = quantised(tmp_path)
     fuse(model, tiny_adapter, tmp_path / "fused", "float32", dequantize=True)
-    layer = vlm.load_model(model, read_json(model / "config.json")).language_model.lm_head
+    layer = load_model(model, read_json(model / "config.json")).language_model.lm_head
     expected = mx.dequantize(layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 32, 4)
     found = load_file(tmp_path / "fused/model.safetensors")["language_model.lm_head.weight"]
     np.testing.assert_array_equal(found, np.array(expected))

@@ -8,6 +8,7 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.sampling import Sampling, _draw, sample
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.utils.errors import UserError
 
 PROMPTS = [prompt([7, 8], [9, 10, 11]), prompt([12], [13]), prompt([20, 21, 22], [23, 24, 25, 26])]
@@ -26,13 +27,13 @@ def features():
 
 def read(model, features, prompts):
     ids, mask = fold.right_pad(prompts)
-    decoder = vlm.decoder(model)
-    return fold.prefill(decoder, vlm.merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features)), mask)
+    decoder = decoder_of(model)
+    return fold.prefill(decoder, merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features)), mask)
 
 
 def run(model, features, prompts, sampling, keys=None, copies=1):
     branches = read(model, features, prompts).branch(copies)
-    return sample(vlm.decoder(model), branches, branches.state, END, sampling, keys)
+    return sample(decoder_of(model), branches, branches.state, END, sampling, keys)
 
 
 def naive_greedy(model, feature, ids, steps):
@@ -41,7 +42,7 @@ def naive_greedy(model, feature, ids, steps):
     while len(out) < steps and END not in out:
         embed = model.language_model.model.embed_tokens
         whole = mx.array([ids + out])  # a random model may answer with the image token, which then is a token like any
-        start = vlm.merge(embed(whole[:, : len(ids)]), whole[:, : len(ids)], IMAGE, vlm.project(model, feature))
+        start = merge(embed(whole[:, : len(ids)]), whole[:, : len(ids)], IMAGE, vlm.project(model, feature))
         embeds = mx.concatenate([start, embed(whole[:, len(ids) :])], axis=1)
         out.append(int(mx.argmax(model.language_model(whole, inputs_embeds=embeds, mask=None).logits[0, -1])))
     return out
@@ -95,7 +96,7 @@ def test_forks_do_not_hold_copies_of_the_prefix():
     branches = prefix.branch(8)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    sample(vlm.decoder(model), branches, branches.state, END, Sampling(4))
+    sample(decoder_of(model), branches, branches.state, END, Sampling(4))
     assert (mx.get_peak_memory() - before) / size < 3
 
 

@@ -10,6 +10,8 @@ from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
 
 from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import read_adapter
+from mlx_visalign.models.decoder import merge
+from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach, save_adapter
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import PARITY
@@ -19,7 +21,7 @@ IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
 
 def logits(model):
     features = mx.random.normal((1, IMAGE_TOKENS, 64), key=mx.random.key(1))
-    embeds = vlm.merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, vlm.project(model, features))
+    embeds = merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, vlm.project(model, features))
     return model.language_model(IDS, inputs_embeds=embeds, mask=None).logits
 
 
@@ -167,7 +169,7 @@ def test_trains_on_a_quantised_base(bits):
     import mlx.nn as nn
 
     model = random_llava()
-    assert vlm.quantize_language_model(model, bits, 32) == 16
+    assert quantize_language_model(model, bits, 32) == 16
     attach(model, LoRASettings(rank=4), mx.random.key(0))
     fill(model, 0)
     _, grads = nn.value_and_grad(model, lambda: logits(model).sum())()

@@ -7,7 +7,7 @@ from random_llava import random_llava
 
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
-from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings, attach
 
 # A small model's proportions: 31 words a width, where logits weigh much. At LLaVA-1.5-7B's 7.8 the fold takes 0.56 of plain
@@ -46,7 +46,7 @@ def plain(model, rows):
 
 def folded(model, rows, checkpoint):
     prefix, responses = rows
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     ids, mask = fold.right_pad([prefix])
     branches = fold.prefill(decoder, decoder.embed(ids), mask, checkpoint).branch(2)
     ids, mask = fold.right_pad(responses)

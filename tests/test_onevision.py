@@ -30,6 +30,8 @@ from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import Decoder, decoder_of, merge
+from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapters
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
@@ -48,15 +50,15 @@ def embeddings(model, rows):
     ids, mask = fold.right_pad(rows)
     pixels = mx.stack([Preprocessing(44, MEAN, STD, "pad")(image) for image in make_onevision.squares()[: len(rows)]])
     features = vlm.project(model, vlm.tower_features(model, pixels))
-    return vlm.merge(vlm.decoder(model).embed(ids), ids, IMAGE, features), mask
+    return merge(decoder_of(model).embed(ids), ids, IMAGE, features), mask
 
 
 def our_logits(model, rows=make_onevision.ROWS) -> list[np.ndarray]:
     """Every position's logits: all rows in one batch, all but the first token read as a continuation of it."""
     embeds, mask = embeddings(model, rows)
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     prefix = fold.prefill(decoder, embeds[:, :1], mask[:, :1])
-    inputs = vlm.Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
+    inputs = Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
     states, _ = fold.extend(inputs, prefix.branch(1), mx.zeros((len(rows), embeds.shape[1] - 1), mx.int32), mask[:, 1:])
     logits = decoder.head(mx.concatenate([prefix.state[:, None], states], axis=1))
     return [np.array(logits[row, : int(mask[row].sum())]) for row in range(len(mask))]
@@ -140,7 +142,7 @@ def test_padding_equals_transformers_own(size):
 
 def test_fold_equals_the_models_own_forward():
     """Two answers after one prompt, against mlx-vlm's Qwen2 on each whole row."""
-    decoder, answers = vlm.decoder(model()), [[30, 31, 32], [40, 2]]
+    decoder, answers = decoder_of(model()), [[30, 31, 32], [40, 2]]
     prefix = fold.prefill(decoder, *embeddings(model(), make_onevision.ROWS[:1]))
     states, _ = fold.extend(decoder, prefix.branch(2), *fold.right_pad(answers))
     for row, answer in enumerate(answers):
@@ -217,7 +219,7 @@ def test_a_quantised_model_with_a_tied_head_says_so():
     tied = random_policy()
     tied.model = random_onevision(True)
     assert tied.dtype == "float32"
-    vlm.quantize_language_model(tied.model, 4, 32)
+    quantize_language_model(tied.model, 4, 32)
     assert tied.dtype == "4-bit"
 
 

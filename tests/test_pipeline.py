@@ -171,7 +171,7 @@ def plan(**values):
 
 
 def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
-    monkeypatch.setattr("mlx_visalign.models.vlm.load_model", None)
+    monkeypatch.setattr("mlx_visalign.inference.policy.load_model", None)
     told = upper_bounds(plan(images=str(photos)))
     memory = told.pop("memory_gb")
     assert list(memory) == ["weights", "answering", "before and after", "training", "usable here"]

@@ -11,6 +11,7 @@ from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, diverse_step, grow
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import Decoder, decoder_of, merge
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.utils.arguments import DESCRIBE
@@ -25,7 +26,7 @@ LOGITS[A:] = [[-9, -9, 0, 1, 2, 1.5], [-9, -9, 1.2, 0.5, 0, 1], [-9, -9, 2, 0.3,
 def example(penalty):
     """Three streams of a "model" that knows only its last token."""
     table = mx.array(LOGITS)
-    decoder = vlm.Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
+    decoder = Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
     prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(decoder, prefix, Stops(STOP, 1), Growth(3, penalty, 6), lambda level: [[]])
     return nodes
@@ -56,7 +57,7 @@ def test_a_stream_that_stops_votes_for_its_runner_up():
 
 def test_an_overlong_stretch_is_cut_and_goes_on_in_the_next_node():
     table = mx.array(np.where(np.arange(6) == A, 9.0, 0.0) * np.ones((6, 1)))
-    decoder = vlm.Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
+    decoder = Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
     prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(
         decoder,
@@ -77,7 +78,7 @@ def logps_after(model, feature, image_token, ids, image_at):
     """log p(next token) from one full forward of everything, through mlx-vlm's own causal forward."""
     whole = mx.array([ids])
     embed = model.language_model.model.embed_tokens
-    start = vlm.merge(embed(whole[:, :image_at]), whole[:, :image_at], image_token, vlm.project(model, feature))
+    start = merge(embed(whole[:, :image_at]), whole[:, :image_at], image_token, vlm.project(model, feature))
     embeds = mx.concatenate([start, embed(whole[:, image_at:])], axis=1)
     logits = model.language_model(whole, inputs_embeds=embeds, mask=None).logits[0, -1].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits))
@@ -110,9 +111,9 @@ def first_and_last(level):
 
 
 def check_against_naive(model, features, image_token, prompts, stops, growth):
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     ids, mask = fold.right_pad(prompts)
-    prefix = fold.prefill(decoder, vlm.merge(decoder.embed(ids), ids, image_token, vlm.project(model, features)), mask)
+    prefix = fold.prefill(decoder, merge(decoder.embed(ids), ids, image_token, vlm.project(model, features)), mask)
     trees = grow(decoder, prefix, stops, growth, first_and_last)
     compared = 0
     for row, nodes in enumerate(trees):
@@ -156,7 +157,7 @@ def test_a_llama_like_tokenizers_pieces_make_sentences_that_join():
     assert len(set(ids)) == len(ids) and any(piece.startswith("<0x") for piece in words.convert_ids_to_tokens(ids))
     table = np.zeros((len(words), len(words)), dtype=np.float32)
     table[ids[:-1], ids[1:]] = 20.0
-    decoder = vlm.Decoder(lambda ids: mx.eye(len(words))[ids], [], lambda x: x, lambda x: x @ mx.array(table))
+    decoder = Decoder(lambda ids: mx.eye(len(words))[ids], [], lambda x: x, lambda x: x @ mx.array(table))
     prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(len(words))[mx.array([1])])
     stops = Stops(words.convert_tokens_to_ids("."), words.eos_token_id)
     [nodes] = grow(decoder, prefix, stops, Growth(1), first_and_last)
@@ -168,7 +169,7 @@ def test_a_llama_like_tokenizers_pieces_make_sentences_that_join():
 def test_no_second_prefill_and_each_sentence_once(monkeypatch):
     """Every token is read once, with one prefix; what was grown from is read no second time."""
     model = random_llava(1)
-    decoder, read = vlm.decoder(model), []
+    decoder, read = decoder_of(model), []
     ids = mx.array([[1, 7, 8, 9]])
     prefix = fold.prefill(decoder, decoder.embed(ids), np.ones(ids.shape, dtype=bool))
 

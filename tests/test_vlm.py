@@ -13,6 +13,8 @@ from random_llava import CONFIG, IMAGE, random_llava
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import Decoder, decoder_of, merge
+from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
@@ -27,12 +29,12 @@ GOLDEN = np.load(make_llava.FILE)
 def our_logits(model) -> list[np.ndarray]:
     """All rows in one batch with all images, through the fold's prefill."""
     ids, mask = fold.right_pad(make_llava.ROWS)
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     features = vlm.tower_features(model, mx.array(make_llava.pixels(4)))
-    embeds = vlm.merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
+    embeds = merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
     # Every position's logits: read all but the first token as a continuation of it.
     prefix = fold.prefill(decoder, embeds[:, :1], mask[:, :1])
-    inputs = vlm.Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
+    inputs = Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
     states, _ = fold.extend(inputs, prefix.branch(1), ids[:, 1:], mask[:, 1:])
     logits = decoder.head(mx.concatenate([prefix.state[:, None], states], axis=1))
     return [np.array(logits[row, : int(mask[row].sum())]) for row in range(len(mask))]
@@ -47,10 +49,10 @@ def our_dpo(model) -> dict[str, np.ndarray]:
     ids, mask = fold.right_pad([make_llava.PAIR[0]])
     responses, response_mask = fold.right_pad(list(make_llava.PAIR[1:]))
     features = vlm.tower_features(model, mx.array(make_llava.pixels(1)))
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
 
     def margin():
-        embeds = vlm.merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
+        embeds = merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
         branches = fold.prefill(decoder, embeds, mask).branch(2)
         states, _ = fold.extend(decoder, branches, responses, response_mask)
         states = mx.concatenate([branches.state[:, None], states], axis=1)
@@ -101,7 +103,7 @@ def test_dpo_gradients_equal_peft_live():
 def test_merge_refuses_a_wrong_number_of_image_tokens():
     ids = mx.array([[1, IMAGE, IMAGE, 5]])
     with pytest.raises(UserError, match="2 image tokens for 1 images of 4 features"):
-        vlm.merge(mx.zeros((1, 4, 8)), ids, IMAGE, mx.zeros((1, 4, 8)))
+        merge(mx.zeros((1, 4, 8)), ids, IMAGE, mx.zeros((1, 4, 8)))
 
 
 def save_folder(folder: Path, rename=lambda name: name, metadata="mlx", config=CONFIG):
@@ -118,7 +120,7 @@ def save_folder(folder: Path, rename=lambda name: name, metadata="mlx", config=C
 def test_loads_mlx_and_hugging_face_convolutions(tmp_path, metadata):
     save_folder(tmp_path, metadata=metadata)
     for (name, ours), (_, theirs) in zip(
-        tree_flatten(vlm.load_model(tmp_path, CONFIG).parameters()), tree_flatten(random_llava().parameters()), strict=True
+        tree_flatten(load_model(tmp_path, CONFIG).parameters()), tree_flatten(random_llava().parameters()), strict=True
     ):
         assert mx.array_equal(ours, theirs), name
 
@@ -128,7 +130,7 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
     with pytest.raises(
         UserError, match=r"(?s)tensors are missing:.*vision_tower\.vision_model.* unexpected:\n(  .*\n){20}  and \d+ more\n"
     ):
-        vlm.load_model(tmp_path, CONFIG)
+        load_model(tmp_path, CONFIG)
 
 
 def test_damaged_weights_are_named(tmp_path):
@@ -136,7 +138,7 @@ def test_damaged_weights_are_named(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
-        vlm.load_model(tmp_path, CONFIG)
+        load_model(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
@@ -148,7 +150,7 @@ def test_an_incomplete_config_is_named(part):
 def test_a_model_folders_python_is_never_run(tmp_path):
     (tmp_path / "arch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     save_folder(tmp_path, config=CONFIG | {"model_file": "arch.py"})
-    vlm.load_model(tmp_path, read_json(tmp_path / "config.json"))
+    load_model(tmp_path, read_json(tmp_path / "config.json"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -163,11 +165,11 @@ def test_quantised_folder_loads(tmp_path, bits, layers):
     import json
 
     model = random_llava()
-    assert vlm.quantize_language_model(model, bits, 32) == layers
+    assert quantize_language_model(model, bits, 32) == layers
     mx.save_safetensors(str(tmp_path / "m.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"})
     config = CONFIG | {"quantization": {"bits": bits, "group_size": 32}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = vlm.load_model(tmp_path, config)
+    loaded = load_model(tmp_path, config)
     kinds = [type(layer) for _, layer in loaded.named_modules() if hasattr(layer, "bits")]
     assert len(kinds) == layers
     np.testing.assert_array_equal(our_logits(loaded)[0], our_logits(model)[0])

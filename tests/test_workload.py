@@ -14,7 +14,7 @@ from mlx_visalign.methods import fisao, seva
 from mlx_visalign.methods.csr.scoring import AnswerSettings
 from mlx_visalign.methods.csr.sentence_tree import Stops, grow
 from mlx_visalign.methods.job import Job
-from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.preflight.memory import Setting, training_bytes
@@ -70,7 +70,7 @@ def test_a_tree_as_wide_and_as_deep_as_may_be(large):
 
     with peak() as highest:
         prefix = policy.prefill(policy.image_features(prompt_ids), prompt_ids)
-        trees = grow(vlm.decoder(policy.model), prefix, Stops(-1, -2), settings.growth, keep)
+        trees = grow(decoder_of(policy.model), prefix, Stops(-1, -2), settings.growth, keep)
         policy.score(prefix, [[[8] * settings.longest] * 2] * 2).tolist()
     assert max(len(node.answer) for nodes in trees for node in nodes) == settings.longest
     around(answering_bytes(shape, setting, settings.answering("answering", prompts=2, together=2)), highest())
@@ -93,7 +93,7 @@ def test_rollouts_within_a_training(large, tmp_path):
     policy.attach(SETTINGS.lora, seed=0)
     moments = [mx.zeros_like(array) for _ in range(2) for _, array in tree_flatten(policy.model.trainable_parameters())]
     mx.eval(moments)
-    critic = ValueHead(vlm.decoder(policy.model).norm.weight.shape[0])
+    critic = ValueHead(decoder_of(policy.model).norm.weight.shape[0])
     sampling = Sampling(ANSWER, temperature=1.0)
     source = RolloutSource(policy, critic, ASKED, judge, SETTINGS, sampling, tmp_path, 0, locate=tmp_path.joinpath)
     with peak() as highest:

@@ -12,6 +12,7 @@ from transformers import CLIPProcessor, LlavaProcessor
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.tiny_world.architecture import clip_config, llava_config
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.export import export_clip, export_llava
@@ -78,7 +79,7 @@ def test_transformers_llava_gives_the_same_logits(folder):
     policy = load(folder / "llava", dtype=mx.float32)
     features = policy.features(mx.stack([policy.pixels(image) for image in IMAGES]))
     prefix = policy.prefill(features, [policy.prompt_ids(QUESTION)] * 2)
-    np.testing.assert_allclose(vlm.decoder(policy.model).head(prefix.state), theirs, atol=PARITY)
+    np.testing.assert_allclose(decoder_of(policy.model).head(prefix.state), theirs, atol=PARITY)
 
 
 @pytest.mark.reference

@@ -22,7 +22,9 @@ from mlx_visalign.inference.sampling import Sampling, sample
 from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
 from mlx_visalign.models.chat_template import choose
+from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.models.hub import find_model
+from mlx_visalign.models.loading import load_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, attach, bind, save_adapter
 from mlx_visalign.models.model_folder import TOKENIZER, WORDS, remarks, require_whole
 from mlx_visalign.utils.arguments import DESCRIBE
@@ -111,7 +113,7 @@ class Policy:
     @property
     def dtype(self) -> str:
         """What the weights are, for the record: "float32", "bfloat16", or "4-bit" and the like."""
-        decoder = vlm.decoder(self.model)
+        decoder = decoder_of(self.model)
         return f"{decoder.embed.bits}-bit" if hasattr(decoder.embed, "bits") else str(decoder.norm.weight.dtype).split(".")[-1]
 
     @cached_property
@@ -165,8 +167,8 @@ class Policy:
     def prefill(self, features: Float[mx.array, "n t d"], prompts: list[list[int]]) -> Prefix:
         """Read prompts with their images: `features` in reading order, one for every block of image tokens."""
         ids, mask = right_pad(prompts)
-        decoder = vlm.decoder(self.model)
-        embeds = vlm.merge(decoder.embed(ids), ids, self.image_token, vlm.project(self.model, features))
+        decoder = decoder_of(self.model)
+        embeds = merge(decoder.embed(ids), ids, self.image_token, vlm.project(self.model, features))
         return prefill(decoder, embeds, mask, self.checkpoint)
 
     def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:
@@ -176,7 +178,7 @@ class Policy:
             raise ValueError("every prompt needs the same number of responses")
         ids, mask = right_pad([ids for row in responses for ids in row])
         branches = prefix.branch(copies)
-        decoder = vlm.decoder(self.model)
+        decoder = decoder_of(self.model)
         states, _ = extend(decoder, branches, ids, mask, self.checkpoint)
         # The prefix's last state predicts the first token; the token before it is the prompt's and counts for nothing.
         states = mx.concatenate([branches.state[:, None], states], axis=1)
@@ -193,7 +195,7 @@ class Policy:
 
     def first_logits(self, question: str, image: Picture | None = None) -> Float[mx.array, "1 v"]:
         """What an answer's first token is chosen by, in float32. Without an image the words are read alone."""
-        ids, decoder = self.prompt_ids(question), vlm.decoder(self.model)
+        ids, decoder = self.prompt_ids(question), decoder_of(self.model)
         if image is not None:
             prefix = self.prefill(self.features(self.pixels(image)[None]), [ids])
         else:
@@ -215,14 +217,14 @@ class Policy:
         of one image next to each other.
         """
         ids, mask = right_pad(questions)
-        states, branches = extend(vlm.decoder(self.model), prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
+        states, branches = extend(decoder_of(self.model), prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
         last = states[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
         return self._answers(branches, last, sampling, None)
 
     def _answers(
         self, branches: Continuations, state: mx.array, sampling: Sampling, keys: list[mx.array] | None
     ) -> list[Answer]:
-        rows = sample(vlm.decoder(self.model), branches, state, self.end, sampling, keys)
+        rows = sample(decoder_of(self.model), branches, state, self.end, sampling, keys)
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
 
@@ -341,7 +343,7 @@ def load(
     aspect = aspect or ours.get("aspect", "pad")
     _check_choices(folder, template or ours.get("template"), aspect, onevision)
     template = _template(folder, config, template, ours.get("template"))
-    loaded = vlm.load_model(folder, config)
+    loaded = load_model(folder, config)
     dtype = dtype or (mx.float32 if folder == TINY else None)
     if dtype is not None:
         loaded.set_dtype(dtype)

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from mlx_visalign.models.attention import attention, causal_attention
-from mlx_visalign.models.vlm import Decoder, keys_and_values, run_block
+from mlx_visalign.models.decoder import Decoder
+from mlx_visalign.models.decoder_block import keys_and_values, run_block
 
 Array = mx.array
 KeysValues = list[tuple[mx.array, mx.array]]

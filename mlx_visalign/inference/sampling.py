@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from mlx_visalign.inference.prefix_cache import Continuations, extend
-from mlx_visalign.models.vlm import Decoder
+from mlx_visalign.models.decoder import Decoder
 from mlx_visalign.utils.schema import require
 
 

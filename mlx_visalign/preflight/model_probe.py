@@ -17,6 +17,7 @@ from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.policy import PROBE, Policy
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
 from mlx_visalign.models import vlm
+from mlx_visalign.models.decoder import decoder_of, merge, plain_logits
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import rounding, tolerance
 
@@ -29,7 +30,7 @@ class ModelProbe:
     """`pictures`: whole prompts with their images are read, which takes a long prefix; else a few of their words."""
 
     def __init__(self, policy: Policy, pictures: bool):
-        self.policy, self.decoder = policy, vlm.decoder(policy.model)
+        self.policy, self.decoder = policy, decoder_of(policy.model)
         whole = [policy.prompt_ids(question) for question in QUESTIONS]
         # Without pictures the first token and a few of the last, of different lengths: enough to be wrong, and quick.
         self.prompts = whole if pictures else [[ids[0], *ids[-kept:]] for ids, kept in zip(whole, (7, 4), strict=True)]
@@ -45,7 +46,7 @@ class ModelProbe:
         if self.features is None:
             return words
         images = vlm.project(self.policy.model, self.features[mx.array(list(rows))])
-        return vlm.merge(words, ids, self.policy.image_token, images)
+        return merge(words, ids, self.policy.image_token, images)
 
     def prefix(self, rows: Sequence[int], noise: float = 0.0) -> Prefix:
         """The prompts `rows` read; `noise` changes what goes in by up to this share of it."""
@@ -92,7 +93,7 @@ class ModelProbe:
 
     def plain_logits(self, row: int, answer: list[int]) -> Float[mx.array, "1 l v"]:
         ids = mx.array([self.prompts[row] + answer])
-        return vlm.plain_logits(self.policy.model, ids, self.embeds([row], ids))
+        return plain_logits(self.policy.model, ids, self.embeds([row], ids))
 
     def _plain_row(self, row: int, answer: list[int]) -> mx.array:
         ids = mx.array([self.prompts[row] + answer])

@@ -23,6 +23,7 @@ from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
 from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP
+from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.tiny_world import annotator
 from mlx_visalign.tiny_world.architecture import IMAGE_TOKENS, llava_config
 from mlx_visalign.tiny_world.drawing import draw
@@ -138,14 +139,14 @@ def tower_features(model: Any, scenes: Sequence[Scene], chunk: int = 200) -> Flo
 def read_images(model: Any, before: Int[mx.array, " p"], features: Float[mx.array, "b t d"]) -> Prefix:
     """The part of the prompt that all questions about an image share."""
     ids = mx.broadcast_to(before, (len(features), len(before)))
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     image_token = model.config.image_token_index
-    embeds = vlm.merge(decoder.embed(ids), ids, image_token, vlm.project(model, features))
+    embeds = merge(decoder.embed(ids), ids, image_token, vlm.project(model, features))
     return prefill(decoder, embeds, np.ones(ids.shape, dtype=bool))
 
 
 def _mean_loss(model: Any, prefix: Prefix, turns: Turns) -> mx.array:
-    decoder = vlm.decoder(model)
+    decoder = decoder_of(model)
     copies = len(turns.real) // len(prefix.mask)
     states, _ = extend(decoder, prefix.branch(copies), turns.ids, turns.real)
     logps = token_logps(states, turns.ids, decoder.head)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mlx_visalign.inference.prefix_cache import Continuations, KeysValues, Prefix, extend
-from mlx_visalign.models.vlm import Decoder
+from mlx_visalign.models.decoder import Decoder
 from mlx_visalign.utils.schema import require
 
 

@@ -9,40 +9,11 @@ tests/test_onevision.py):
   transformers 5. We read JSON and safetensors only.
 - merge: its merge assumes one row; with two, every row gets the last row's image.
 - mask: its LLaVA uses any given mask instead of the causal one. We never pass a padding mask to the model's own
-  forward: the fold (fold.py) has complete masks.
-- blocks: theirs keep much for the backward pass, and each row's attention a copy of the prefix (block.py).
+  forward: the fold (prefix_cache.py) has complete masks.
+- blocks: theirs keep much for the backward pass, and each row's attention a copy of the prefix (decoder_block.py).
 """
 
-from mlx_visalign.models.vlm.block import keys_and_values, run_block
 from mlx_visalign.models.vlm.build import build_model
-from mlx_visalign.models.vlm.folder import load_model, quantize_language_model
-from mlx_visalign.models.vlm.forward import (
-    Decoder,
-    decoder,
-    image_tokens,
-    merge,
-    patches,
-    plain_logits,
-    project,
-    tower_features,
-    tower_states,
-    tower_weights,
-)
+from mlx_visalign.models.vlm.forward import image_tokens, patches, project, tower_features, tower_states, tower_weights
 
-__all__ = [
-    "Decoder",
-    "build_model",
-    "decoder",
-    "image_tokens",
-    "keys_and_values",
-    "load_model",
-    "merge",
-    "patches",
-    "plain_logits",
-    "project",
-    "quantize_language_model",
-    "run_block",
-    "tower_features",
-    "tower_states",
-    "tower_weights",
-]
+__all__ = ["build_model", "image_tokens", "patches", "project", "tower_features", "tower_states", "tower_weights"]

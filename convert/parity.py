@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import cast
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.models.loading import load_model
 from mlx_visalign.utils.errors import UserError
@@ -60,7 +60,8 @@ def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.nda
     model = load_model(folder, read_json(folder / "config.json"))
     model.set_dtype(mx.float32)
     tokens = mx.array([ids])
-    features = vlm.project(model, vlm.tower_features(model, mx.array(pixels)))
+    family = families.of(model)
+    features = family.project(model, family.features(model, mx.array(pixels)))
     embeds = merge(decoder_of(model).embed(tokens), tokens, model.config.image_token_index, features)
     return np.array(model.language_model(tokens, inputs_embeds=embeds, mask=None).logits[0])
 

@@ -24,7 +24,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from understudy import Call
 
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.models.decoder import Decoder, decoder_of
 from mlx_visalign.models.lora import adapter_at
@@ -175,11 +175,11 @@ class Prices:
     def _projector(self, images: int) -> int:
         vision = self.model.config.vision_config
         features = (images, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size)
-        return count(lambda: vlm.project(self.model, mx.random.normal(features)))
+        return count(lambda: families.of(self.model).project(self.model, mx.random.normal(features)))
 
     def _tower(self, images: int) -> int:
         size = self.model.config.vision_config.image_size
-        return count(lambda: vlm.tower_states(self.model, mx.random.normal((images, size, size, 3))))
+        return count(lambda: families.of(self.model).states(self.model, mx.random.normal((images, size, size, 3))))
 
     def _clip_image(self, images: int) -> int:
         size = self.clip.config.vision.image_size

@@ -5,42 +5,15 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 
-CONFIG: dict[str, Any] = {
-    "model_type": "llava",
-    "image_token_index": 3,
-    "vision_feature_layer": -2,
-    "vision_feature_select_strategy": "default",
-    "text_config": {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 96,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-        "tie_word_embeddings": False,
-    },
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "image_size": 28,
-        "patch_size": 14,
-        "projection_dim": 64,
-    },
-}
+CONFIG = families.find("llava").tiny
 IMAGE, IMAGE_TOKENS = 3, 4
 
 
 def random_llava(seed: int = 0, config: dict[str, Any] = CONFIG, **text: Any) -> Any:
     """Weights drawn so that logits are of order 1 and every part matters. `text` changes the text config."""
-    model = vlm.build_model(config | {"text_config": config["text_config"] | text})
+    model = families.build_model(config | {"text_config": config["text_config"] | text})
     root = mx.random.key(seed)
 
     def draw(path: str, array: mx.array) -> mx.array:

@@ -7,35 +7,9 @@ from random_llava import random_llava
 
 from mlx_visalign.data.images import Preprocessing
 from mlx_visalign.inference.policy import Policy
+from mlx_visalign.models import families
 
-CONFIG: dict[str, Any] = {
-    "model_type": "llava_onevision",
-    "image_token_index": 3,
-    "video_token_index": 4,
-    "image_grid_pinpoints": [[44, 88], [44, 44], [88, 44], [88, 88]],
-    "text_config": {
-        "model_type": "qwen2",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 96,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-        "tie_word_embeddings": False,
-    },
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "image_size": 44,
-        "patch_size": 14,
-        "vision_use_head": False,
-    },
-}
+CONFIG = families.find("llava_onevision").tiny
 IMAGE, SIDE = 3, 3
 IMAGE_TOKENS = 2 * SIDE * SIDE + SIDE
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -20,7 +20,7 @@ from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.llava_config import DEFAULTS, complete
 from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import vlm
+from mlx_visalign.models.families import build_model
 from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
@@ -137,7 +137,7 @@ def test_a_head_that_is_not_the_embedding_is_not_tied(tmp_path, convert):
 
 @pytest.mark.parametrize("config", [CONFIG, ONEVISION, ONEVISION | {"tie_word_embeddings": True}])
 def test_every_parameter_is_known(config):
-    model = vlm.build_model(config)
+    model = build_model(config)
     assert parameters(complete(config)) == {name: array.shape for name, array in tree_flatten(model.parameters())}
 
 

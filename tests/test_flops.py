@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from flops import grown_tree, hot_reference, mlx_vlm_step, pair_of, rolled_out, step_of
 
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from mlx_visalign.models.lora import LoRASettings, adapter_at
 from mlx_visalign.training.dpo import PreferenceSettings, pair_logps, preference_loss
@@ -92,7 +92,10 @@ def test_nothing_is_evaluated():
 def test_the_tower_is_what_its_shapes_say(policy):
     patches, tokens, blocks = 576 * 2 * 14 * 14 * 3 * VISION, 577, 2  # the third block is above the features
     block = 2 * tokens * (4 * VISION**2 + 2 * VISION * 32) + 4 * VISION * tokens**2
-    assert count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3)))) == patches + blocks * block
+    assert (
+        count(lambda: families.of(policy.model).states(policy.model, mx.random.normal((1, 336, 336, 3))))
+        == patches + blocks * block
+    )
 
 
 def test_a_dpo_step_is_what_its_shapes_say(policy, photos):
@@ -190,7 +193,7 @@ def test_mlx_vlms_step_reads_four_whole_sequences(policy, photos, monkeypatch):
     monkeypatch.setattr("flops.LLAVA", SMALL)
     monkeypatch.setattr("flops.RANK", RANK)
     tokens = P + R - 1
-    tower = count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3))))
+    tower = count(lambda: families.of(policy.model).states(policy.model, mx.random.normal((1, 336, 336, 3))))
     one = tower + PROJECTOR + tokens * (LAYERS * LINEAR + 2 * WIDTH * WORDS) + 4 * WIDTH * LAYERS * tokens**2
     lora, first = LAYERS * LORA * tokens, tokens * 3 * (2 * WIDTH**2 + 2 * WIDTH * RANK)
     backward = tokens * (LAYERS * LINEAR + 2 * WIDTH * WORDS) + 8 * WIDTH * LAYERS * tokens**2 + 2 * lora - first

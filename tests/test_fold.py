@@ -9,7 +9,7 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import PRECISIONS
@@ -31,7 +31,7 @@ def features():
 
 def embed(model, features, prompts):
     ids, mask = fold.right_pad(prompts)
-    embeds = merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, vlm.project(model, features))
+    embeds = merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, families.of(model).project(model, features))
     return embeds, mask
 
 
@@ -53,7 +53,10 @@ def plain(model, features):
         for answer in answers:
             whole = mx.array([ids + answer])
             embeds = merge(
-                model.language_model.model.embed_tokens(whole), whole, IMAGE, vlm.project(model, features[row : row + 1])
+                model.language_model.model.embed_tokens(whole),
+                whole,
+                IMAGE,
+                families.of(model).project(model, features[row : row + 1]),
             )
             logits = model.language_model(whole, inputs_embeds=embeds, mask=None).logits
             counts = mx.arange(1, whole.shape[1])[None] >= len(ids)

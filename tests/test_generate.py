@@ -7,7 +7,7 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.sampling import Sampling, _draw, sample
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.utils.errors import UserError
 
@@ -28,7 +28,7 @@ def features():
 def read(model, features, prompts):
     ids, mask = fold.right_pad(prompts)
     decoder = decoder_of(model)
-    return fold.prefill(decoder, merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features)), mask)
+    return fold.prefill(decoder, merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features)), mask)
 
 
 def run(model, features, prompts, sampling, keys=None, copies=1):
@@ -42,7 +42,7 @@ def naive_greedy(model, feature, ids, steps):
     while len(out) < steps and END not in out:
         embed = model.language_model.model.embed_tokens
         whole = mx.array([ids + out])  # a random model may answer with the image token, which then is a token like any
-        start = merge(embed(whole[:, : len(ids)]), whole[:, : len(ids)], IMAGE, vlm.project(model, feature))
+        start = merge(embed(whole[:, : len(ids)]), whole[:, : len(ids)], IMAGE, families.of(model).project(model, feature))
         embeds = mx.concatenate([start, embed(whole[:, len(ids) :])], axis=1)
         out.append(int(mx.argmax(model.language_model(whole, inputs_embeds=embeds, mask=None).logits[0, -1])))
     return out

@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.decoder import merge
 from mlx_visalign.models.loading import quantize_language_model
@@ -21,7 +21,7 @@ IDS = mx.array([prompt([7, 8], [9, 10, 30, 31])])
 
 def logits(model):
     features = mx.random.normal((1, IMAGE_TOKENS, 64), key=mx.random.key(1))
-    embeds = merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, vlm.project(model, features))
+    embeds = merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, families.of(model).project(model, features))
     return model.language_model(IDS, inputs_embeds=embeds, mask=None).logits
 
 

@@ -29,7 +29,7 @@ from mlx_visalign.data.images import Preprocessing
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import Decoder, decoder_of, merge
 from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapters
@@ -49,7 +49,7 @@ def embeddings(model, rows):
     """The rows' word embeddings with their images merged in, and the mask."""
     ids, mask = fold.right_pad(rows)
     pixels = mx.stack([Preprocessing(44, MEAN, STD, "pad")(image) for image in make_onevision.squares()[: len(rows)]])
-    features = vlm.project(model, vlm.tower_features(model, pixels))
+    features = families.of(model).project(model, families.of(model).features(model, pixels))
     return merge(decoder_of(model).embed(ids), ids, IMAGE, features), mask
 
 
@@ -106,8 +106,8 @@ def test_rope_theta_and_newlines_matter():
 
 def test_an_image_is_its_patches_then_the_tile_by_rows():
     patches = mx.random.normal((2, SIDE * SIDE, 64))
-    embeds, found = model().multi_modal_projector(patches), np.array(vlm.project(model(), patches))
-    assert found.shape == (2, IMAGE_TOKENS, 64) and vlm.image_tokens(model()) == IMAGE_TOKENS
+    embeds, found = model().multi_modal_projector(patches), np.array(families.of(model()).project(model(), patches))
+    assert found.shape == (2, IMAGE_TOKENS, 64) and families.of(model()).image_tokens(model()) == IMAGE_TOKENS
     np.testing.assert_array_equal(found[:, : SIDE * SIDE], embeds)
     tile = found[:, SIDE * SIDE :].reshape(2, SIDE, SIDE + 1, 64)
     np.testing.assert_array_equal(tile[:, :, :SIDE], np.array(embeds).reshape(2, SIDE, SIDE, 64))
@@ -128,8 +128,8 @@ def test_a_square_of_the_towers_size_is_one_tile_in_transformers():
     expected = SimpleNamespace(image_processor=process, num_image_tokens=729, vision_aspect_ratio="anyres_max_9")
     expected._get_unpadded_features = lambda *sizes: Processor._get_unpadded_features(expected, *sizes)
     vision = CONFIG["vision_config"] | {"image_size": 384}
-    built = vlm.build_model(CONFIG | {"vision_config": vision, "image_grid_pinpoints": None})
-    assert Processor._get_number_of_features(expected, 384, 384, 384, 384) == 1485 == vlm.image_tokens(built)
+    built = families.build_model(CONFIG | {"vision_config": vision, "image_grid_pinpoints": None})
+    assert Processor._get_number_of_features(expected, 384, 384, 384, 384) == 1485 == families.of(built).image_tokens(built)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (123, 400), (50, 50)])
@@ -238,4 +238,4 @@ def test_a_quantised_model_with_a_tied_head_says_so():
 )
 def test_what_would_be_computed_wrong_is_refused(change, message):
     with pytest.raises(UserError, match=message):
-        vlm.build_model(CONFIG | change)
+        families.build_model(CONFIG | change)

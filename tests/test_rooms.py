@@ -18,9 +18,9 @@ APART = {
 }
 CONVERTERS = {"llava", "llava_original", "clip", "peft"}  # share tables and files, and never import each other
 DOORS = {
-    r"mlx_vlm\b": ("models/vlm/",),
+    r"mlx_vlm\b": ("models/families/",),
     r"mlx\.optimizers\b": ("training/trainer.py",),
-    r"importlib(\.import_module)?$": ("methods/__init__.py", "utils/own_code.py", "convert/cli.py"),
+    r"importlib(\.import_module)?$": ("methods/__init__.py", "utils/own_code.py", "convert/cli.py", "models/families/"),
 }
 FILES = [path for folder in (PACKAGE, ROOT / "convert") for path in sorted(folder.rglob("*.py")) if path.name != "__main__.py"]
 

@@ -9,8 +9,8 @@ from PIL import Image
 from random_policy import random_policy
 
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import _unit, load_clip
+from mlx_visalign.models.families.family import Family
 from mlx_visalign.scorers.clip import TINY_CLIP, CLIPScorer, clip_scorer
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.language import sentence
@@ -51,13 +51,13 @@ def test_a_shared_tower_gives_the_scores_of_a_separate_one(policy, image):
 def test_what_is_shared_is_run_once(policy, image, monkeypatch):
     fresh, seen = load("tiny"), []
     scorer = clip_scorer(None, "pad", fresh)
-    states = vlm.tower_states
+    states = Family.states
 
-    def counted(model, pixels):
+    def counted(self, model, pixels):
         seen.append(len(pixels))
-        return states(model, pixels)
+        return states(self, model, pixels)
 
-    monkeypatch.setattr(vlm, "tower_states", counted)
+    monkeypatch.setattr(Family, "states", counted)
     fresh.image_features([image])
     for text in ("A cat.", "A dog."):
         scorer([image] * 2, [text, "A red circle."])

@@ -10,7 +10,7 @@ from sentencepiece_like import llama_like_tokenizer
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, diverse_step, grow
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import Decoder, decoder_of, merge
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
@@ -78,7 +78,7 @@ def logps_after(model, feature, image_token, ids, image_at):
     """log p(next token) from one full forward of everything, through mlx-vlm's own causal forward."""
     whole = mx.array([ids])
     embed = model.language_model.model.embed_tokens
-    start = merge(embed(whole[:, :image_at]), whole[:, :image_at], image_token, vlm.project(model, feature))
+    start = merge(embed(whole[:, :image_at]), whole[:, :image_at], image_token, families.of(model).project(model, feature))
     embeds = mx.concatenate([start, embed(whole[:, image_at:])], axis=1)
     logits = model.language_model(whole, inputs_embeds=embeds, mask=None).logits[0, -1].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits))
@@ -113,7 +113,9 @@ def first_and_last(level):
 def check_against_naive(model, features, image_token, prompts, stops, growth):
     decoder = decoder_of(model)
     ids, mask = fold.right_pad(prompts)
-    prefix = fold.prefill(decoder, merge(decoder.embed(ids), ids, image_token, vlm.project(model, features)), mask)
+    prefix = fold.prefill(
+        decoder, merge(decoder.embed(ids), ids, image_token, families.of(model).project(model, features)), mask
+    )
     trees = grow(decoder, prefix, stops, growth, first_and_last)
     compared = 0
     for row, nodes in enumerate(trees):

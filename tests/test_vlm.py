@@ -12,7 +12,7 @@ from random_llava import CONFIG, IMAGE, random_llava
 
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.decoder import Decoder, decoder_of, merge
 from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach
@@ -30,8 +30,8 @@ def our_logits(model) -> list[np.ndarray]:
     """All rows in one batch with all images, through the fold's prefill."""
     ids, mask = fold.right_pad(make_llava.ROWS)
     decoder = decoder_of(model)
-    features = vlm.tower_features(model, mx.array(make_llava.pixels(4)))
-    embeds = merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
+    features = families.of(model).features(model, mx.array(make_llava.pixels(4)))
+    embeds = merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features))
     # Every position's logits: read all but the first token as a continuation of it.
     prefix = fold.prefill(decoder, embeds[:, :1], mask[:, :1])
     inputs = Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
@@ -48,11 +48,11 @@ def our_dpo(model) -> dict[str, np.ndarray]:
         layer.lora_a, layer.lora_b = mx.array(a), mx.array(b)
     ids, mask = fold.right_pad([make_llava.PAIR[0]])
     responses, response_mask = fold.right_pad(list(make_llava.PAIR[1:]))
-    features = vlm.tower_features(model, mx.array(make_llava.pixels(1)))
+    features = families.of(model).features(model, mx.array(make_llava.pixels(1)))
     decoder = decoder_of(model)
 
     def margin():
-        embeds = merge(decoder.embed(ids), ids, IMAGE, vlm.project(model, features))
+        embeds = merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features))
         branches = fold.prefill(decoder, embeds, mask).branch(2)
         states, _ = fold.extend(decoder, branches, responses, response_mask)
         states = mx.concatenate([branches.state[:, None], states], axis=1)
@@ -144,7 +144,7 @@ def test_damaged_weights_are_named(tmp_path):
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
 def test_an_incomplete_config_is_named(part):
     with pytest.raises(UserError, match=part):
-        vlm.build_model({name: value for name, value in CONFIG.items() if name != part})
+        families.build_model({name: value for name, value in CONFIG.items() if name != part})
 
 
 def test_a_model_folders_python_is_never_run(tmp_path):
@@ -156,7 +156,7 @@ def test_a_model_folders_python_is_never_run(tmp_path):
 
 def test_other_model_types_are_refused():
     with pytest.raises(UserError, match="model_type 'llava'"):
-        vlm.build_model(CONFIG | {"model_type": "qwen2_vl"})
+        families.build_model(CONFIG | {"model_type": "qwen2_vl"})
 
 
 @pytest.mark.parametrize(("bits", "layers"), [(4, 16), (8, 16)])

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import CLIPProcessor, LlavaProcessor
 
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIP, CLIPConfig, load_clip
 from mlx_visalign.models.decoder import decoder_of
+from mlx_visalign.models.families import build_model
 from mlx_visalign.tiny_world.architecture import clip_config, llava_config
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.export import export_clip, export_llava
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     mx.random.seed(0)
     clip_tokenizer, llava_tokenizer = train_clip_tokenizer(), train_llava_tokenizer()
     clip = CLIP(CLIPConfig.from_dict(clip_config(clip_tokenizer)))
-    llava = vlm.build_model(llava_config(llava_tokenizer))
+    llava = build_model(llava_config(llava_tokenizer))
     llava.vision_tower.vision_model.update(clip.vision_model.parameters())
     export_clip(clip, clip_tokenizer, 0.2, folder / "clip")
     export_llava(llava, llava_tokenizer, folder / "llava")

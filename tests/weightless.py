@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from mlx_visalign.data.images import Preprocessing, image_digest
 from mlx_visalign.inference.policy import TINY, Policy
-from mlx_visalign.models import vlm
 from mlx_visalign.models.clip import CLIPConfig, TextConfig, VisionConfig
+from mlx_visalign.models.families import build_model
 
 WORDS = {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5}
 BLOCKS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -34,7 +34,7 @@ def make_photos(folder: Path, number: int) -> list[Path]:
 def policy_of(config: dict[str, Any], photos: Sequence[Path]) -> Policy:
     """A policy without weights that has the features of these images in its cache. Its words are the tiny model's."""
     words = AutoTokenizer.from_pretrained(TINY)
-    model = vlm.build_model(config | {"image_token_index": words.convert_tokens_to_ids("<image>")})
+    model = build_model(config | {"image_token_index": words.convert_tokens_to_ids("<image>")})
     size, width = config["vision_config"]["image_size"], config["vision_config"]["hidden_size"]
     policy = Policy(model, words, Preprocessing(size, GREY, GREY, "pad"), "vicuna_v1", "weightless", cache_gb=1.0)
     for photo in photos:

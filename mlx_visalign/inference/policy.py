@@ -19,7 +19,7 @@ from mlx_visalign.data.template_marks import asked
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.inference.prefix_cache import Continuations, Prefix, extend, prefill, right_pad
 from mlx_visalign.inference.sampling import Sampling, sample
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
 from mlx_visalign.models.chat_template import choose
 from mlx_visalign.models.decoder import decoder_of, merge
@@ -105,7 +105,8 @@ class Policy:
         self.base, self._find_source = base, source
         self.positions = positions
         self.image_token = model.config.image_token_index
-        self.image_tokens = vlm.image_tokens(model)
+        self.family = families.of(model)
+        self.image_tokens = self.family.image_tokens(model)
         self.end = tokenizer.eos_token_id
         self.checkpoint = False  # recompute layers in the backward pass: less memory, half again the time
         self.cache = FeatureCache(cache_gb)
@@ -142,7 +143,7 @@ class Policy:
 
     def features(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
         """The frozen tower's features, before the projector."""
-        return vlm.tower_features(self.model, pixels)
+        return self.family.features(self.model, pixels)
 
     def image_features(self, images: Sequence[Picture]) -> Float[mx.array, "b t d"]:
         """The features of clean images, through the cache.
@@ -150,14 +151,14 @@ class Policy:
         The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
         same features before and after a restart.
         """
-        return mx.stack([vlm.patches(self.model, self.image_states(image)) for image in images]).astype(mx.float32)
+        return mx.stack([self.family.patches(self.model, self.image_states(image)) for image in images]).astype(mx.float32)
 
     def image_states(self, image: Picture) -> Float[mx.array, "l d"]:
         """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
         key = image_digest(image)  # which tower and preprocessing saw it need not be said: the cache is this policy's
         states = self.cache.get(key)
         if states is None:
-            states = vlm.tower_states(self.model, self.pixels(image)[None])[0].astype(mx.float16)
+            states = self.family.states(self.model, self.pixels(image)[None])[0].astype(mx.float16)
             mx.eval(states)
             self.cache.put(key, states)
         return states
@@ -168,7 +169,7 @@ class Policy:
         """Read prompts with their images: `features` in reading order, one for every block of image tokens."""
         ids, mask = right_pad(prompts)
         decoder = decoder_of(self.model)
-        embeds = merge(decoder.embed(ids), ids, self.image_token, vlm.project(self.model, features))
+        embeds = merge(decoder.embed(ids), ids, self.image_token, self.family.project(self.model, features))
         return prefill(decoder, embeds, mask, self.checkpoint)
 
     def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_visalign.models.vlm import build_model
+from mlx_visalign.models.families import build_model
 from mlx_visalign.utils.errors import UserError, listed, refuse
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
 

@@ -16,7 +16,6 @@ from PIL import Image
 from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
 from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.policy import Policy
-from mlx_visalign.models import vlm
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, ModelProbe, gradients, one_more_round
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, preference_loss, with_reference
@@ -47,7 +46,7 @@ def _largest(change: mx.array) -> float:
 
 def _image_tokens(probe: ModelProbe) -> Measured:
     policy = probe.policy
-    wanted = vlm.project(policy.model, policy.features(policy.pixels(gradients()[0])[None])).shape[1]  # lazy: no arithmetic
+    wanted = policy.family.project(policy.model, policy.features(policy.pixels(gradients()[0])[None])).shape[1]  # lazy
     counts = [policy.prompt_ids(question).count(policy.image_token) for question in QUESTIONS]
     return {policy.image_tokens, *counts} == {wanted}, f"{counts[0]} in a prompt, {wanted} features an image"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.attention import BLOCK
 from mlx_visalign.models.clip import CLIP, CLIPConfig
 from mlx_visalign.training.checkpoint import KEPT
@@ -97,7 +97,7 @@ def shape_of(model: Any) -> Shape:
         heads=text.num_attention_heads,
         kv_heads=text.num_key_value_heads,
         vocabulary=text.vocab_size,
-        image_tokens=vlm.image_tokens(model),
+        image_tokens=families.of(model).image_tokens(model),
         image_bytes=2 * vision.hidden_size * ((vision.image_size // vision.patch_size) ** 2 + 1),
         matrices=matrices,
         others=sum(size for _, size, _ in sizes) - matrices,
@@ -118,7 +118,7 @@ def read_shape(folder: Path) -> tuple[Shape, int, int]:
     Only config.json is read: MLX is lazy, and the model that is built here never gets any weights.
     """
     config = read_json(folder / "config.json")
-    shape = shape_of(vlm.build_model(config))
+    shape = shape_of(families.build_model(config))
     dtype = config.get("dtype") or config.get("torch_dtype") or "float16"
     number = FLOAT32 if dtype == "float32" else 2
     return shape, config.get("quantization", {}).get("bits", 8 * number), number

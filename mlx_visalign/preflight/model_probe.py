@@ -16,7 +16,6 @@ from PIL import Image
 from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.policy import PROBE, Policy
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
-from mlx_visalign.models import vlm
 from mlx_visalign.models.decoder import decoder_of, merge, plain_logits
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import rounding, tolerance
@@ -45,7 +44,7 @@ class ModelProbe:
         words = self.decoder.embed(ids)
         if self.features is None:
             return words
-        images = vlm.project(self.policy.model, self.features[mx.array(list(rows))])
+        images = self.policy.family.project(self.policy.model, self.features[mx.array(list(rows))])
         return merge(words, ids, self.policy.image_token, images)
 
     def prefix(self, rows: Sequence[int], noise: float = 0.0) -> Prefix:

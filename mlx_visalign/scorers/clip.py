@@ -16,7 +16,6 @@ from mlx.utils import tree_flatten
 from mlx_visalign.data.images import Aspect, Preprocessing, image_digest
 from mlx_visalign.data.prompt_template import plain_ids
 from mlx_visalign.inference.policy import TINY, FeatureCache, Policy, read_tokenizer
-from mlx_visalign.models import vlm
 from mlx_visalign.models.adapter_files import fingerprint
 from mlx_visalign.models.clip import CLIP, load_clip
 from mlx_visalign.models.hub import find_model
@@ -97,7 +96,7 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     path = TINY_CLIP if folder is None else find_model(folder)
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
-    shared = preprocessing == policy.preprocessing and _begins_as(clip, vlm.tower_weights(policy.model))
+    shared = preprocessing == policy.preprocessing and _begins_as(clip, policy.family.tower_weights(policy.model))
     return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
 
 

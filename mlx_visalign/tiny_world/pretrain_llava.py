@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from mlx_visalign.data.prompt_template import prompt_ids, response_ids
 from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.tiny_world import annotator
@@ -111,7 +111,7 @@ def after_image(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
 def train_llava(clip: CLIP, scenes: Sequence[Scene], tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path) -> Any:
     """An mlx-vlm LLaVA with CLIP's image tower, its projector and language model trained."""
     mx.random.seed(seed)
-    model = vlm.build_model(llava_config(tokenizer))
+    model = families.build_model(llava_config(tokenizer))
     model.vision_tower.vision_model.update(clip.vision_model.parameters())
     source = Conversations(scenes, tower_features(model, scenes), tokenizer, seed)
     before = mx.array(before_question(tokenizer))
@@ -131,7 +131,7 @@ def tower_features(model: Any, scenes: Sequence[Scene], chunk: int = 200) -> Flo
     parts = []
     for start in range(0, len(scenes), chunk):
         images = np.stack([draw(scene) for scene in scenes[start : start + chunk]])
-        parts.append(vlm.tower_features(model, pixels(images)).astype(mx.float16))
+        parts.append(families.of(model).features(model, pixels(images)).astype(mx.float16))
         mx.eval(parts)
     return mx.concatenate(parts)
 
@@ -141,7 +141,7 @@ def read_images(model: Any, before: Int[mx.array, " p"], features: Float[mx.arra
     ids = mx.broadcast_to(before, (len(features), len(before)))
     decoder = decoder_of(model)
     image_token = model.config.image_token_index
-    embeds = merge(decoder.embed(ids), ids, image_token, vlm.project(model, features))
+    embeds = merge(decoder.embed(ids), ids, image_token, families.of(model).project(model, features))
     return prefill(decoder, embeds, np.ones(ids.shape, dtype=bool))
 
 

@@ -40,7 +40,7 @@ from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.csr.rewards import RewardSettings, Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer
-from mlx_visalign.models import vlm
+from mlx_visalign.models import families
 from mlx_visalign.models.clip import CLIP
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
@@ -92,7 +92,7 @@ def dpo_stages(photo: Path) -> list[Stage]:
     batch = pair_of(policy, photo, PROMPT, RESPONSE)
     reference = count(lambda: pair_logps(policy, batch))
     hot = count(lambda: hot_reference(policy, batch))
-    tower = count(lambda: vlm.tower_states(policy.model, mx.random.normal((1, 336, 336, 3))))
+    tower = count(lambda: families.of(policy.model).states(policy.model, mx.random.normal((1, 336, 336, 3))))
     policy.attach(LoRASettings(RANK), seed=0)
     step = count_gradient(lambda: step_of(policy.model, preference_loss(policy, PreferenceSettings()), batch))
     theirs = count(lambda: mlx_vlm_step(batch))
@@ -138,7 +138,7 @@ def mlx_vlm_step(batch: PairBatch) -> Any:
     from mlx_vlm.trainer.vlm.dpo.trainer import dpo_loss
 
     config = LLAVA | {"image_token_index": max(set(batch.prompts[0]), key=batch.prompts[0].count)}
-    model, reference = vlm.build_model(config), vlm.build_model(config)
+    model, reference = families.build_model(config), families.build_model(config)
     get_peft_model(model, rank=RANK, alpha=2 * RANK, dropout=0.0, verbose=False)
     reference.freeze()
     sides = {}

@@ -1,0 +1,160 @@
+"""What each family of models has: its config, its parameters, and the way from pixels to word embeddings.
+
+The methods here are LLaVA-1.5's, of mlx-vlm's classes with a `vision_tower`, a `multi_modal_projector` and a Llama-like
+`language_model`. A family that differs is a subclass with other methods (llava_onevision.py).
+"""
+
+import importlib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from jaxtyping import Float
+from mlx.utils import tree_flatten
+
+from mlx_visalign.data.prompt_template import Template
+from mlx_visalign.models.families.parts import Part, Shape, linear
+from mlx_visalign.utils.errors import UserError, plainly
+from mlx_visalign.utils.schema import MAX_SIZE, WORDS, check_architecture, convert, shown
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A `model_type`.
+
+    title     what people call it
+    classes   the module of mlx_vlm.models that has its classes, and `peer` transformers' class
+    text      its language model, and `vision` its tower: the sections of config.json
+    defaults  transformers', of the whole config, as far as they shape the model
+    only      the one value of a setting that mlx-vlm's classes compute, whatever a config says
+    template  the words around a question that it was trained with
+    tiny      a config of a few thousand weights, for the tests
+    """
+
+    model_type: str
+    title: str
+    classes: str
+    peer: str
+    text: Part
+    vision: Part
+    defaults: Mapping[str, Any]
+    only: Mapping[str, Any]
+    template: Template
+    tiny: dict[str, Any]
+
+    # -- the config -----------------------------------------------------------------------------------------------------
+
+    def sections(self, config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Any]]:
+        """The whole config and its sections, each with what its names begin with and what says `only`."""
+        parts = (("text_config", self.text), ("vision_config", self.vision))
+        return [("", config, self), *((f"{name}.", config[name], part) for name, part in parts)]
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse what mlx-vlm's classes would compute wrong, with the reason. What is not said in a config passes."""
+        for prefix, section, kind in self.sections(config):
+            for name, only in kind.only.items():
+                if (found := section.get(name, only)) != only:
+                    raise UserError(
+                        f"config.json: {prefix}{name} {found!r} is not supported for {kind.model_type}, only {only!r} is. "
+                        f"MLX would compute {only!r} without a word."
+                    )
+
+    def build(self, config: dict[str, Any]) -> Any:
+        """A model of mlx-vlm's classes with random weights. Raises `UserError` for what they would compute wrong."""
+        for part in ("text_config", "vision_config"):
+            if not isinstance(config.get(part), dict):
+                raise UserError(f"The model's config.json has no {part}; a LLaVA folder has one.")
+        module = importlib.import_module(f"mlx_vlm.models.{self.classes}")
+        fields = {name: config[name] for name in config.keys() & {"image_token_index", "vision_feature_layer"}}
+        try:
+            self.check(config)
+            _check_numbers(config)
+            for part, cls in (("text_config", module.TextConfig), ("vision_config", module.VisionConfig)):
+                _check_types(config[part], cls, f"The model's config.json: {part}")
+            text = module.TextConfig.from_dict(self.text_settings(config))
+            vision = module.VisionConfig.from_dict(config["vision_config"])
+            _check_layer(config.get("vision_feature_layer", -2), vision.num_hidden_layers)
+            whole = module.ModelConfig(model_type=self.model_type, text_config=text, vision_config=vision, **fields)
+            return module.Model(whole)
+        except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"The model's config.json cannot be understood: {plainly(error)}.") from None
+
+    def text_settings(self, config: dict[str, Any]) -> dict[str, Any]:
+        """text_config with what transformers reads in other places than mlx-vlm does."""
+        text = config["text_config"]
+        rope = text.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"The model's config.json: text_config.rope_parameters must be named values, got {shown(rope)}.")
+        if rope.get("rope_type", "default") != "default":
+            raise UserError(f"config.json: rope_type {rope['rope_type']!r} is not supported, only 'default' is.")
+        theta = convert(
+            rope.get("rope_theta", text.get("rope_theta", 10000.0)), float, "The model's config.json: text_config.rope_theta"
+        )
+        check_architecture({"rope_theta": theta}, "The model's config.json: text_config")
+        return text | {"rope_theta": theta}
+
+    def parameters(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """Every parameter of the model that a complete config.json describes, by its name in mlx-vlm."""
+        wide, hidden = config["vision_config"]["hidden_size"], config["text_config"]["hidden_size"]
+        shapes = {f"language_model.{name}": shape for name, shape in self.text.parameters(config["text_config"])}
+        shapes |= {
+            f"vision_tower.vision_model.{name}": shape for name, shape in self.vision.parameters(config["vision_config"])
+        }
+        projector = [*linear("linear_1", wide, hidden), *linear("linear_2", hidden, hidden)]
+        return shapes | {f"multi_modal_projector.{name}": shape for name, shape in projector}
+
+    # -- from pixels to word embeddings ----------------------------------------------------------------------------------
+
+    def states(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b l d"]:
+        """The frozen vision tower's hidden state `vision_feature_layer`, CLIP's class token first. SigLIP has none.
+
+        MLX is lazy, so the blocks above that layer are never computed.
+        """
+        *_, hidden = model.vision_tower(pixels, output_hidden_states=True)
+        return hidden[model.config.vision_feature_layer]
+
+    def patches(self, model: Any, states: Float[mx.array, "*b l d"]) -> Float[mx.array, "*b t d"]:
+        """The states that are an image's features: those of its patches."""
+        return states if model.config.vision_feature_select_strategy == "full" else states[..., 1:, :]
+
+    def features(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
+        """The frozen vision tower's patch features, before the projector."""
+        return self.patches(model, self.states(model, pixels))
+
+    def tower_weights(self, model: Any) -> dict[str, mx.array]:
+        """The weights that `states` depends on, by the names of Hugging Face's vision models."""
+        tower = model.vision_tower.vision_model
+        blocks = range(len(tower.encoder.layers) + 1)[model.config.vision_feature_layer]
+        used = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{block}." for block in range(blocks)))
+        return {name: array for name, array in dict(tree_flatten(tower.parameters())).items() if name.startswith(used)}
+
+    def image_tokens(self, model: Any) -> int:
+        """How many places an image takes in a prompt: s of `project`."""
+        vision = model.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    def project(self, model: Any, features: Float[mx.array, "b t d"]) -> Float[mx.array, "b s e"]:
+        """Patch features as the word embeddings that stand for an image."""
+        dtype = model.multi_modal_projector.linear_1.bias.dtype
+        return model.multi_modal_projector(features.astype(dtype))
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    if type(token := config.get("image_token_index", 0)) is not int or not 0 <= token < MAX_SIZE:
+        raise UserError(f"config.json: image_token_index should be a token's number, got {shown(token)}.")
+    if type(config.get("vision_feature_layer", -2)) is not int:
+        raise UserError("Only one vision_feature_layer is supported, such as -2.")
+
+
+def _check_types(values: dict[str, Any], cls: type, where: str) -> None:
+    """mlx-vlm takes any value of any type, and fails when it computes with it."""
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in WORDS and values.get(name) is not None}
+    check_architecture({name: convert(values[name], kind, f"{where}.{name}") for name, kind in kinds.items()}, where)
+
+
+def _check_layer(layer: int, blocks: int) -> None:
+    """The tower's states are those before its first block and after each."""
+    if not -blocks - 1 <= layer <= blocks:
+        raise UserError(f"config.json: there is no vision_feature_layer {layer} in a tower of {blocks} blocks.")

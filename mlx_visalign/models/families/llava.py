@@ -1,0 +1,50 @@
+"""LLaVA-1.5: CLIP, a projector of two layers, and Llama. An image is its n x n patches, always as many."""
+
+from mlx_visalign.models.families.family import Family
+from mlx_visalign.models.families.parts import CLIP, LLAMA
+
+FAMILY = Family(
+    model_type="llava",
+    title="LLaVA-1.5",
+    classes="llava",
+    peer="LlavaForConditionalGeneration",
+    text=LLAMA,
+    vision=CLIP,
+    defaults={
+        "image_token_index": 32000,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+    },
+    only={"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu", "multimodal_projector_bias": True},
+    template="vicuna_v1",
+    tiny={
+        "model_type": "llava",
+        "image_token_index": 3,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "intermediate_size": 128,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 96,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "intermediate_size": 128,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+            "projection_dim": 64,
+        },
+    },
+)

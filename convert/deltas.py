@@ -1,5 +1,6 @@
 """What an adapter does to a model's tensors, be it ours or PEFT's: low-rank updates, and tensors that take another's place."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,13 @@ def read_deltas(folder: Path) -> Deltas:
     if not is_peft(folder):
         return _ours(folder)
     peft = read_peft(folder)
+    tables = [*(layout.table for layout in LAYOUTS.values()), AUTHORS]
     updates = {
-        _our_name(f"{path}.weight", folder): Update(peft.source, layer.a.name, layer.b.name, layer.scale, turned=True)
+        _our_name(f"{path}.weight", tables, folder): Update(peft.source, layer.a.name, layer.b.name, layer.scale, turned=True)
         for path, layer in peft.layers.items()
     }
     beside = read_non_lora(folder)
-    replaced = {} if beside is None else {_our_name(name, folder): (beside, name) for name in beside.tensors}
+    replaced = {} if beside is None else {_our_name(name, tables, folder): (beside, name) for name in beside.tensors}
     return Deltas(read_note(peft), updates, replaced)
 
 
@@ -101,8 +103,8 @@ def _ours(folder: Path) -> Deltas:
     return Deltas(config, updates, {})
 
 
-def _our_name(name: str, folder: Path) -> str:
-    for table in (*LAYOUTS.values(), AUTHORS):
+def _our_name(name: str, tables: Iterable[Table], folder: Path) -> str:
+    for table in tables:
         found = table.find(name)
         if found is not None and found[1]:
             return found[1]

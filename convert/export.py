@@ -12,7 +12,7 @@ from mlx_visalign.convert import original
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
 from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.llava_names import LAYOUTS, parameters
+from mlx_visalign.convert.llava_names import LAYOUTS
 from mlx_visalign.convert.original_config import authors
 from mlx_visalign.convert.original_words import take_back
 from mlx_visalign.convert.plan import describe, gigabytes
@@ -21,6 +21,7 @@ from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, plan
 from mlx_visalign.convert.to_mlx import OURS, meter
 from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import stated
 from mlx_visalign.models.hub import add_revision, find_model
 from mlx_visalign.models.model_folder import refuse, what_is_wrong
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{folder} is not in MLX's layout, so there is nothing to export.")
     layout = options.layout or _layout_of(config)
     way = _to_original(folder, source, config) if layout == ORIGINAL else _to_hugging_face(source, config, layout)
-    moves = plan(way.source.tensors, way.table, way.table.through(parameters(way.described)), str(folder))
+    moves = plan(way.source.tensors, way.table, way.table.through(families.parameters(way.described)), str(folder))
     conversion = Conversion(way.source, moves)
     if options.dry_run:
         check_output(output, folder)
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Way:
-    return Way(source, config, LAYOUTS[layout].inverse, config, partial(state_template, config=config))
+    return Way(source, config, LAYOUTS[layout].table.inverse, config, partial(state_template, config=config))
 
 
 def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:

@@ -17,7 +17,7 @@ def source_fingerprint(folder: Path) -> str:
 def _own_fingerprint(folder: Path) -> str:
     """As `Conversion.fingerprint` has it for the same weights. Reads them all."""
     source = open_source(folder)
-    table = LAYOUTS[find_layout(source.tensors)]
+    table = LAYOUTS[find_layout(source.tensors)].table
     names = {found[1]: name for name in source.tensors if (found := table.find(name)) and found[1]}
     lines = [
         f"{ours} {source.tensors[name].dtype} {source.tensors[name].shape} {digest(source.read(name))}\n"

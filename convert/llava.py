@@ -9,9 +9,10 @@ from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.conversion import digest
 from mlx_visalign.convert.folder import carry
 from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.llava_names import LAYOUTS, find_layout, parameters
+from mlx_visalign.convert.llava_names import LAYOUTS, find_layout
 from mlx_visalign.convert.source import Source, open_source
 from mlx_visalign.convert.table import Table, dropped, plan
+from mlx_visalign.models import families
 from mlx_visalign.models.hub import add_revision, find_model
 from mlx_visalign.models.model_folder import require_whole
 from mlx_visalign.utils.errors import UserError
@@ -46,10 +47,10 @@ def understand(folder: Path) -> to_mlx.Origin:
     if source.metadata.get("format") == "mlx":
         raise UserError(f"{folder} is in MLX's layout already. Name the folder that it was converted from.")
     layout = find_layout(source.tensors)
-    table = LAYOUTS[layout]
+    table = LAYOUTS[layout].table
     if config["tie_word_embeddings"]:
         table = _tie(source, table, config)
-    found = plan(source.tensors, table, parameters(config), str(folder))
+    found = plan(source.tensors, table, families.parameters(config), str(folder))
     return to_mlx.Origin(source, layout, table, found, config, partial(carry, folder), folder, config)
 
 

@@ -16,13 +16,13 @@ from mlx_visalign.convert import original
 from mlx_visalign.convert.assembled import Assembled
 from mlx_visalign.convert.clip_names import vision_config
 from mlx_visalign.convert.folder import check_output
-from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
 from mlx_visalign.convert.original_words import bring_words_and_pixels, words_among
 from mlx_visalign.convert.peft_folder import add_base_projector, is_peft, require_beside
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
 from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
+from mlx_visalign.models import families
 from mlx_visalign.models.hub import add_revision, find_model
 from mlx_visalign.models.model_folder import damaged_files, refuse
 from mlx_visalign.utils.errors import UserError
@@ -72,7 +72,7 @@ def understand(folder: Path, base: Path | None = None, vision_tower: str | None 
     words, added = vocabulary(config), original.added_rows(folder)
     described = hugging_face(config, vision, added=max((entry.tensor.shape[0] for entry in added.values()), default=None))
     weights = original.with_vocabulary(weights, words, described["text_config"]["vocab_size"], added)
-    found = plan(weights.tensors, original.TABLE, parameters(described), str(folder))
+    found = plan(weights.tensors, original.TABLE, families.parameters(described), str(folder))
     places = [folder] if base is None else [folder, base]
     words = words_among(places)
     refuse(words, damaged_files(words))

@@ -6,11 +6,12 @@ llava/model/multimodal_encoder/clip_encoder.py.
 
 from typing import Any
 
-from mlx_visalign.convert.llava_config import DEFAULTS, check_unquantised, complete
+from mlx_visalign.convert.llava_config import check_unquantised, complete
+from mlx_visalign.models.families.parts import LLAMA
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import shown
 
-LLAMA = (*DEFAULTS["llama"], "num_key_value_heads", "rope_theta", "rope_scaling", "bos_token_id", "eos_token_id")
+SETTINGS = (*LLAMA.defaults, "num_key_value_heads", "rope_theta", "rope_scaling", "bos_token_id", "eos_token_id")
 MULTIPLE = 64  # Hugging Face's vocabulary is padded to a multiple of it
 ASPECTS = {"pad": "pad", "square": "crop", None: "crop"}
 FEATURES = {"patch": "default", None: "default", "cls_patch": "full"}
@@ -51,7 +52,7 @@ def hugging_face(config: dict[str, Any], vision: dict[str, Any], added: int | No
     """
     words = vocabulary(config)
     rows = words + added if added else -(-(words + 2) // MULTIPLE) * MULTIPLE
-    text = {name: config[name] for name in LLAMA if name in config} | {"model_type": "llama", "vocab_size": rows}
+    text = {name: config[name] for name in SETTINGS if name in config} | {"model_type": "llama", "vocab_size": rows}
     found = complete(
         {
             "model_type": "llava",
@@ -71,7 +72,7 @@ def hugging_face(config: dict[str, Any], vision: dict[str, Any], added: int | No
 
 def vocabulary(config: dict[str, Any]) -> int:
     """How many words the language model was trained with."""
-    words = config.get("vocab_size", DEFAULTS["llama"]["vocab_size"])
+    words = config.get("vocab_size", LLAMA.defaults["vocab_size"])
     if type(words) is not int or words < 1:
         raise UserError(f"config.json: vocab_size should be a whole number above 0, not {shown(words)}.")
     return words
@@ -89,7 +90,7 @@ def authors(config: dict[str, Any], aspect: str) -> dict[str, Any]:
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
-        **{name: text[name] for name in LLAMA if name in text},
+        **{name: text[name] for name in SETTINGS if name in text},
         "vocab_size": words,
         "pad_token_id": 0,
         "image_aspect_ratio": ratios[aspect],

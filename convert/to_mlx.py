@@ -179,7 +179,7 @@ def _hugging_face(origin: Origin) -> Source:
     """The source by names that transformers knows."""
     if origin.layout in LAYOUTS:
         return origin.source
-    table = LAYOUTS["classic"].inverse
+    table = LAYOUTS["classic"].table.inverse
     found = {move.source.name: table.find(move.target.name) for move in origin.plan.moves}
     return renamed(origin.source, {name: pair[1] for name, pair in found.items() if pair})
 

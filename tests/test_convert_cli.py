@@ -20,9 +20,9 @@ from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.cli import NAMES, main
 from mlx_visalign.convert.folder import new_folder, split
 from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.llava_names import parameters
 from mlx_visalign.convert.source import open_source
 from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.models import families
 
 ROOT = Path(__file__).parents[1]
 MAIN = "import sys; from mlx_visalign.convert.cli import main; sys.exit(main({arguments!r}))"
@@ -289,7 +289,7 @@ def large(tmp_path_factory):
     """A quarter of a gigabyte, its largest tensor 31 MB."""
     text = CONFIG["text_config"] | {"vocab_size": 40_000, "hidden_size": 384, "intermediate_size": 40_000}
     config = complete(CONFIG | {"text_config": text | {"num_attention_heads": 6}})
-    tensors = {name: np.full(shape, 0.1, np.float16) for name, shape in parameters(config).items()}
+    tensors = {name: np.full(shape, 0.1, np.float16) for name, shape in families.parameters(config).items()}
     return write_hf(tmp_path_factory.mktemp("large"), model=SimpleNamespace(parameters=lambda: tensors), config=config)
 
 

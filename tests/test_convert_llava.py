@@ -17,10 +17,9 @@ from random_onevision import random_onevision
 
 from mlx_visalign.convert import parity
 from mlx_visalign.convert.cli import main
-from mlx_visalign.convert.llava_config import DEFAULTS, complete
-from mlx_visalign.convert.llava_names import parameters
+from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.inference.policy import load
-from mlx_visalign.models.families import build_model
+from mlx_visalign.models import families
 from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.tiny_world.scenes import scene
@@ -137,8 +136,8 @@ def test_a_head_that_is_not_the_embedding_is_not_tied(tmp_path, convert):
 
 @pytest.mark.parametrize("config", [CONFIG, ONEVISION, ONEVISION | {"tie_word_embeddings": True}])
 def test_every_parameter_is_known(config):
-    model = build_model(config)
-    assert parameters(complete(config)) == {name: array.shape for name, array in tree_flatten(model.parameters())}
+    model = families.build_model(config)
+    assert families.parameters(complete(config)) == {name: array.shape for name, array in tree_flatten(model.parameters())}
 
 
 def test_mlx_vlm_loads_it_unchanged(tmp_path, convert):
@@ -239,9 +238,11 @@ def test_the_fingerprint_is_the_weights(tmp_path, convert):
 def test_defaults_are_those_of_transformers():
     import transformers
 
+    both = [families.find(name) for name in ("llava", "llava_onevision")]
+    defaults = {kind.model_type: kind.defaults for family in both for kind in (family, family.text, family.vision)}
     for name in ("Llava", "LlavaOnevision", "Llama", "Qwen2", "CLIPVision", "SiglipVision"):
         theirs = getattr(transformers, f"{name}Config")()
-        ours = DEFAULTS[theirs.model_type]
+        ours = defaults[theirs.model_type]
         assert {field: getattr(theirs, field) for field in ours} == ours
 
 

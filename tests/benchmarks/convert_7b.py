@@ -82,8 +82,9 @@ def write_source(folder: Path, scale: int) -> None:
     import numpy as np
 
     from mlx_visalign.convert.folder import write_json, write_weights
-    from mlx_visalign.convert.llava_names import LAYOUTS, parameters
+    from mlx_visalign.convert.llava_names import LAYOUTS
     from mlx_visalign.convert.tensors import Tensor
+    from mlx_visalign.models import families
 
     rng = np.random.default_rng(0)
 
@@ -93,7 +94,7 @@ def write_source(folder: Path, scale: int) -> None:
         return (bits & np.uint16(0x83FF) | np.uint16(0x2400)).view(np.float16).reshape(tensor.shape)
 
     config = make_config(scale)
-    shapes = LAYOUTS["classic"].inverse.through(parameters(config))
+    shapes = LAYOUTS["classic"].table.inverse.through(families.parameters(config))
     folder.mkdir()
     write_json(folder / "config.json", config)
     tensors = [Tensor(name, "F16", shape) for name, shape in shapes.items()]

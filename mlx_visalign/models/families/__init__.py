@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.models.families.family import Family
+from mlx_visalign.models.families.parts import Shape
 from mlx_visalign.utils.errors import UserError
 
 SHARED = ("__init__", "family", "parts")  # the files here that are no family
@@ -39,6 +40,16 @@ def find(model_type: object) -> Family:
 def of(model: Any) -> Family:
     """The family of a model that `build_model` made."""
     return find(model.config.model_type)
+
+
+def parameters(config: dict[str, Any]) -> dict[str, Shape]:
+    """Every parameter of the model that a complete config.json describes, by its name in mlx-vlm."""
+    return find(config["model_type"]).parameters(config)
+
+
+def others() -> list[str]:
+    """What any family's tensors outside of language model and tower are called, see `Family`."""
+    return sorted({name for kind in names() for name in find(kind).others})
 
 
 def build_model(config: dict[str, Any]) -> Any:

@@ -30,6 +30,7 @@ class Family:
     defaults  transformers', of the whole config, as far as they shape the model
     only      the one value of a setting that mlx-vlm's classes compute, whatever a config says
     template  the words around a question that it was trained with
+    others    the names, with `*` for any, of its tensors outside of the language model and the tower
     tiny      a config of a few thousand weights, for the tests
     """
 
@@ -43,6 +44,7 @@ class Family:
     only: Mapping[str, Any]
     template: Template
     tiny: dict[str, Any]
+    others: tuple[str, ...] = ("multi_modal_projector.*",)
 
     # -- the config -----------------------------------------------------------------------------------------------------
 
@@ -51,8 +53,8 @@ class Family:
         parts = (("text_config", self.text), ("vision_config", self.vision))
         return [("", config, self), *((f"{name}.", config[name], part) for name, part in parts)]
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse what mlx-vlm's classes would compute wrong, with the reason. What is not said in a config passes."""
+    def check_only(self, config: Mapping[str, Any]) -> None:
+        """Refuse every other value of a setting than the one that mlx-vlm's classes compute. What is not said passes."""
         for prefix, section, kind in self.sections(config):
             for name, only in kind.only.items():
                 if (found := section.get(name, only)) != only:
@@ -60,6 +62,10 @@ class Family:
                         f"config.json: {prefix}{name} {found!r} is not supported for {kind.model_type}, only {only!r} is. "
                         f"MLX would compute {only!r} without a word."
                     )
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse what mlx-vlm's classes would compute wrong, with the reason."""
+        self.check_only(config)
 
     def build(self, config: dict[str, Any]) -> Any:
         """A model of mlx-vlm's classes with random weights. Raises `UserError` for what they would compute wrong."""
@@ -96,7 +102,7 @@ class Family:
         return text | {"rope_theta": theta}
 
     def parameters(self, config: Mapping[str, Any]) -> dict[str, Shape]:
-        """Every parameter of the model that a complete config.json describes, by its name in mlx-vlm."""
+        """Every parameter that a complete config.json describes: its name in mlx-vlm, and its shape."""
         wide, hidden = config["vision_config"]["hidden_size"], config["text_config"]["hidden_size"]
         shapes = {f"language_model.{name}": shape for name, shape in self.text.parameters(config["text_config"])}
         shapes |= {

@@ -100,4 +100,5 @@ FAMILY = LlavaOnevision(
             "vision_use_head": False,
         },
     },
+    others=("multi_modal_projector.*", "image_newline"),
 )

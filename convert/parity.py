@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import cast
 from mlx_visalign.models import families
-from mlx_visalign.models.decoder import decoder_of, merge
+from mlx_visalign.models.decoder import decoder_of, merge, plain_logits
 from mlx_visalign.models.loading import load_model
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
@@ -47,13 +47,8 @@ def example(config: dict[str, Any]) -> tuple[list[int], np.ndarray]:
     pixels = np.random.default_rng(0).standard_normal((1, size, size, 3)).astype(np.float32)
     words = np.linspace(0, config["text_config"]["vocab_size"] - 1, 2 * WORDS).astype(int).tolist()
     words = [word if word != image else word - 1 for word in words]
-    return [*words[:WORDS], *[image] * _image_tokens(config), *words[WORDS:]], pixels
-
-
-def _image_tokens(config: dict[str, Any]) -> int:
-    side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
-    # OneVision: a square of the tower's own size once whole and once as its only tile, a newline after each of its rows.
-    return side * side if config["model_type"] == "llava" else 2 * side * side + side
+    model = families.build_model(config)  # lazy: no weight is drawn
+    return [*words[:WORDS], *[image] * families.of(model).image_tokens(model), *words[WORDS:]], pixels
 
 
 def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
@@ -63,22 +58,19 @@ def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.nda
     family = families.of(model)
     features = family.project(model, family.features(model, mx.array(pixels)))
     embeds = merge(decoder_of(model).embed(tokens), tokens, model.config.image_token_index, features)
-    return np.array(model.language_model(tokens, inputs_embeds=embeds, mask=None).logits[0])
+    return np.array(plain_logits(model, tokens, embeds)[0])
 
 
 def transformers_logits(source: Source, config: dict[str, Any], ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
     """transformers' own model with the source's tensors, which our reader reads: no pickle of the source is ever opened."""
     import torch
-    from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration
+    import transformers
 
-    onevision = config["model_type"] == "llava_onevision"
-    family: Any = LlavaOnevisionForConditionalGeneration if onevision else LlavaForConditionalGeneration
+    family = families.find(config["model_type"])
+    peer = getattr(transformers, family.peer)
     tensors = {name: torch.tensor(cast(source.read(name), source.tensors[name].dtype, "F32")[0]) for name in source.tensors}
-    described = AutoConfig.for_model(**config)
-    model = family.from_pretrained(None, config=described, state_dict=tensors, dtype=torch.float32)
-    images = torch.tensor(pixels.transpose(0, 3, 1, 2))
-    inputs: dict[str, Any] = {"pixel_values": images}
-    if onevision:
-        inputs = {"pixel_values": torch.stack([images, images], dim=1), "image_sizes": torch.tensor([images.shape[2:]])}
+    described = transformers.AutoConfig.for_model(**config)
+    model = peer.from_pretrained(None, config=described, state_dict=tensors, dtype=torch.float32)
+    inputs = {name: torch.tensor(array) for name, array in family.peer_inputs(pixels).items()}
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), **inputs).logits[0].numpy()

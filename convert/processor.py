@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.convert.folder import write_json
-from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
+from mlx_visalign.data.prompt_template import TEMPLATES
+from mlx_visalign.models import families
 from mlx_visalign.models.chat_template import as_jinja, end_token, stated_by
 from mlx_visalign.models.model_folder import IMAGES, PROCESSOR, TOKENIZER, missing_parts
 from mlx_visalign.utils.files import read_json, remove, write_atomically
@@ -34,21 +35,13 @@ def complete_processor(folder: Path, config: dict[str, Any]) -> list[str]:
     """Fill in what older or newer folders leave out; returns which files it takes to answer are still missing.
 
     transformers >= 5 keeps the image settings inside processor_config.json, everything else wants a file of their own.
-    Without patch_size LLaVA-1.5's processor fails, and without num_additional_image_tokens it counts one image token short.
     """
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     images = processor.get("image_processor")
     if isinstance(images, dict) and not (folder / IMAGES).exists():
         write_json(folder / IMAGES, images)
-    if config["model_type"] == "llava":
-        needed = {
-            "processor_class": "LlavaProcessor",
-            "image_token": IMAGE,
-            "patch_size": config["vision_config"]["patch_size"],
-            "num_additional_image_tokens": 1,  # the class token, which "default" leaves out again
-            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
-        }
-        said = {name: value for name, value in processor.items() if value is not None}
-        if needed | said != processor:
-            write_json(folder / PROCESSOR, needed | said)
+    needed = families.find(config["model_type"]).processor(config)
+    said = {name: value for name, value in processor.items() if value is not None}
+    if needed and needed | said != processor:
+        write_json(folder / PROCESSOR, needed | said)
     return missing_parts(folder)

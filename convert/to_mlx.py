@@ -21,6 +21,7 @@ from mlx_visalign.convert.table import Plan, Table
 from mlx_visalign.convert.verify import verify_checksums
 from mlx_visalign.data.images import Aspect
 from mlx_visalign.data.prompt_template import Template
+from mlx_visalign.models import families
 from mlx_visalign.models.chat_template import choose
 from mlx_visalign.models.model_folder import refuse, remarks, what_is_wrong
 from mlx_visalign.utils.console import progress, say
@@ -139,6 +140,7 @@ def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, A
     told = {**origin.told, "model_type": origin.config["model_type"]}
     choice = choose(origin.words, told, options.template, before.get("template"), "Name one with --template to take it anyway.")
     found = {"template": choice.template, "aspect": options.aspect or before.get("aspect", "pad")}
+    families.find(told["model_type"]).check_aspect(found["aspect"], origin.words)
     if before.get("fused"):
         found["fused"] = True
         if options.quantize:

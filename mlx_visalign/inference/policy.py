@@ -323,12 +323,12 @@ def load(
     dtype: mx.Dtype | None = None,
     cache_gb: float = 1.0,
 ) -> Policy:
-    """Load a LLaVA-1.5 or LLaVA-OneVision folder, or "tiny" for the embedded one, and an adapter on top.
+    """Load a model's folder, or "tiny" for the embedded LLaVA-1.5, and an adapter on top.
 
     Both may be names on the hub, owner/name, of folders as `visalign convert` and `visalign upload` make them.
     `template` and `aspect` are read from the folder (`"visalign"` in config.json). Where it does not say them, `pad` is the
-    default, and the template is the family's own, `vicuna_v1` or `onevision`, unless the folder's chat template is of another
-    family, which is refused. OneVision takes no other aspect than `pad`.
+    default, and the template is the one that the model's family was trained with, unless the folder's chat template has other
+    words, which is refused, as are models of no family (see `models/families`) and an aspect that the family never saw.
     `dtype` casts the weights (None keeps them; "tiny" runs in float32). `adapter` is another name of `adapter_path`.
     """
     folder = find_folder(model)
@@ -339,10 +339,11 @@ def load(
     adapter = adapter_path if adapter is None else adapter
     config = read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
-    onevision = config.get("model_type") == "llava_onevision"
     require_whole(folder, config)
-    aspect = aspect or ours.get("aspect", "pad")
-    _check_choices(folder, template or ours.get("template"), aspect, onevision)
+    family = families.find(config.get("model_type"))
+    aspect = cast(Aspect, aspect or ours.get("aspect", "pad"))
+    _check_choices(folder, template or ours.get("template"), aspect)
+    family.check_aspect(aspect, folder)
     template = _template(folder, config, template, ours.get("template"))
     loaded = load_model(folder, config)
     dtype = dtype or (mx.float32 if folder == TINY else None)
@@ -372,15 +373,10 @@ def _template(folder: Path, config: dict[str, Any], asked: Any, stated: str | No
     return choice.template
 
 
-def _check_choices(folder: Path, template: Any, aspect: Any, onevision: bool) -> None:
+def _check_choices(folder: Path, template: Any, aspect: Any) -> None:
     for name, value, choices in (("template", template, templates.Template), ("aspect", aspect, Aspect)):
         if value is not None and value not in get_args(choices):
             raise UserError(f"{folder}: {name} must be one of {', '.join(get_args(choices))}, got {shown(value)}.")
-    if onevision and aspect != "pad":
-        raise UserError(
-            f"{folder}: LLaVA-OneVision takes aspect 'pad' only. It never saw a cropped image, and its own AnyRes (several "
-            "tiles, a number of image tokens that varies) is not built."
-        )
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
+from mlx_visalign.models import families
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
 from mlx_visalign.utils.schema import shown
 
-DEFAULT = {"llava": "vicuna_v1", "llava_onevision": "onevision"}  # what a family of models was trained with
 FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")  # first wins
 LONGEST = 1 << 20  # bytes of a chat template; the longest known has 30 thousand
 VICUNA, CHATML = "Vicuna (USER: ... ASSISTANT:)", "ChatML (<|im_start|>)"
@@ -85,7 +85,9 @@ def choose(
     `ours` is what an earlier conversion wrote into it. Raises `UserError`, ending with `cure`, where nobody asked for a
     template and the folder's words are of another family than it, or than the model's own.
     """
-    taken = asked or ours or DEFAULT.get(str(config.get("model_type")), "vicuna_v1")
+    kind = config.get("model_type")
+    own = families.find(kind).template if kind in families.names() else "vicuna_v1"
+    taken = asked or ours or own
     found = stated_by(folder, config)
     if found is None:
         return Choice(taken, "" if asked or ours else "the family's own, for the folder states none")
@@ -101,6 +103,11 @@ def choose(
         f"{folder}: {differs}, while {taken}, the template that would be taken, is {FAMILY[taken]}: asked in other words than "
         f"it was trained with, a model answers worse. {cure}"
     )
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two templates mark turns alike."""
+    return FAMILY[one] == FAMILY[other]
 
 
 def _within_family(taken: str, found: Stated) -> str:

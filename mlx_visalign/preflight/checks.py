@@ -16,6 +16,8 @@ from PIL import Image
 from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
 from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.policy import Policy
+from mlx_visalign.models import families
+from mlx_visalign.models.chat_template import same_words
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, ModelProbe, gradients, one_more_round
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, preference_loss, with_reference
@@ -53,8 +55,8 @@ def _image_tokens(probe: ModelProbe) -> Measured:
 
 def _template(probe: ModelProbe) -> Measured:
     policy = probe.policy
-    if (policy.template == "onevision") != (policy.model.config.model_type == "llava_onevision"):
-        return False, f"{policy.template} on a {policy.model.config.model_type}"
+    if not same_words(policy.template, policy.family.template):
+        return False, f"{policy.template} on a {policy.family.model_type}"
     ids = policy.prompt_ids(QUESTIONS[0])
     text = policy.tokenizer.decode([token for token in ids if token != policy.image_token])
     text = text.removeprefix(policy.tokenizer.bos_token or "")
@@ -133,6 +135,7 @@ def _apart_from_start(policy: Policy, settings: PreferenceSettings) -> float:
 
 
 MLX = "Compare with MLX's release notes and with an older mlx (versions.json of a run that was right says which)"
+TRAINED = ", ".join(f'"{one.template}" for {one.title}' for one in map(families.find, families.BUILT_IN))
 CHECKS = (
     Check(
         "image tokens",
@@ -145,7 +148,7 @@ CHECKS = (
         _template,
         "The model would read other words around the question than those it was trained on, and hallucinate more.",
         'Take the tokenizer from where the weights come from, and name the template in config.json: "visalign": '
-        '{"template": "vicuna_v1"} for LLaVA-1.5, "onevision" for LLaVA-OneVision.',
+        f'{{"template": NAME}}, where NAME is {TRAINED}.',
     ),
     Check(
         "aspect",

@@ -8,12 +8,14 @@ import importlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
+import numpy as np
 from jaxtyping import Float
 from mlx.utils import tree_flatten
 
+from mlx_visalign.data.images import Aspect
 from mlx_visalign.data.prompt_template import Template
 from mlx_visalign.models.families.parts import Part, Shape, linear
 from mlx_visalign.utils.errors import UserError, plainly
@@ -30,6 +32,7 @@ class Family:
     defaults  transformers', of the whole config, as far as they shape the model
     only      the one value of a setting that mlx-vlm's classes compute, whatever a config says
     template  the words around a question that it was trained with
+    aspects   how an image may become a square; `why_aspects` says why not otherwise
     others    the names, with `*` for any, of its tensors outside of the language model and the tower
     tiny      a config of a few thousand weights, for the tests
     """
@@ -44,6 +47,8 @@ class Family:
     only: Mapping[str, Any]
     template: Template
     tiny: dict[str, Any]
+    aspects: tuple[Aspect, ...] = get_args(Aspect)
+    why_aspects: str = ""
     others: tuple[str, ...] = ("multi_modal_projector.*",)
 
     # -- the config -----------------------------------------------------------------------------------------------------
@@ -66,6 +71,13 @@ class Family:
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse what mlx-vlm's classes would compute wrong, with the reason."""
         self.check_only(config)
+
+    def check_aspect(self, aspect: Aspect, where: object) -> None:
+        """Refuse an aspect that the family never saw. `where` begins the error."""
+        if aspect not in self.aspects:
+            raise UserError(
+                f"{where}: {self.title} takes aspect {' or '.join(map(repr, self.aspects))} only. {self.why_aspects}"
+            )
 
     def build(self, config: dict[str, Any]) -> Any:
         """A model of mlx-vlm's classes with random weights. Raises `UserError` for what they would compute wrong."""
@@ -110,6 +122,16 @@ class Family:
         }
         projector = [*linear("linear_1", wide, hidden), *linear("linear_2", hidden, hidden)]
         return shapes | {f"multi_modal_projector.{name}": shape for name, shape in projector}
+
+    # -- beside transformers ---------------------------------------------------------------------------------------------
+
+    def processor(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What processor_config.json must say for transformers' own processor."""
+        return {}
+
+    def peer_inputs(self, pixels: Float[np.ndarray, "b h w 3"]) -> dict[str, np.ndarray]:
+        """What the class `peer` takes for images of the tower's own size, beside the ids of their prompts."""
+        return {"pixel_values": pixels.transpose(0, 3, 1, 2)}
 
     # -- from pixels to word embeddings ----------------------------------------------------------------------------------
 

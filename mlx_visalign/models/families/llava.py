@@ -1,9 +1,30 @@
 """LLaVA-1.5: CLIP, a projector of two layers, and Llama. An image is its n x n patches, always as many."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_visalign.data.prompt_template import IMAGE
 from mlx_visalign.models.families.family import Family
 from mlx_visalign.models.families.parts import CLIP, LLAMA
 
-FAMILY = Family(
+
+@dataclass(frozen=True, eq=False)
+class Llava(Family):
+    """All that `Family` has, and what transformers' processor needs."""
+
+    def processor(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Without patch_size transformers' processor fails, without the additional token it counts one too few."""
+        return {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE,
+            "patch_size": config["vision_config"]["patch_size"],
+            "num_additional_image_tokens": 1,  # the class token, which "default" leaves out again
+            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
+        }
+
+
+FAMILY = Llava(
     model_type="llava",
     title="LLaVA-1.5",
     classes="llava",

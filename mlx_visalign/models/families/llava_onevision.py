@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from jaxtyping import Float
 
 from mlx_visalign.models.families.family import Family
@@ -22,6 +23,8 @@ from mlx_visalign.utils.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class LlavaOnevision(Family):
+    """What transformers' class does with a square of the tower's own size."""
+
     def check(self, config: Mapping[str, Any]) -> None:
         super().check(config)
         size = config["vision_config"].get("image_size", 384)
@@ -39,6 +42,11 @@ class LlavaOnevision(Family):
 
     def parameters(self, config: Mapping[str, Any]) -> dict[str, Shape]:
         return super().parameters(config) | {"image_newline": (config["text_config"]["hidden_size"],)}
+
+    def peer_inputs(self, pixels: Float[np.ndarray, "b h w 3"]) -> dict[str, np.ndarray]:
+        images = super().peer_inputs(pixels)["pixel_values"]
+        sizes = np.array([images.shape[2:]] * len(images))
+        return {"pixel_values": np.stack([images, images], axis=1), "image_sizes": sizes}  # whole, and as its only tile
 
     def image_tokens(self, model: Any) -> int:
         patches = super().image_tokens(model)
@@ -100,5 +108,8 @@ FAMILY = LlavaOnevision(
             "vision_use_head": False,
         },
     },
+    aspects=("pad",),
+    why_aspects="It never saw a cropped image, and its own AnyRes (several tiles, a number of image tokens that varies) is not "
+    "built.",
     others=("multi_modal_projector.*", "image_newline"),
 )

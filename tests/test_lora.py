@@ -1,6 +1,7 @@
 """Adapters: fresh changes nothing, off is the base, rounds concatenate, folders travel to mlx-vlm and back."""
 
 import json
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -179,6 +180,8 @@ def test_trains_on_a_quantised_base(bits):
 
 def test_a_model_without_the_expected_layers_is_refused():
     class Empty:
+        config = SimpleNamespace(model_type="llava")
+
         def freeze(self):
             pass
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_visalign.models.families import build_model
+from mlx_visalign.models import families
 from mlx_visalign.utils.errors import UserError, listed, refuse
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
 
@@ -17,7 +17,7 @@ def load_model(folder: Path, config: dict[str, Any]) -> Any:
 
     Raises `UserError` naming the tensors that are missing, unexpected or of another shape.
     """
-    model = build_model(config)
+    model = families.build_model(config)
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("*.safetensors")):
         arrays, metadata = _read_safetensors(file)
@@ -67,7 +67,8 @@ def _check_names(folder: Path, weights: dict[str, mx.array], model: Any) -> None
         if names
     ]
     if found:
-        advice = "Expected the classic names, language_model.model... and vision_tower.vision_model..."
+        family = families.of(model)
+        advice = f"Expected the classic names, {family.blocks}... and {family.tower}..."
         raise UserError("\n".join([f"{folder}: {found[0]}", *found[1:], advice]))
     wrong = [name for name, shape in expected.items() if weights[name].shape != shape]
     refuse([f"{folder}: {name} has shape {weights[name].shape}, the config says {expected[name]}." for name in wrong])

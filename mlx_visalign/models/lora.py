@@ -7,7 +7,6 @@ into 4-bit weights destroys small updates.
 
 import json
 import math
-import re
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
+from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import CONFIG, LINEARS, WEIGHTS, Slices
 from mlx_visalign.utils.errors import NAMED, UserError, listed
 from mlx_visalign.utils.files import replacing, write_atomically
 from mlx_visalign.utils.schema import require, unknown
-
-_LAYER = re.compile(r"language_model\.model\.layers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def attach(model: Any, settings: LoRASettings, key: mx.array) -> None:
     zero, so a fresh round changes nothing.
     """
     model.freeze()
-    targets = [(name, layer) for name, layer in model.named_modules() if _LAYER.match(name) and name.endswith(LINEARS)]
+    blocks = families.of(model).blocks
+    targets = [(name, layer) for name, layer in model.named_modules() if name.startswith(blocks) and name.endswith(LINEARS)]
     if not targets:
         raise UserError("This model's language model has none of the expected linear layers: " + ", ".join(LINEARS))
     keys = mx.random.split(key, len(targets))

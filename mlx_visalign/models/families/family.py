@@ -33,6 +33,7 @@ class Family:
     only      the one value of a setting that mlx-vlm's classes compute, whatever a config says
     template  the words around a question that it was trained with
     aspects   how an image may become a square; `why_aspects` says why not otherwise
+    blocks    the path of the language model's blocks, `tower` that of the vision tower's modules
     others    the names, with `*` for any, of its tensors outside of the language model and the tower
     tiny      a config of a few thousand weights, for the tests
     """
@@ -49,6 +50,8 @@ class Family:
     tiny: dict[str, Any]
     aspects: tuple[Aspect, ...] = get_args(Aspect)
     why_aspects: str = ""
+    blocks: str = "language_model.model.layers."
+    tower: str = "vision_tower.vision_model."
     others: tuple[str, ...] = ("multi_modal_projector.*",)
 
     # -- the config -----------------------------------------------------------------------------------------------------
@@ -117,9 +120,7 @@ class Family:
         """Every parameter that a complete config.json describes: its name in mlx-vlm, and its shape."""
         wide, hidden = config["vision_config"]["hidden_size"], config["text_config"]["hidden_size"]
         shapes = {f"language_model.{name}": shape for name, shape in self.text.parameters(config["text_config"])}
-        shapes |= {
-            f"vision_tower.vision_model.{name}": shape for name, shape in self.vision.parameters(config["vision_config"])
-        }
+        shapes |= {f"{self.tower}{name}": shape for name, shape in self.vision.parameters(config["vision_config"])}
         projector = [*linear("linear_1", wide, hidden), *linear("linear_2", hidden, hidden)]
         return shapes | {f"multi_modal_projector.{name}": shape for name, shape in projector}
 
@@ -153,10 +154,12 @@ class Family:
 
     def tower_weights(self, model: Any) -> dict[str, mx.array]:
         """The weights that `states` depends on, by the names of Hugging Face's vision models."""
-        tower = model.vision_tower.vision_model
-        blocks = range(len(tower.encoder.layers) + 1)[model.config.vision_feature_layer]
+        vision = model.config.vision_config
+        blocks = range(vision.num_hidden_layers + 1)[model.config.vision_feature_layer]
         used = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{block}." for block in range(blocks)))
-        return {name: array for name, array in dict(tree_flatten(tower.parameters())).items() if name.startswith(used)}
+        names = tuple(self.tower + name for name in used)
+        arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        return {name.removeprefix(self.tower): array for name, array in arrays.items() if name.startswith(names)}
 
     def image_tokens(self, model: Any) -> int:
         """How many places an image takes in a prompt: s of `project`."""

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
-from jaxtyping import Float
 
 from mlx_visalign.data.images import Picture
 from mlx_visalign.data.records import Kind, Response
@@ -33,6 +31,7 @@ from mlx_visalign.evaluation.pope import Question
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.models.families.family import Features
 from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.console import progress
 from mlx_visalign.utils.errors import UserError
@@ -227,10 +226,10 @@ def split_prompt(policy: Policy, question: str) -> tuple[list[int], list[int]]:
     return ids[:after], ids[after:]
 
 
-def features(policy: Policy, pictures: Sequence[Picture]) -> Float[mx.array, "b t d"]:
+def features(policy: Policy, pictures: Sequence[Picture]) -> Features:
     """The tower's features; those of files through the policy's cache."""
     paths = [picture for picture in pictures if isinstance(picture, str | Path)]
     drawn = [policy.pixels(picture) for picture in pictures if not isinstance(picture, str | Path)]
     if paths and drawn:
         raise ValueError("a benchmark holds files or pictures, not both")
-    return policy.image_features(paths) if paths else policy.features(mx.stack(drawn))
+    return policy.image_features(paths) if paths else policy.features(drawn)

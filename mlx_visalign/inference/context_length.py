@@ -25,7 +25,7 @@ def too_long(policy: Policy, placed: PlacedPair) -> str | None:
     """What is wrong with a pair that is longer than the model's positions, its image included."""
     pair = placed.pair
     answer = max(len(policy.response_ids(pair.chosen)), len(policy.response_ids(pair.rejected)))
-    tokens = len(policy.prompt_ids(pair.prompt)) + answer
+    tokens = len(policy.prompt_ids(pair.prompt, policy.image_tokens_of(pair.images[0]))) + answer
     if policy.positions is None or tokens <= policy.positions:
         return None
     return f"{placed.where}: {tokens:,} tokens with image and longer answer, and the model has {policy.positions:,} positions."

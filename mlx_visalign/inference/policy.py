@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.data import prompt_template as templates
-from mlx_visalign.data.images import Aspect, Picture, Preprocessing, image_digest
+from mlx_visalign.data.images import Aspect, Picture, Preprocessing, image_digest, open_image
 from mlx_visalign.data.template_marks import asked
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.inference.prefix_cache import Continuations, Prefix, extend, prefill, right_pad
@@ -22,7 +22,8 @@ from mlx_visalign.inference.sampling import Sampling, sample
 from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
 from mlx_visalign.models.chat_template import choose
-from mlx_visalign.models.decoder import decoder_of, merge
+from mlx_visalign.models.decoder import decoder_of, fitted, merge
+from mlx_visalign.models.families.family import Features
 from mlx_visalign.models.hub import find_model
 from mlx_visalign.models.loading import load_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, attach, bind, save_adapter
@@ -129,9 +130,19 @@ class Policy:
 
     # -- words and pixels ---------------------------------------------------------------------------------------------
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The whole prompt's token ids, image tokens included."""
-        return templates.prompt_ids(self.tokenizer, self.template, question, self.image_tokens)
+    def prompt_ids(self, question: str, image_tokens: int | None = None) -> list[int]:
+        """The whole prompt's token ids, image tokens included: so many, or else the most that an image takes.
+
+        `prefill` makes them as many as the image has that it reads them with.
+        """
+        return templates.prompt_ids(self.tokenizer, self.template, question, image_tokens or self.image_tokens)
+
+    def image_tokens_of(self, image: Picture) -> int:
+        """How many places an image takes. It is opened only where that depends on its size."""
+        if not self.family.varies:
+            return self.image_tokens
+        opened = open_image(image)
+        return self.family.image_tokens_of(self.model, opened.height, opened.width)
 
     def response_ids(self, text: str) -> list[int]:
         """An answer's token ids, end token included."""
@@ -139,19 +150,22 @@ class Policy:
 
     def pixels(self, image: Picture) -> Float[mx.array, "h w 3"]:
         """The image as the tower wants it: opened (see `open_image`), padded or cropped, resized, normalised."""
-        return self.preprocessing(image)
+        return self.family.pixels(self.preprocessing, image)
 
-    def features(self, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
-        """The frozen tower's features, before the projector."""
-        return self.family.features(self.model, pixels)
+    def features(self, pixels: Float[mx.array, "b h w 3"] | Sequence[Float[mx.array, "_ _ 3"]]) -> Features:
+        """The frozen tower's features of images, before the projector."""
+        if self.family.varies:
+            return [self.family.features(self.model, one[None])[0] for one in pixels]
+        return self.family.features(self.model, pixels if isinstance(pixels, mx.array) else mx.stack(list(pixels)))
 
-    def image_features(self, images: Sequence[Picture]) -> Float[mx.array, "b t d"]:
+    def image_features(self, images: Sequence[Picture]) -> Features:
         """The features of clean images, through the cache.
 
         The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
         same features before and after a restart.
         """
-        return mx.stack([self.family.patches(self.model, self.image_states(image)) for image in images]).astype(mx.float32)
+        found = [self.family.patches(self.model, self.image_states(image)) for image in images]
+        return [one.astype(mx.float32) for one in found] if self.family.varies else mx.stack(found).astype(mx.float32)
 
     def image_states(self, image: Picture) -> Float[mx.array, "l d"]:
         """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
@@ -165,11 +179,14 @@ class Policy:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def prefill(self, features: Float[mx.array, "n t d"], prompts: list[list[int]]) -> Prefix:
+    def prefill(self, features: Features, prompts: list[list[int]]) -> Prefix:
         """Read prompts with their images: `features` in reading order, one for every block of image tokens."""
+        images = self.family.embeds(self.model, features)
+        if self.family.varies:
+            prompts = fitted(prompts, self.image_token, images)
         ids, mask = right_pad(prompts)
         decoder = decoder_of(self.model)
-        embeds = merge(decoder.embed(ids), ids, self.image_token, self.family.project(self.model, features))
+        embeds = merge(decoder.embed(ids), ids, self.image_token, images)
         return prefill(decoder, embeds, mask, self.checkpoint)
 
     def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:

@@ -117,7 +117,7 @@ def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt])
     ids = [policy.prompt_ids(prompt.prompt) for prompt in prompts]
     paths = [job.image(prompt.image) for prompt in prompts]
     keys = [key_for(job.seed, prompt.id, view.label) for prompt in prompts]
-    distorted = mx.stack([see(policy, path, view, key) for path, key in zip(paths, keys, strict=True)])
+    distorted = [see(policy, path, view, key) for path, key in zip(paths, keys, strict=True)]
     rejected = policy.generate(policy.prefill(policy.features(distorted), ids), sampling)
     clean = policy.prefill(policy.image_features(paths), ids)
     chosen = policy.generate(clean, sampling)
@@ -231,7 +231,7 @@ def picture(job: Job, settings: Settings) -> None:
         views += [(f"{view.label} {i + 1}", view, draw) for i, draw in enumerate(mx.random.split(key, 5))]
     else:
         views = [(label, parse_view(label), key) for label in ("clean", *(f"diffusion-{step}" for step in NOISE_LEVELS))]
-    pixels = mx.stack([see(job.policy, job.image(prompt.image), view, key) for _, view, key in views])
+    pixels = [see(job.policy, job.image(prompt.image), view, key) for _, view, key in views]
     with adapter_at(job.policy.model, 0):
         prefix = job.policy.prefill(job.policy.features(pixels), [job.policy.prompt_ids(prompt.prompt)] * len(views))
         answers = job.policy.generate(prefix, settings.sampling_of("describe"))

@@ -1,12 +1,16 @@
 """A language model as the prefix cache reads it, and images in the place of their tokens."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
 from jaxtyping import Float, Integer
 
 from mlx_visalign.utils.errors import UserError
+
+Images = Float[mx.array, "n s e"] | list[Float[mx.array, "_ e"]]
+"""The word embeddings that stand for n images, a list where their numbers differ."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +30,41 @@ def decoder_of(model: Any) -> Decoder:
     return Decoder(language.model.embed_tokens, language.model.layers, language.model.norm, head)
 
 
+def fitted(prompts: list[list[int]], image_token: int, images: Images) -> list[list[int]]:
+    """The prompts with every block of image tokens as long as its image, in reading order.
+
+    A prompt may be read with several images: the clean one, a crop, a blank. Raises `UserError` unless there are as many
+    blocks as images.
+    """
+    made: list[list[int]] = []
+    found = 0
+    for prompt in prompts:
+        made.append([])
+        for is_image, block in groupby(prompt, lambda token: token == image_token):
+            if is_image and found < len(images):
+                made[-1] += [image_token] * len(images[found])
+            else:
+                made[-1] += block
+            found += is_image
+    if found != len(images):
+        raise UserError(f"{found} blocks of image tokens for {len(images)} images.")
+    return made
+
+
 def merge(
-    embeds: Float[mx.array, "b l e"], ids: Integer[mx.array, "b l"], image_token: int, images: Float[mx.array, "n t e"]
+    embeds: Float[mx.array, "b l e"], ids: Integer[mx.array, "b l"], image_token: int, images: Images
 ) -> Float[mx.array, "b l e"]:
     """Put the features of all images, in reading order over rows, where the image tokens stand.
 
-    Raises `UserError` unless there are exactly n * t image tokens.
+    Raises `UserError` unless there are exactly as many image tokens.
     """
     here = ids == image_token
-    count, features = int(here.sum()), images.shape[0] * images.shape[1]
-    if count != features:
-        raise UserError(f"{count} image tokens for {images.shape[0]} images of {images.shape[1]} features each.")
+    flat = mx.concatenate(images) if isinstance(images, list) else images.reshape(-1, images.shape[-1])
+    if (count := int(here.sum())) != len(flat):
+        lengths = " or ".join(map(str, sorted({len(image) for image in images})))
+        raise UserError(f"{count} image tokens for {len(images)} images of {lengths} features each.")
     index = mx.maximum(mx.cumsum(here.flatten().astype(mx.int32)) - 1, 0).reshape(ids.shape)
-    flat = images.reshape(-1, images.shape[-1]).astype(embeds.dtype)
-    return mx.where(here[..., None], flat[index], embeds)
+    return mx.where(here[..., None], flat.astype(embeds.dtype)[index], embeds)
 
 
 def plain_logits(model: Any, ids: Integer[mx.array, "b l"], embeds: Float[mx.array, "b l e"]) -> Float[mx.array, "b l v"]:

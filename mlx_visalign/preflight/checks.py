@@ -47,10 +47,12 @@ def _largest(change: mx.array) -> float:
 
 
 def _image_tokens(probe: ModelProbe) -> Measured:
-    policy = probe.policy
-    wanted = policy.family.project(policy.model, policy.features(policy.pixels(gradients()[0])[None])).shape[1]  # lazy
-    counts = [policy.prompt_ids(question).count(policy.image_token) for question in QUESTIONS]
-    return {policy.image_tokens, *counts} == {wanted}, f"{counts[0]} in a prompt, {wanted} features an image"
+    policy, images = probe.policy, gradients()
+    embeds = policy.family.embeds(policy.model, policy.features([policy.pixels(image) for image in images]))  # lazy
+    told, wanted = [policy.image_tokens_of(image) for image in images], [len(one) for one in embeds]
+    counts = [policy.prompt_ids(QUESTIONS[0], number).count(policy.image_token) for number in told]
+    holds = told == counts == wanted and max(told) <= policy.image_tokens
+    return holds, f"{counts[0]} in a prompt, {wanted[0]} features an image"
 
 
 def _template(probe: ModelProbe) -> Measured:

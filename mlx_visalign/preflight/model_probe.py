@@ -30,11 +30,12 @@ class ModelProbe:
 
     def __init__(self, policy: Policy, pictures: bool):
         self.policy, self.decoder = policy, decoder_of(policy.model)
-        whole = [policy.prompt_ids(question) for question in QUESTIONS]
+        numbers = [policy.image_tokens_of(image) for image in gradients()]
+        whole = [policy.prompt_ids(question, number) for question, number in zip(QUESTIONS, numbers, strict=True)]
         # Without pictures the first token and a few of the last, of different lengths: enough to be wrong, and quick.
         self.prompts = whole if pictures else [[ids[0], *ids[-kept:]] for ids, kept in zip(whole, (7, 4), strict=True)]
         self.answers = [policy.response_ids(answer) for answer in ANSWERS]
-        self.features = policy.features(mx.stack([policy.pixels(image) for image in gradients()])) if pictures else None
+        self.features = policy.features([policy.pixels(image) for image in gradients()]) if pictures else None
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -44,7 +45,8 @@ class ModelProbe:
         words = self.decoder.embed(ids)
         if self.features is None:
             return words
-        images = self.policy.family.project(self.policy.model, self.features[mx.array(list(rows))])
+        some = [self.features[row] for row in rows] if isinstance(self.features, list) else self.features[mx.array(list(rows))]
+        images = self.policy.family.embeds(self.policy.model, some)
         return merge(words, ids, self.policy.image_token, images)
 
     def prefix(self, rows: Sequence[int], noise: float = 0.0) -> Prefix:
@@ -119,8 +121,8 @@ class ModelProbe:
 
 
 def gradients() -> list[Image.Image]:
-    """Two pictures that every machine can draw."""
-    return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
+    """Two pictures that every machine can draw, a square and a wide one."""
+    return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB").crop((0, 0, 256, 120))]
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     path = TINY_CLIP if folder is None else find_model(folder)
     clip = load_clip(path)
     preprocessing = Preprocessing.from_config(read_json(path / "preprocessor_config.json"), view)
-    shared = preprocessing == policy.preprocessing and _begins_as(clip, policy.family.tower_weights(policy.model))
+    alike = preprocessing == policy.preprocessing and not policy.family.varies
+    shared = alike and _begins_as(clip, policy.family.tower_weights(policy.model))
     return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
 
 

@@ -15,11 +15,15 @@ import numpy as np
 from jaxtyping import Float
 from mlx.utils import tree_flatten
 
-from mlx_visalign.data.images import Aspect
+from mlx_visalign.data.images import Aspect, Picture, Preprocessing
 from mlx_visalign.data.prompt_template import Template
+from mlx_visalign.models.decoder import Images
 from mlx_visalign.models.families.parts import Part, Shape, linear
 from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.schema import MAX_SIZE, WORDS, check_architecture, convert, shown
+
+Features = Float[mx.array, "n t d"] | list[Float[mx.array, "_ d"]]
+"""The patch features of n images, a list where their numbers differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,7 @@ class Family:
     defaults  transformers', of the whole config, as far as they shape the model
     only      the one value of a setting that mlx-vlm's classes compute, whatever a config says
     template  the words around a question that it was trained with
+    varies    whether the number of an image's tokens depends on its size
     aspects   how an image may become a square; `why_aspects` says why not otherwise
     blocks    the path of the language model's blocks, `tower` that of the vision tower's modules
     others    the names, with `*` for any, of its tensors outside of the language model and the tower
@@ -48,6 +53,7 @@ class Family:
     only: Mapping[str, Any]
     template: Template
     tiny: dict[str, Any]
+    varies: bool = False
     aspects: tuple[Aspect, ...] = get_args(Aspect)
     why_aspects: str = ""
     blocks: str = "language_model.model.layers."
@@ -136,6 +142,10 @@ class Family:
 
     # -- from pixels to word embeddings ----------------------------------------------------------------------------------
 
+    def pixels(self, preprocessing: Preprocessing, picture: Picture) -> Float[mx.array, "h w 3"]:
+        """A picture as `states` takes it. Where `varies`, its shape tells how it was cut."""
+        return preprocessing(picture)
+
     def states(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b l d"]:
         """The frozen vision tower's hidden state `vision_feature_layer`, CLIP's class token first. SigLIP has none.
 
@@ -162,12 +172,22 @@ class Family:
         return {name.removeprefix(self.tower): array for name, array in arrays.items() if name.startswith(names)}
 
     def image_tokens(self, model: Any) -> int:
-        """How many places an image takes in a prompt: s of `project`."""
+        """How many places an image takes in a prompt, at most."""
         vision = model.config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
 
+    def image_tokens_of(self, model: Any, height: int, width: int) -> int:
+        """How many places an image of this size takes, in pixels before any preprocessing."""
+        return self.image_tokens(model)
+
+    def embeds(self, model: Any, features: Features) -> Images:
+        """Images as they stand in prompts. Where their numbers differ, each is projected by itself."""
+        if isinstance(features, list):
+            return [self.project(model, one[None])[0] for one in features]
+        return self.project(model, features)
+
     def project(self, model: Any, features: Float[mx.array, "b t d"]) -> Float[mx.array, "b s e"]:
-        """Patch features as the word embeddings that stand for an image."""
+        """The word embeddings that stand for images, from as many patch features each."""
         dtype = model.multi_modal_projector.linear_1.bias.dtype
         return model.multi_modal_projector(features.astype(dtype))
 

@@ -1,5 +1,7 @@
 """The fold against plain full forwards: same log-probabilities, same gradients, less memory."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -10,7 +12,7 @@ from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import families
-from mlx_visalign.models.decoder import decoder_of, merge
+from mlx_visalign.models.decoder import Positions, decoder_of, merge
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import PRECISIONS
 
@@ -142,3 +144,68 @@ def test_rows_out_of_their_prompts_order_are_refused(model, features):
     assert branches.pick(np.array([0, 0, 3, 5])).counts == [2, 1, 1]
     with pytest.raises(ValueError, match="order of their prompts"):
         branches.pick(np.array([5, 0]))
+
+
+# -- positions that are not the number of tokens before ----------------------------------------------------------------
+
+SECTIONS = [0, 0, 1, 1, 1, 2, 2, 2]  # which of a position's axes each frequency turns by, as in m-RoPE
+
+
+def by_axes(attention, x, positions):
+    """Rotary positions by their formula: of each token, [b, p] or [3, b, p], or counted from an offset by MLX."""
+    if isinstance(positions, int) or positions.ndim == 1:
+        return attention.rope(x, offset=positions)
+    frequencies = attention.rope.base ** (-mx.arange(8) / 8)
+    axes = mx.broadcast_to(positions, (3, *positions.shape[-2:]))
+    angles = axes[mx.array(SECTIONS)].transpose(1, 2, 0)[:, None] * frequencies
+    one, other = mx.split(x, 2, axis=-1)
+    cos, sin = mx.cos(angles), mx.sin(angles)
+    return mx.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
+
+
+def of_grid(ids, length):
+    """Positions of m-RoPE [3, length]: the image's 2 x 2 tokens stand at one time in rows and columns; then it goes on."""
+    at = ids.index(IMAGE)
+    grid = [[at] * 4, [at, at, at + 1, at + 1], [at, at + 1, at, at + 1]]
+    rest = list(range(at + 2, at + 2 + length - at - 4))
+    return [[*range(at), *axis, *rest] for axis in grid]
+
+
+def test_positions_may_be_given(model, features):
+    """0, 1, 2, ... said token by token, and from 7 on, for RoPE is relative: both as if nothing was said."""
+    embeds, mask = embed(model, features, PROMPTS)
+    answers, answer_mask = fold.right_pad([row[0] for row in RESPONSES])
+    states = []
+    for start in (None, 0, 7):
+        decoder = replace(decoder_of(model), rotate=by_axes)
+        tokens = mx.broadcast_to(mx.arange(mask.shape[1]), mask.shape)
+        given = None if start is None else Positions(start + tokens, start + mask.sum(axis=1))
+        prefix = fold.prefill(decoder, embeds, mask, positions=given)
+        read, _ = fold.extend(decoder, prefix.branch(1), answers, answer_mask)
+        states.append(np.array(mx.concatenate([prefix.state[:, None], read], axis=1)))
+    real = np.pad(answer_mask, ((0, 0), (1, 0)), constant_values=True)
+    for other in states[1:]:
+        np.testing.assert_allclose(other[real], states[0][real], atol=1e-5)
+
+
+def test_continuations_go_on_where_the_positions_say(model, features):
+    """As in m-RoPE: an answer after the prompt is the same as one whole prompt with the answer in it, token by token."""
+    decoder = replace(decoder_of(model), rotate=by_axes)
+    prompts, answer = PROMPTS[:2], [30, 31, 32]
+
+    def read(rows):
+        embeds, mask = embed(model, features[:2], rows)
+        tokens = mx.array([of_grid(row, mask.shape[1]) for row in rows]).transpose(1, 0, 2)
+        following = np.array([len(row) - 2 for row in rows])  # four image tokens take two positions
+        return fold.prefill(decoder, embeds, mask, positions=Positions(tokens, following))
+
+    ids = mx.array([answer] * 2)
+    states, _ = fold.extend(decoder, read(prompts).branch(1), ids, np.ones(ids.shape, dtype=bool))
+    for count in range(1, len(answer) + 1):
+        whole = read([prompt + answer[:count] for prompt in prompts]).state
+        np.testing.assert_allclose(states[:, count - 1], whole, atol=1e-5)
+
+    # Counting tokens instead gives something else.
+    counted = replace(read(prompts), positions=None)
+    wrong, _ = fold.extend(decoder, counted.branch(1), ids, np.ones(ids.shape, dtype=bool))
+    assert np.abs(np.array(wrong - states)).max() > 0.01

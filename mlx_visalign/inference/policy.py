@@ -22,7 +22,7 @@ from mlx_visalign.inference.sampling import Sampling, sample
 from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import check_base, fingerprint, is_whole, read_adapter, stated
 from mlx_visalign.models.chat_template import choose
-from mlx_visalign.models.decoder import decoder_of, fitted, merge
+from mlx_visalign.models.decoder import Decoder, fitted, merge
 from mlx_visalign.models.families.family import Features
 from mlx_visalign.models.hub import find_model
 from mlx_visalign.models.loading import load_model
@@ -115,8 +115,13 @@ class Policy:
     @property
     def dtype(self) -> str:
         """What the weights are, for the record: "float32", "bfloat16", or "4-bit" and the like."""
-        decoder = decoder_of(self.model)
+        decoder = self.decoder
         return f"{decoder.embed.bits}-bit" if hasattr(decoder.embed, "bits") else str(decoder.norm.weight.dtype).split(".")[-1]
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model in its parts."""
+        return self.family.decoder(self.model)
 
     @cached_property
     def source(self) -> str:
@@ -167,7 +172,7 @@ class Policy:
         found = [self.family.patches(self.model, self.image_states(image)) for image in images]
         return [one.astype(mx.float32) for one in found] if self.family.varies else mx.stack(found).astype(mx.float32)
 
-    def image_states(self, image: Picture) -> Float[mx.array, "l d"]:
+    def image_states(self, image: Picture) -> Float[mx.array, "... d"]:
         """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
         key = image_digest(image)  # which tower and preprocessing saw it need not be said: the cache is this policy's
         states = self.cache.get(key)
@@ -185,9 +190,9 @@ class Policy:
         if self.family.varies:
             prompts = fitted(prompts, self.image_token, images)
         ids, mask = right_pad(prompts)
-        decoder = decoder_of(self.model)
-        embeds = merge(decoder.embed(ids), ids, self.image_token, images)
-        return prefill(decoder, embeds, mask, self.checkpoint)
+        embeds = merge(self.decoder.embed(ids), ids, self.image_token, images)
+        positions = self.family.positions(self.model, ids, mask, features)
+        return prefill(self.decoder, embeds, mask, self.checkpoint, positions)
 
     def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:
         """k answers to each of b prompts, token by token; rows of one prompt next to each other. Differentiable."""
@@ -196,7 +201,7 @@ class Policy:
             raise ValueError("every prompt needs the same number of responses")
         ids, mask = right_pad([ids for row in responses for ids in row])
         branches = prefix.branch(copies)
-        decoder = decoder_of(self.model)
+        decoder = self.decoder
         states, _ = extend(decoder, branches, ids, mask, self.checkpoint)
         # The prefix's last state predicts the first token; the token before it is the prompt's and counts for nothing.
         states = mx.concatenate([branches.state[:, None], states], axis=1)
@@ -213,12 +218,12 @@ class Policy:
 
     def first_logits(self, question: str, image: Picture | None = None) -> Float[mx.array, "1 v"]:
         """What an answer's first token is chosen by, in float32. Without an image the words are read alone."""
-        ids, decoder = self.prompt_ids(question), decoder_of(self.model)
+        ids, decoder = self.prompt_ids(question), self.decoder
         if image is not None:
             prefix = self.prefill(self.features(self.pixels(image)[None]), [ids])
         else:
             words, mask = right_pad([[token for token in ids if token != self.image_token]])
-            prefix = prefill(decoder, decoder.embed(words), mask)
+            prefix = prefill(decoder, decoder.embed(words), mask, positions=self.family.positions(self.model, words, mask, []))
         return decoder.head(prefix.state).astype(mx.float32)
 
     # -- answering ----------------------------------------------------------------------------------------------------
@@ -235,14 +240,14 @@ class Policy:
         of one image next to each other.
         """
         ids, mask = right_pad(questions)
-        states, branches = extend(decoder_of(self.model), prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
+        states, branches = extend(self.decoder, prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
         last = states[mx.arange(len(mask)), mx.array(mask.sum(axis=1) - 1)]
         return self._answers(branches, last, sampling, None)
 
     def _answers(
         self, branches: Continuations, state: mx.array, sampling: Sampling, keys: list[mx.array] | None
     ) -> list[Answer]:
-        rows = sample(decoder_of(self.model), branches, state, self.end, sampling, keys)
+        rows = sample(self.decoder, branches, state, self.end, sampling, keys)
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
 

@@ -3,7 +3,7 @@
 In LLaVA the prefix (576 image tokens and more) is most of every sequence, and chosen and rejected answers, sampled
 candidates and the questions about one image all share it. The fold is exact: it computes what separate full forwards
 compute (tests/test_fold.py). Everything is right-padded; a row's padding comes after its real tokens, so causality hides
-it within the row, a mask hides it from later pieces, and per-row RoPE offsets keep every position what it would be alone.
+it within the row, a mask hides it from later pieces, and positions of its own keep every token where it would be alone.
 
 All rows of a prompt look at the one copy there is of its keys and values (attention.py).
 """
@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from mlx_visalign.models.attention import attention, causal_attention
-from mlx_visalign.models.decoder import Decoder
-from mlx_visalign.models.decoder_block import keys_and_values, run_block
+from mlx_visalign.models.decoder import Decoder, Positions
+from mlx_visalign.models.decoder_block import Rotate, keys_and_values, run_block
 
 Array = mx.array
 KeysValues = list[tuple[mx.array, mx.array]]
@@ -32,6 +32,12 @@ class Prefix:
     kv: KeysValues
     mask: np.ndarray  # [b, p], true where a token is real
     state: Float[mx.array, "b e"]  # the final hidden state of each row's last real token
+    positions: Positions | None = None  # None: tokens stand at 0, 1, 2, ...
+
+    @property
+    def following(self) -> Integer[np.ndarray, " b"]:
+        """The position of the first token after each prompt."""
+        return self.mask.sum(axis=1) if self.positions is None else self.positions.following
 
     def branch(self, copies: int) -> "Continuations":
         """Start `copies` continuations of every row; the rows of one prompt stay next to each other."""
@@ -71,7 +77,13 @@ class Continuations:
 
 
 def _run_layer(
-    layer: Any, x: Array, offset: Array | int, attend: Callable[..., Array], past: KeysValues, checkpoint: bool
+    layer: Any,
+    x: Array,
+    positions: Array | int,
+    attend: Callable[..., Array],
+    past: KeysValues,
+    checkpoint: bool,
+    rotate: Rotate,
 ) -> tuple[Array, Array, Array]:
     """One block: its output and its new keys and values. `attend` is called with scale, queries, keys, values and the past.
 
@@ -82,7 +94,7 @@ def _run_layer(
     def forward(parameters: Any, x: Array, *past: Array) -> tuple[Array, Array, Array]:
         if checkpoint:
             layer.update(parameters)
-        return run_block(layer, x, offset, attend, past)
+        return run_block(layer, x, positions, attend, past, rotate)
 
     run = mx.checkpoint(forward) if checkpoint else forward
     return run(layer.trainable_parameters() if checkpoint else None, x, *(array for pair in past for array in pair))
@@ -99,22 +111,31 @@ def _causal_mask(length: int) -> Bool[mx.array, "l l"] | None:
 
 
 def prefill(
-    decoder: Decoder, embeds: Float[mx.array, "b p e"], mask: Bool[np.ndarray, "b p"], checkpoint: bool = False
+    decoder: Decoder,
+    embeds: Float[mx.array, "b p e"],
+    mask: Bool[np.ndarray, "b p"],
+    checkpoint: bool = False,
+    positions: Positions | None = None,
 ) -> Prefix:
     """Read b right-padded prompts. `checkpoint` recomputes each layer in the backward pass instead of keeping it."""
     *layers, last = decoder.layers
+    ends = mask.sum(axis=1) - 1
+    everywhere: Array | int = 0
+    at_ends = mx.array(ends.astype(np.int32))
+    if positions is not None:
+        everywhere = positions.tokens
+        at_ends = everywhere[..., mx.arange(len(mask)), at_ends][..., None]
     x, kv = embeds, []
     for layer in layers:
-        x, keys, values = _run_layer(layer, x, 0, causal_attention, [], checkpoint)
+        x, keys, values = _run_layer(layer, x, everywhere, causal_attention, [], checkpoint, decoder.rotate)
         kv.append((keys, values))
     # Of the last layer all keys and values are wanted, but one state a prompt.
-    keys, values = keys_and_values(last, x, 0)
-    ends = mask.sum(axis=1) - 1
+    keys, values = keys_and_values(last, x, everywhere, decoder.rotate)
     before = _past_mask(np.arange(mask.shape[1]) < ends[:, None])
     x = x[mx.arange(len(mask)), mx.array(ends)][:, None]
     attend = partial(attention, [1] * len(mask), [before, None])
-    state, _, _ = _run_layer(last, x, mx.array(ends.astype(np.int32)), attend, [(keys, values)], checkpoint)
-    return Prefix([*kv, (keys, values)], mask, decoder.norm(state[:, 0]))
+    state, _, _ = _run_layer(last, x, at_ends, attend, [(keys, values)], checkpoint, decoder.rotate)
+    return Prefix([*kv, (keys, values)], mask, decoder.norm(state[:, 0]), positions)
 
 
 def extend(
@@ -126,13 +147,14 @@ def extend(
 ) -> tuple[Float[mx.array, "n l e"], Continuations]:
     """Read l more right-padded tokens on every continuation; return their final hidden states and the longer branches."""
     prompts, length = branches.prefix.mask[branches.owners], ids.shape[1]
-    offset = mx.array((prompts.sum(axis=1) + branches.mask.sum(axis=1)).astype(np.int32))
+    first = branches.prefix.following[branches.owners] + branches.mask.sum(axis=1)
+    positions = mx.array(first.astype(np.int32))
     pasts = [prompts, branches.mask] if branches.kv else [prompts]
     attend = partial(attention, branches.counts, [*map(_past_mask, pasts), _causal_mask(length)])
     x, kv = decoder.embed(ids), []
     for index, layer in enumerate(decoder.layers):
         own = branches.kv[index : index + 1]
-        x, keys, values = _run_layer(layer, x, offset, attend, [branches.prefix.kv[index], *own], checkpoint)
+        x, keys, values = _run_layer(layer, x, positions, attend, [branches.prefix.kv[index], *own], checkpoint, decoder.rotate)
         kv.append(_joined(own, keys, values))
     mask = np.concatenate([branches.mask, mask], axis=1)
     return decoder.norm(x), Continuations(branches.prefix, branches.owners, mask, kv)

@@ -5,7 +5,6 @@ from typing import Any
 
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling, sample_steps
-from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.utils.seeding import key_for
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole character yet
@@ -16,7 +15,7 @@ def stream(policy: Policy, image: str, question: str, sampling: Sampling, seed: 
     pixels = policy.pixels(image)[None]
     branches = policy.prefill(policy.features(pixels), [policy.prompt_ids(question)]).branch(1)
     keys = [key_for(seed, "answer")]
-    steps = sample_steps(decoder_of(policy.model), branches, branches.state, policy.end, sampling, keys)
+    steps = sample_steps(policy.decoder, branches, branches.state, policy.end, sampling, keys)
     return pieces(policy.tokenizer, (int(step[0]) for step in steps))
 
 

@@ -5,8 +5,10 @@ from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from jaxtyping import Float, Integer
 
+from mlx_visalign.models.decoder_block import Rotate, by_offset
 from mlx_visalign.utils.errors import UserError
 
 Images = Float[mx.array, "n s e"] | list[Float[mx.array, "_ e"]]
@@ -15,12 +17,25 @@ Images = Float[mx.array, "n s e"] | list[Float[mx.array, "_ e"]]
 
 @dataclass(frozen=True)
 class Decoder:
-    """A language model in its parts: embedding, blocks (see `decoder_block`), final norm and head."""
+    """A language model in its parts: embedding, blocks (see `decoder_block`), final norm, head, and how positions turn."""
 
     embed: Any
     layers: list[Any]
     norm: Any
     head: Any
+    rotate: Rotate = by_offset
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of b prompts stand, if not at 0, 1, 2, ...
+
+    tokens     of each token: [b, p], or [3, b, p] where positions have three axes, as in m-RoPE
+    following  of the first token after each prompt. What continues a prompt goes on from there, one by one, on all axes
+    """
+
+    tokens: Integer[mx.array, "*axes b p"]
+    following: Integer[np.ndarray, " b"]
 
 
 def decoder_of(model: Any) -> Decoder:

@@ -16,27 +16,38 @@ from jaxtyping import Float
 
 Array = mx.array
 Attend = Callable[..., Array]  # scale, queries, keys, values and the past to [n, heads, l, d]
+Rotate = Callable[[Any, Array, Array | int], Array]  # an attention, its queries or keys, and their positions
+
+
+def by_offset(attention: Any, x: Float[mx.array, "n h l d"], positions: Array | int) -> Float[mx.array, "n h l d"]:
+    """Queries or keys turned by their positions: that of each row's first token is given, the others follow it."""
+    return attention.rope(x, offset=positions)
 
 
 def run_block(
-    block: Any, x: Float[mx.array, "n l e"], offset: Array | int, attend: Attend, past: Sequence[Array] = ()
+    block: Any,
+    x: Float[mx.array, "n l e"],
+    positions: Array | int,
+    attend: Attend,
+    past: Sequence[Array] = (),
+    rotate: Rotate = by_offset,
 ) -> tuple[Float[mx.array, "n l e"], Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
     """h = x + W_o attention(norm(x)), y = h + W_down(silu(W_gate norm(h)) * W_up norm(h)); y and the new keys and values.
 
-    `offset` is the position of each row's first token; `past` goes to `attend`.
+    `positions` go to `rotate`, `past` to `attend`.
     """
     attention, mlp = block.self_attn, block.mlp
     run = _runner(x)
 
     def ask(x: Array) -> Array:
-        return attention.rope(_split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), offset=offset)
+        return rotate(attention, _split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), positions)
 
     def gate_and_up(h: Array) -> tuple[Array, Array]:
         h = block.post_attention_layernorm(h)
         return mlp.gate_proj(h), mlp.up_proj(h)
 
     queries = run([block.input_layernorm, attention.q_proj], ask)(x)
-    keys, values = keys_and_values(block, x, offset)
+    keys, values = keys_and_values(block, x, positions, rotate)
     mixed = run([], partial(attend, attention.scale))(queries, keys, values, *past)
     h = run([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
     gate, up = run([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], gate_and_up)(h)
@@ -45,7 +56,7 @@ def run_block(
 
 
 def keys_and_values(
-    block: Any, x: Float[mx.array, "n l e"], offset: Array | int
+    block: Any, x: Float[mx.array, "n l e"], positions: Array | int, rotate: Rotate = by_offset
 ) -> tuple[Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
     """What later tokens see of these, and nothing more."""
     attention = block.self_attn
@@ -53,7 +64,7 @@ def keys_and_values(
     def tell(x: Array) -> tuple[Array, Array]:
         x = block.input_layernorm(x)
         keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
-        return attention.rope(keys, offset=offset), values
+        return rotate(attention, keys, positions), values
 
     return _runner(x)([block.input_layernorm, attention.k_proj, attention.v_proj], tell)(x)
 

@@ -16,7 +16,8 @@ from PIL import Image
 from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.policy import PROBE, Policy
 from mlx_visalign.inference.prefix_cache import Prefix, extend, prefill, right_pad
-from mlx_visalign.models.decoder import decoder_of, merge, plain_logits
+from mlx_visalign.models.decoder import merge, plain_logits
+from mlx_visalign.models.families.family import Features
 from mlx_visalign.models.lora import LoRASettings, adapters, attach
 from mlx_visalign.utils.tolerances import rounding, tolerance
 
@@ -29,7 +30,7 @@ class ModelProbe:
     """`pictures`: whole prompts with their images are read, which takes a long prefix; else a few of their words."""
 
     def __init__(self, policy: Policy, pictures: bool):
-        self.policy, self.decoder = policy, decoder_of(policy.model)
+        self.policy, self.decoder = policy, policy.decoder
         numbers = [policy.image_tokens_of(image) for image in gradients()]
         whole = [policy.prompt_ids(question, number) for question, number in zip(QUESTIONS, numbers, strict=True)]
         # Without pictures the first token and a few of the last, of different lengths: enough to be wrong, and quick.
@@ -45,9 +46,19 @@ class ModelProbe:
         words = self.decoder.embed(ids)
         if self.features is None:
             return words
-        some = [self.features[row] for row in rows] if isinstance(self.features, list) else self.features[mx.array(list(rows))]
-        images = self.policy.family.embeds(self.policy.model, some)
-        return merge(words, ids, self.policy.image_token, images)
+        return merge(words, ids, self.policy.image_token, self.policy.family.embeds(self.policy.model, self._seen(rows)))
+
+    def _seen(self, rows: Sequence[int]) -> Features:
+        """The features of some prompts' pictures."""
+        if self.features is None:
+            return []
+        if isinstance(self.features, list):
+            return [self.features[row] for row in rows]
+        return self.features[mx.array(list(rows))]
+
+    def _prefill(self, rows: Sequence[int], ids: mx.array, mask: np.ndarray, embeds: mx.array) -> Prefix:
+        positions = self.policy.family.positions(self.policy.model, ids, mask, self._seen(rows))
+        return prefill(self.decoder, embeds, mask, positions=positions)
 
     def prefix(self, rows: Sequence[int], noise: float = 0.0) -> Prefix:
         """The prompts `rows` read; `noise` changes what goes in by up to this share of it."""
@@ -55,7 +66,7 @@ class ModelProbe:
         embeds = self.embeds(rows, ids)
         if noise:
             embeds = embeds * (1 + noise * mx.random.uniform(-1, 1, embeds.shape, key=mx.random.key(0))).astype(embeds.dtype)
-        return prefill(self.decoder, embeds, mask)
+        return self._prefill(rows, ids, mask, embeds)
 
     def folded(self, rows: Sequence[int], noise: float = 0.0) -> Float[np.ndarray, "b 2 l"]:
         reading = self.policy.read(self.prefix(rows, noise), [self.answers] * len(rows))
@@ -116,7 +127,7 @@ class ModelProbe:
     def prompt_keys(self, last: int) -> Float[mx.array, "1 p d"]:
         """The last layer's keys of the first prompt, whose last token is replaced."""
         ids = mx.array([[*self.prompts[0][:-1], last]])
-        keys, _ = prefill(self.decoder, self.embeds([0], ids), np.ones(ids.shape, dtype=bool)).kv[-1]
+        keys, _ = self._prefill([0], ids, np.ones(ids.shape, dtype=bool), self.embeds([0], ids)).kv[-1]
         return keys.transpose(0, 2, 1, 3).flatten(2)
 
 

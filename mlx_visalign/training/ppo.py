@@ -13,7 +13,6 @@ from mlx_visalign.data.images import image_digest
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.value_head import ValueHead
 from mlx_visalign.training import ppo_losses as ppo
 from mlx_visalign.training.config import PPOSettings
@@ -69,7 +68,7 @@ def train_on_rollouts(
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.grad_checkpoint
-    critic = None if settings.critic == "none" else ValueHead(decoder_of(policy.model).norm.weight.shape[0])
+    critic = None if settings.critic == "none" else ValueHead(policy.decoder.norm.weight.shape[0])
     source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate, blank)
     asked = {"seed": seed, "base": policy.base, "prompts": number_for(*prompts), "max_tokens": sampling.max_tokens}
     fit(

@@ -32,7 +32,6 @@ from mlx_visalign.methods.csr.rewards import (
     survivors,
 )
 from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, chain, grow
-from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.preflight.workload import Answering
 from mlx_visalign.scorers import Score
 from mlx_visalign.utils.errors import UserError
@@ -128,7 +127,7 @@ def answer(
     prefix = policy.prefill(policy.image_features(images), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
     judge = _SentenceScorer(policy, score, settings, images, vocabulary)
     if settings.form == "sentence":
-        trees = grow(decoder_of(policy.model), prefix, judge.stops, settings.growth, judge.keep)
+        trees = grow(policy.decoder, prefix, judge.stops, settings.growth, judge.keep)
     else:
         drawn = _draw(policy, prefix, settings, [keys(p, n) for p in prompts for n in range(settings.samples)])
         trees = _unforked(policy, prefix, drawn, judge.stops)

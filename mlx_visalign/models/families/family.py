@@ -12,18 +12,18 @@ from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 from mlx.utils import tree_flatten
 
 from mlx_visalign.data.images import Aspect, Picture, Preprocessing
 from mlx_visalign.data.prompt_template import Template
-from mlx_visalign.models.decoder import Images
+from mlx_visalign.models.decoder import Decoder, Images, Positions, decoder_of
 from mlx_visalign.models.families.parts import Part, Shape, linear
 from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.schema import MAX_SIZE, WORDS, check_architecture, convert, shown
 
-Features = Float[mx.array, "n t d"] | list[Float[mx.array, "_ d"]]
-"""The patch features of n images, a list where their numbers differ."""
+Features = Float[mx.array, "n ... d"] | list[Float[mx.array, "... d"]]
+"""The patch features of n images, a list where their numbers differ. The axes before the last are for the family to say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ class Family:
         """A picture as `states` takes it. Where `varies`, its shape tells how it was cut."""
         return preprocessing(picture)
 
-    def states(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b l d"]:
+    def states(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b ... d"]:
         """The frozen vision tower's hidden state `vision_feature_layer`, CLIP's class token first. SigLIP has none.
 
         MLX is lazy, so the blocks above that layer are never computed.
@@ -154,11 +154,11 @@ class Family:
         *_, hidden = model.vision_tower(pixels, output_hidden_states=True)
         return hidden[model.config.vision_feature_layer]
 
-    def patches(self, model: Any, states: Float[mx.array, "*b l d"]) -> Float[mx.array, "*b t d"]:
+    def patches(self, model: Any, states: Float[mx.array, "... d"]) -> Float[mx.array, "... d"]:
         """The states that are an image's features: those of its patches."""
         return states if model.config.vision_feature_select_strategy == "full" else states[..., 1:, :]
 
-    def features(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b t d"]:
+    def features(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b ... d"]:
         """The frozen vision tower's patch features, before the projector."""
         return self.patches(model, self.states(model, pixels))
 
@@ -186,10 +186,22 @@ class Family:
             return [self.project(model, one[None])[0] for one in features]
         return self.project(model, features)
 
-    def project(self, model: Any, features: Float[mx.array, "b t d"]) -> Float[mx.array, "b s e"]:
+    def project(self, model: Any, features: Float[mx.array, "b ... d"]) -> Float[mx.array, "b s e"]:
         """The word embeddings that stand for images, from as many patch features each."""
         dtype = model.multi_modal_projector.linear_1.bias.dtype
         return model.multi_modal_projector(features.astype(dtype))
+
+    # -- the language model ----------------------------------------------------------------------------------------------
+
+    def decoder(self, model: Any) -> Decoder:
+        """The language model in its parts."""
+        return decoder_of(model)
+
+    def positions(
+        self, model: Any, ids: Integer[mx.array, "b p"], mask: Bool[np.ndarray, "b p"], features: Features
+    ) -> Positions | None:
+        """Where the tokens of right-padded prompts stand, the images' among them; None: at 0, 1, 2, ..."""
+        return None
 
 
 def _check_numbers(config: dict[str, Any]) -> None:

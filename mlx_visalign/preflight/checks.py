@@ -69,7 +69,7 @@ def _template(probe: ModelProbe) -> Measured:
 def _aspect(probe: ModelProbe) -> Measured:
     """A white picture twice as wide as high: padded, its upper edge has the mean colour, which is nearly 0."""
     preprocessing = probe.policy.preprocessing
-    pixels = probe.policy.pixels(Image.new("RGB", (2 * preprocessing.size, preprocessing.size), "white"))
+    pixels = preprocessing(Image.new("RGB", (2 * preprocessing.size, preprocessing.size), "white"))
     if pixels.shape != (preprocessing.size, preprocessing.size, 3):
         return False, f"pixels of shape {pixels.shape}"
     found = "pad" if _largest(pixels[0]) < 0.1 else "crop"

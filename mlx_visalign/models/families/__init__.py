@@ -1,7 +1,10 @@
 """The families of models: one object for each `model_type`, found by its name. The one door to mlx-vlm.
 
-Its classes hold the weights; loading, the merge of images into prompts and the forward pass are ours. What we do ourselves,
-and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.py or tests/test_onevision.py):
+A family of one's own is registered (`register`), or an installed package offers it as an entry point of the group
+`mlx_visalign.families` that is called after the model_type and leads to the object.
+
+mlx-vlm's classes hold the weights; loading, the merge of images into prompts and the forward pass are ours. What we do
+ourselves, and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.py or tests/test_onevision.py):
 
 - config: it ignores transformers 5's `rope_parameters` and silently uses its own default theta (`Family.build`).
 - loading: `mlx_vlm.load` runs Python that a model folder brings (`model_file`); its LLaVA processor fails with
@@ -13,28 +16,62 @@ and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.
 """
 
 import importlib
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from mlx_visalign.models.families.family import Family
 from mlx_visalign.models.families.parts import Shape
-from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.errors import UserError, plainly
+from mlx_visalign.utils.schema import shown
 
+GROUP = "mlx_visalign.families"
 SHARED = ("__init__", "family", "parts")  # the files here that are no family
 BUILT_IN = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SHARED)
+
+_registered: dict[str, Family] = {}
 
 
 def names() -> list[str]:
     """Every `model_type` that loads."""
-    return BUILT_IN
+    return [*BUILT_IN, *sorted({*_installed(), *_registered} - {*BUILT_IN})]
+
+
+def register(family: Family) -> None:
+    """Add a family of one's own, for as long as this process lives. Raises `UserError` where its name is taken."""
+    if family.model_type in BUILT_IN:
+        raise UserError(f"There is a family called {family.model_type!r} already. Give yours another model_type.")
+    _registered[family.model_type] = family
 
 
 def find(model_type: object) -> Family:
     """The family of a config.json's `model_type`. Raises `UserError` where there is none."""
-    if isinstance(model_type, str) and model_type in BUILT_IN:
-        return importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    if isinstance(model_type, str):
+        if model_type in BUILT_IN:
+            return importlib.import_module(f"{__name__}.{model_type}").FAMILY
+        if model_type in _registered:
+            return _registered[model_type]
+        if model_type in (installed := _installed()):
+            return _loaded(installed[model_type])
     known = " or ".join(map(repr, names()))
     raise UserError(f"Expected model_type {known}, got {model_type!r}: other folders do not load.")
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _loaded(point: EntryPoint) -> Family:
+    """Somebody's code is run, so anything may come of it."""
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UserError(
+            f"The installed family {point.name} cannot be imported ({type(error).__name__}: {plainly(error)})."
+        ) from error
+    if not isinstance(found, Family):
+        raise UserError(f"The installed family {point.name} is none: {point.value} should be a Family, got {shown(found)}.")
+    return found
 
 
 def of(model: Any) -> Family:

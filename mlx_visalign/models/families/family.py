@@ -62,14 +62,11 @@ class Family:
 
     # -- the config -----------------------------------------------------------------------------------------------------
 
-    def sections(self, config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Any]]:
-        """The whole config and its sections, each with what its names begin with and what says `only`."""
-        parts = (("text_config", self.text), ("vision_config", self.vision))
-        return [("", config, self), *((f"{name}.", config[name], part) for name, part in parts)]
-
     def check_only(self, config: Mapping[str, Any]) -> None:
         """Refuse every other value of a setting than the one that mlx-vlm's classes compute. What is not said passes."""
-        for prefix, section, kind in self.sections(config):
+        kinds: dict[str, Family | Part] = {"": self, "text_config.": self.text, "vision_config.": self.vision}
+        for prefix, kind in kinds.items():
+            section = config[prefix[:-1]] if prefix else config
             for name, only in kind.only.items():
                 if (found := section.get(name, only)) != only:
                     raise UserError(
@@ -130,7 +127,7 @@ class Family:
         projector = [*linear("linear_1", wide, hidden), *linear("linear_2", hidden, hidden)]
         return shapes | {f"multi_modal_projector.{name}": shape for name, shape in projector}
 
-    # -- beside transformers ---------------------------------------------------------------------------------------------
+    # -- transformers' own classes ---------------------------------------------------------------------------------------
 
     def processor(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What processor_config.json must say for transformers' own processor."""
@@ -143,7 +140,7 @@ class Family:
     # -- from pixels to word embeddings ----------------------------------------------------------------------------------
 
     def pixels(self, preprocessing: Preprocessing, picture: Picture) -> Float[mx.array, "h w 3"]:
-        """A picture as `states` takes it. Where `varies`, its shape tells how it was cut."""
+        """A picture as `states` takes it: a square, or where the family varies a shape that tells how it was cut."""
         return preprocessing(picture)
 
     def states(self, model: Any, pixels: Float[mx.array, "b h w 3"]) -> Float[mx.array, "b ... d"]:

@@ -80,7 +80,7 @@ def read_deltas(folder: Path) -> Deltas:
     if not is_peft(folder):
         return _ours(folder)
     peft = read_peft(folder)
-    tables = [*(layout.table for layout in LAYOUTS.values()), AUTHORS]
+    tables = [*(layout.table() for layout in LAYOUTS.values()), AUTHORS]
     updates = {
         _our_name(f"{path}.weight", tables, folder): Update(peft.source, layer.a.name, layer.b.name, layer.scale, turned=True)
         for path, layer in peft.layers.items()

@@ -101,7 +101,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Way:
-    return Way(source, config, LAYOUTS[layout].table.inverse, config, partial(state_template, config=config))
+    return Way(
+        source, config, LAYOUTS[layout].table(config["model_type"]).inverse, config, partial(state_template, config=config)
+    )
 
 
 def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:

@@ -46,8 +46,8 @@ def understand(folder: Path) -> to_mlx.Origin:
     source = open_source(folder)
     if source.metadata.get("format") == "mlx":
         raise UserError(f"{folder} is in MLX's layout already. Name the folder that it was converted from.")
-    layout = find_layout(source.tensors)
-    table = LAYOUTS[layout].table
+    layout = find_layout(source.tensors, config["model_type"])
+    table = LAYOUTS[layout].table(config["model_type"])
     if config["tie_word_embeddings"]:
         table = _tie(source, table, config)
     found = plan(source.tensors, table, families.parameters(config), str(folder))

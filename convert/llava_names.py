@@ -36,10 +36,9 @@ class Layout:
     outer: str
     tower: str
 
-    @property
-    def table(self) -> Table:
-        """From this layout's names to ours, for models of any family."""
-        others = under(self.outer, "", same(*families.others()))
+    def table(self, model_type: object = None) -> Table:
+        """From this layout's names to ours, for models of this package's families and of the one that is named."""
+        others = under(self.outer, "", same(*families.others(model_type)))
         return Table([*BUFFERS, *self.language, *others, *under(self.outer + self.tower, TOWER, TOWER_RULES)])
 
 
@@ -51,7 +50,7 @@ LAYOUTS = {
 }
 
 
-def find_layout(names: Iterable[str]) -> str:
+def find_layout(names: Iterable[str], model_type: object) -> str:
     """The layout that knows most of the names."""
     known = list(names)
-    return max(LAYOUTS, key=lambda layout: LAYOUTS[layout].table.matches(known))
+    return max(LAYOUTS, key=lambda layout: LAYOUTS[layout].table(model_type).matches(known))

@@ -181,7 +181,7 @@ def _hugging_face(origin: Origin) -> Source:
     """The source by names that transformers knows."""
     if origin.layout in LAYOUTS:
         return origin.source
-    table = LAYOUTS["classic"].table.inverse
+    table = LAYOUTS["classic"].table(origin.config["model_type"]).inverse
     found = {move.source.name: table.find(move.target.name) for move in origin.plan.moves}
     return renamed(origin.source, {name: pair[1] for name, pair in found.items() if pair})
 

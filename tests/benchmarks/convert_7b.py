@@ -94,7 +94,7 @@ def write_source(folder: Path, scale: int) -> None:
         return (bits & np.uint16(0x83FF) | np.uint16(0x2400)).view(np.float16).reshape(tensor.shape)
 
     config = make_config(scale)
-    shapes = LAYOUTS["classic"].table.inverse.through(families.parameters(config))
+    shapes = LAYOUTS["classic"].table().inverse.through(families.parameters(config))
     folder.mkdir()
     write_json(folder / "config.json", config)
     tensors = [Tensor(name, "F16", shape) for name, shape in shapes.items()]

@@ -305,6 +305,7 @@ def test_installed_packages_may_bring_families(monkeypatch):
 
     monkeypatch.setattr(families, "entry_points", points)
     assert families.find("wide") is stub_family.FAMILY and {"wide", "lost"} <= {*families.names()}
+    assert families.others() == ["image_newline", "multi_modal_projector.*"]  # none of them is imported
     with pytest.raises(UserError, match="family lost cannot be imported"):
         families.find("lost")
     with pytest.raises(UserError, match="family odd is none: json:dumps should be a Family"):

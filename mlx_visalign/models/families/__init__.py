@@ -84,9 +84,15 @@ def parameters(config: dict[str, Any]) -> dict[str, Shape]:
     return find(config["model_type"]).parameters(config)
 
 
-def others() -> list[str]:
-    """What any family's tensors outside of language model and tower are called, see `Family`."""
-    return sorted({name for kind in names() for name in find(kind).others})
+def others(model_type: object = None) -> list[str]:
+    """What tensors outside of language model and tower are called, see `Family`: of a family, and of all of this package.
+
+    Somebody else's code is imported for a model of theirs alone.
+    """
+    known = [*map(find, BUILT_IN), *_registered.values()]
+    if isinstance(model_type, str) and model_type in _installed():
+        known.append(find(model_type))
+    return sorted({name for family in known for name in family.others})
 
 
 def build_model(config: dict[str, Any]) -> Any:

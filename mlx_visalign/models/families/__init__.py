@@ -22,7 +22,8 @@ from typing import Any
 
 from mlx_visalign.models.families.family import Family
 from mlx_visalign.models.families.parts import Shape
-from mlx_visalign.utils.errors import UserError, plainly
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.own_code import run_own
 from mlx_visalign.utils.schema import shown
 
 GROUP = "mlx_visalign.families"
@@ -62,13 +63,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def _loaded(point: EntryPoint) -> Family:
-    """Somebody's code is run, so anything may come of it."""
-    try:
-        found = point.load()
-    except Exception as error:
-        raise UserError(
-            f"The installed family {point.name} cannot be imported ({type(error).__name__}: {plainly(error)})."
-        ) from error
+    found = run_own(f"The installed family {point.name}", point.load)
     if not isinstance(found, Family):
         raise UserError(f"The installed family {point.name} is none: {point.value} should be a Family, got {shown(found)}.")
     return found

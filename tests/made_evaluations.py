@@ -8,6 +8,7 @@ from mlx_visalign.data.records import Response
 from mlx_visalign.evaluation.benchmark import Benchmark
 from mlx_visalign.evaluation.pope import Question
 from mlx_visalign.evaluation.runner import Evaluation, Protocol
+from mlx_visalign.reporting.summary import make_report
 
 PROTOCOL = Protocol("What is here?", max_tokens=10, question_tokens=4)
 OBJECTS = ("cat", "dog", "cup")
@@ -39,3 +40,16 @@ def said(descriptions, answers):
         Response(f"{image}/{prompt}", image, prompt, kind, "clean", text, True, 9) for image, prompt, kind, text in rows
     ]
     return Evaluation(made, PROTOCOL, responses)
+
+
+BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
+AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
+TRAINING = [
+    {"iteration": step + 1, "train_loss": 1.0 - step / 40, "accuracy": 0.5, "iterations_per_second": 2.0} for step in range(40)
+]
+PAIRS = {"pairs": 20, "accuracy": 0.75, "margin": 0.4}
+
+
+def report(before=BEFORE, after=AFTER, pairs=PAIRS):
+    about = {"training": TRAINING, "held_out_pairs": pairs, "versions": {"mlx": "1"}, "settings": {"method": "seva"}}
+    return make_report(before, after, **about)

@@ -6,6 +6,7 @@ import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
 from mlx_visalign.models import families
+from mlx_visalign.models.lora import LoRASettings, adapters, attach
 
 CONFIG = families.find("llava").tiny
 IMAGE, IMAGE_TOKENS = 3, 4
@@ -32,3 +33,17 @@ def random_llava(seed: int = 0, config: dict[str, Any] = CONFIG, **text: Any) ->
 def prompt(before: list[int], after: list[int], images: int = 1) -> list[int]:
     """BOS, words, image tokens, words."""
     return [1, *before, *([IMAGE] * IMAGE_TOKENS * images), *after]
+
+
+def fill(model, seed):
+    for index, layer in enumerate(adapters(model).values()):
+        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(seed + index))
+
+
+def trained_llava(rounds=1):
+    """A random model with `rounds` rounds of rank 4, 5, ... whose B is not zero."""
+    model = random_llava()
+    for count in range(rounds):
+        attach(model, LoRASettings(rank=4 + count, scale=2.0), mx.random.key(count))
+        fill(model, 100 * count)
+    return model

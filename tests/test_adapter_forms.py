@@ -5,10 +5,10 @@ import re
 import shlex
 from pathlib import Path
 
+import golden_llava
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_vlm
 from mlx.utils import tree_flatten
 from PIL import Image
 from random_llava import random_llava
@@ -62,14 +62,14 @@ def merged(tensors, scale, ends=("lora_a", "lora_b")):
         a, b = (tensors[f"{name}.{end}"] for end in ends)
         layer = layers[name if name.startswith("language_model.") else f"language_model.{name}"]
         layer.weight = layer.weight + mx.array(scale * (a @ b).T)
-    return test_vlm.our_logits(model)[0]
+    return golden_llava.our_logits(model)[0]
 
 
 def bound(folder):
     model = random_llava()
     config, layers = read_adapter(folder)
     bind(model, folder, layers, is_whole(config))
-    return test_vlm.our_logits(model)[0]
+    return golden_llava.our_logits(model)[0]
 
 
 # -- mlx-lm's, of a language model alone ------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_mlx_lms_adapter_of_the_last_blocks_is_read(tmp_path, capsys, keys):
     folder = mlx_lm(tmp_path / "lora", lora_parameters={"keys": keys})
     expected = merged(load_file(folder / "adapters.safetensors"), SCALE)
     np.testing.assert_allclose(bound(folder), expected, atol=PARITY)
-    assert np.abs(expected - test_vlm.our_logits(random_llava())[0]).max() > 0.1
+    assert np.abs(expected - golden_llava.our_logits(random_llava())[0]).max() > 0.1
     assert "trained on a language model alone" in capsys.readouterr().err
 
 
@@ -144,7 +144,7 @@ def test_the_installed_mlx_vlm_wrote_it_with_the_other_strength(tmp_path):
     assert len(trained) == 2 * 2 * len(INNER)
     weights = [(name, 0.1 * mx.random.normal(array.shape, key=mx.random.key(len(name)))) for name, array in trained.items()]
     model.load_weights(weights, strict=False)
-    theirs = test_vlm.our_logits(model)[0]
+    theirs = golden_llava.our_logits(model)[0]
     folder = written(tmp_path / "older", {name: np.array(array) for name, array in weights}, OLDER)
     from_older(folder, tmp_path / "ours", SCALE / RANK)
     np.testing.assert_allclose(bound(tmp_path / "ours"), theirs, atol=PARITY)

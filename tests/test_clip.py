@@ -6,18 +6,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from small_clip import CONFIG
 
 from mlx_visalign.models.clip import CLIP, CLIPConfig, from_hugging_face, load_clip
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import PARITY
-
-TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-CONFIG = {
-    "model_type": "clip",
-    "projection_dim": 12,
-    "text_config": {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 19},
-    "vision_config": {**TOWER, "image_size": 8, "patch_size": 4, "unknown_key": "ignored"},
-}
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_clip
 from hf_layouts import TINY, write_hf
 from mlx.utils import tree_flatten
 from original_layout import write_torch
 from safetensors.numpy import load_file, save_file
+from small_clip import CONFIG
 
 from mlx_visalign.convert.cli import main
 from mlx_visalign.convert.clip import parameters
@@ -58,7 +58,7 @@ def test_hugging_faces_layout_gives_transformers_vectors(tmp_path, convert, gold
     weights = {name.removeprefix("weights."): array for name, array in golden.items() if name.startswith("weights.")}
     source = tmp_path / "clip"
     source.mkdir()
-    (source / "config.json").write_text(json.dumps(test_clip.CONFIG))
+    (source / "config.json").write_text(json.dumps(CONFIG))
     if files == "bin":
         buffer = {"vision_model.embeddings.position_ids": np.zeros((1, 5), np.float32)}
         write_torch(source / "pytorch_model.bin", weights | buffer)

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import golden_llava
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_vlm
 from hf_layouts import LAYOUTS, hf_tensors, write_hf, write_talking
 from random_llava import CONFIG, random_llava
 from random_onevision import CONFIG as ONEVISION
@@ -127,12 +127,12 @@ def test_transformers_loads_it(tmp_path, convert, export, layout):
     model, about = LlavaForConditionalGeneration.from_pretrained(back, output_loading_info=True)
     assert not about["missing_keys"] and not about["unexpected_keys"] and model.dtype == torch.float32
     at = 0
-    for row, golden in zip(test_vlm.make_llava.ROWS, range(3), strict=True):
-        count = row.count(CONFIG["image_token_index"]) // test_vlm.make_llava.IMAGE_TOKENS
-        images = torch.tensor(test_vlm.make_llava.pixels(4)[at : at + count].transpose(0, 3, 1, 2))
+    for row, golden in zip(golden_llava.make_llava.ROWS, range(3), strict=True):
+        count = row.count(CONFIG["image_token_index"]) // golden_llava.make_llava.IMAGE_TOKENS
+        images = torch.tensor(golden_llava.make_llava.pixels(4)[at : at + count].transpose(0, 3, 1, 2))
         with torch.no_grad():
             found = model(input_ids=torch.tensor([row]), pixel_values=images).logits[0].numpy()
-        np.testing.assert_allclose(found, test_vlm.GOLDEN[f"logits{golden}"], atol=PARITY)
+        np.testing.assert_allclose(found, golden_llava.GOLDEN[f"logits{golden}"], atol=PARITY)
         at += count
 
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import golden_llava
+import golden_onevision
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_onevision
-import test_vlm
 from hf_layouts import LAYOUTS, TINY, hf_tensors, write_hf, write_talking, write_words_and_pixels
 from mlx.utils import tree_flatten
 from PIL import Image
@@ -85,7 +85,7 @@ def test_every_layout_gives_transformers_logits(tmp_path, convert, layout, files
     """Three rows in a batch, one with two images, against transformers' one by one; rope_theta 500."""
     source = write_hf(tmp_path / "hf", layout, dtype=np.float32, files=files)
     folder, figures = convert(source, "--dtype", "float32", "--verify")
-    test_vlm.assert_logits(test_vlm.our_logits(loaded(folder)), [test_vlm.GOLDEN[f"logits{row}"] for row in range(3)])
+    golden_llava.assert_logits(golden_llava.our_logits(loaded(folder)), [golden_llava.GOLDEN[f"logits{row}"] for row in range(3)])
     assert figures["tensors"].startswith("all 80 filled, 0 ")
     assert figures["verified"] == "80 of 80 tensors have the source's checksum"
 
@@ -94,7 +94,7 @@ def test_every_layout_gives_transformers_logits(tmp_path, convert, layout, files
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_torch_shards_give_transformers_logits(tmp_path, convert, layout):
     folder, _ = convert(write_hf(tmp_path / "hf", layout, dtype=np.float32, files="bin"), "--dtype", "float32")
-    test_vlm.assert_logits(test_vlm.our_logits(loaded(folder)), test_vlm.make_llava.logits())
+    golden_llava.assert_logits(golden_llava.our_logits(loaded(folder)), golden_llava.make_llava.logits())
 
 
 @pytest.mark.reference
@@ -121,8 +121,8 @@ def test_onevision_gives_transformers_logits(tmp_path, convert, layout, head):
     config = ONEVISION | {"tie_word_embeddings": tied}
     source = write_hf(tmp_path / "hf", layout, model, config, np.float32, extra=extra)
     folder, figures = convert(source, "--dtype", "float32", "--verify")
-    golden = [test_onevision.GOLDEN[f"{'tied' if tied else 'untied'}{row}"] for row in range(2)]
-    test_onevision.assert_logits(test_onevision.our_logits(loaded(folder)), golden)
+    golden = [golden_onevision.GOLDEN[f"{'tied' if tied else 'untied'}{row}"] for row in range(2)]
+    golden_llava.assert_logits(golden_onevision.our_logits(loaded(folder)), golden)
     assert f", {len(extra)} of the source dropped" in figures["tensors"]
     assert read_json(folder / "config.json")["visalign"]["template"] == "onevision"
 

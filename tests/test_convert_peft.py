@@ -5,12 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import golden_llava
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_lora
-import test_vlm
-from random_llava import random_llava
+from random_llava import random_llava, trained_llava
 from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.convert.cli import main
@@ -41,7 +40,7 @@ def with_adapter(folder):
 
 def first_row(model) -> np.ndarray:
     """Our logits where make_peft.logits has PEFT's."""
-    return test_vlm.our_logits(model)[0]
+    return golden_llava.our_logits(model)[0]
 
 
 def bits(file: Path) -> dict[str, bytes]:
@@ -89,7 +88,7 @@ def test_the_bits_of_half_precision_come_back(tmp_path, kind):
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_our_bits_and_words_come_back(tmp_path, rounds):
-    save_adapter(test_lora.trained(rounds), tmp_path / "ours", {"method": "csr", "round": rounds, "template": "vicuna_v1"})
+    save_adapter(trained_llava(rounds), tmp_path / "ours", {"method": "csr", "round": rounds, "template": "vicuna_v1"})
     to_peft(tmp_path / "ours", tmp_path / "peft")
     to_ours(tmp_path / "peft", tmp_path / "back")
     config, before = (read_json(tmp_path / name / "adapter_config.json") for name in ("back", "ours"))
@@ -98,7 +97,7 @@ def test_our_bits_and_words_come_back(tmp_path, rounds):
 
 
 def test_three_rounds_are_one_lora_for_peft(tmp_path):
-    save_adapter(test_lora.trained(3), tmp_path / "ours", {})
+    save_adapter(trained_llava(3), tmp_path / "ours", {})
     to_peft(tmp_path / "ours", tmp_path / "peft", "classic")
     adapter = read_peft(tmp_path / "peft")
     assert (adapter.config["r"], adapter.config["lora_alpha"]) == (15, 15)
@@ -262,7 +261,7 @@ def test_a_missing_file_is_named(tmp_path, file):
 
 
 def test_an_adapter_with_columns_scaled_is_not_ours(tmp_path):
-    save_adapter(test_lora.trained(1), tmp_path / "dora", {})
+    save_adapter(trained_llava(1), tmp_path / "dora", {})
     file = tmp_path / "dora/adapters.safetensors"
     tensors = {name: np.array(array) for name, array in mx.load(str(file)).items()}
     save_file(tensors | {"language_model.model.layers.0.self_attn.q_proj.m": np.ones(64, "f4")}, file)
@@ -309,7 +308,7 @@ def test_pefts_logits_and_bits(tmp_path, settings):
 def test_peft_loads_three_rounds_of_ours_with_our_logits(tmp_path):
     from peft import PeftModel
 
-    model = test_lora.trained(3)
+    model = trained_llava(3)
     save_adapter(model, tmp_path / "ours", {"method": "csr"})
     to_peft(tmp_path / "ours", tmp_path / "peft")
     theirs = PeftModel.from_pretrained(make_llava.transformers_model(), tmp_path / "peft")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fake_hub import Hub
 from small_runs import SETTINGS
-from test_upload import Hub
 from tracing import absolute, listing
 from transformers import PreTrainedTokenizerBase
 

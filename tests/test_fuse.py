@@ -6,13 +6,12 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import golden_llava
 import mlx.core as mx
 import numpy as np
 import pytest
-import test_lora
-import test_vlm
 from hf_layouts import TINY, write_hf, write_talking
-from random_llava import CONFIG, random_llava
+from random_llava import CONFIG, random_llava, trained_llava
 from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.cli.main import main
@@ -45,7 +44,7 @@ def base(tmp_path):
 
 @pytest.fixture
 def adapter(tmp_path):
-    save_adapter(test_lora.trained(2), tmp_path / "adapter", {"method": "csr", "round": 2})
+    save_adapter(trained_llava(2), tmp_path / "adapter", {"method": "csr", "round": 2})
     return tmp_path / "adapter"
 
 
@@ -67,12 +66,12 @@ def loaded(folder):
 
 
 def first_row(model):
-    return test_vlm.our_logits(model)[0]
+    return golden_llava.our_logits(model)[0]
 
 
 def merged(name):
     """A layer of the random LLaVA with all rounds of its adapter, in float64."""
-    layer = adapters(test_lora.trained(2))[name]
+    layer = adapters(trained_llava(2))[name]
     changes = [np.array(a, np.float64) @ np.array(b, np.float64) for a, b in layer.rounds()]
     return np.array(layer.linear.weight, np.float64) + sum(changes).T
 
@@ -82,7 +81,7 @@ def test_a_fused_model_has_the_adapters_logits(tmp_path, base, adapter, dtype):
     tolerance = PRECISIONS[dtype].parity
     figures = fuse(base, adapter, tmp_path / "fused", dtype)
     assert figures["merged"] == "14 layers, and 0 tensors replaced"
-    on = first_row(test_lora.trained(2))
+    on = first_row(trained_llava(2))
     difference = np.abs(first_row(loaded(tmp_path / "fused")) - on).max()
     assert difference <= tolerance and np.abs(first_row(random_llava()) - on).max() > 10 * tolerance
     assert read_json(tmp_path / "fused/config.json")["torch_dtype"] == dtype

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, prompt, random_llava
+from random_llava import CONFIG, IMAGE, IMAGE_TOKENS, fill, prompt, random_llava, trained_llava
 
 from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import read_adapter
@@ -24,20 +24,6 @@ def logits(model):
     features = mx.random.normal((1, IMAGE_TOKENS, 64), key=mx.random.key(1))
     embeds = merge(model.language_model.model.embed_tokens(IDS), IDS, IMAGE, families.of(model).project(model, features))
     return model.language_model(IDS, inputs_embeds=embeds, mask=None).logits
-
-
-def fill(model, seed):
-    for index, layer in enumerate(adapters(model).values()):
-        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(seed + index))
-
-
-def trained(rounds=1):
-    """A random model with `rounds` rounds of rank 4, 5, ... whose B is not zero."""
-    model = random_llava()
-    for count in range(rounds):
-        attach(model, LoRASettings(rank=4 + count, scale=2.0), mx.random.key(count))
-        fill(model, 100 * count)
-    return model
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains():
@@ -60,7 +46,7 @@ def test_a_is_drawn_from_its_key_in_bounds():
 
 
 def test_off_is_the_base_and_each_round_is_the_one_before():
-    base, one, two = logits(random_llava()), trained(1), trained(2)
+    base, one, two = logits(random_llava()), trained_llava(1), trained_llava(2)
     with adapter_at(two, 0):
         assert mx.array_equal(logits(two), base)
     with adapter_at(two, 1):
@@ -69,7 +55,7 @@ def test_off_is_the_base_and_each_round_is_the_one_before():
 
 
 def test_earlier_rounds_are_frozen():
-    names = [name for name, _ in tree_flatten(trained(2).trainable_parameters())]
+    names = [name for name, _ in tree_flatten(trained_llava(2).trainable_parameters())]
     assert len(names) == 2 * 7 * 2 and not any("past" in name for name in names)
 
 
@@ -77,7 +63,7 @@ def test_earlier_rounds_are_frozen():
 def test_mlx_vlm_loads_our_adapter_with_our_logits(tmp_path, rounds):
     from mlx_vlm.trainer import apply_lora_layers
 
-    model = trained(rounds)
+    model = trained_llava(rounds)
     save_adapter(model, tmp_path, {"method": "test"})
     theirs = apply_lora_layers(random_llava(), str(tmp_path))
     np.testing.assert_allclose(logits(theirs), logits(model), atol=PARITY)
@@ -85,7 +71,7 @@ def test_mlx_vlm_loads_our_adapter_with_our_logits(tmp_path, rounds):
 
 
 def test_a_folder_remembers_its_rounds(tmp_path):
-    model = trained(2)
+    model = trained_llava(2)
     save_adapter(model, tmp_path, {"method": "test"})
     config, slices = read_adapter(tmp_path)
     assert config["method"] == "test" and config["round_ranks"] == [4, 5]
@@ -112,7 +98,7 @@ BAD_CONFIGS = {
 
 @pytest.mark.parametrize("damage", BAD_CONFIGS)
 def test_a_damaged_config_is_named(tmp_path, damage):
-    save_adapter(trained(1), tmp_path, {})
+    save_adapter(trained_llava(1), tmp_path, {})
     bad = BAD_CONFIGS[damage]
     (tmp_path / "adapter_config.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -134,7 +120,7 @@ BAD_WEIGHTS = {
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", *BAD_WEIGHTS])
 def test_damaged_weights_are_named(tmp_path, damage):
-    save_adapter(trained(1), tmp_path, {})
+    save_adapter(trained_llava(1), tmp_path, {})
     file = tmp_path / "adapters.safetensors"
     if damage == "missing":
         file.unlink()
@@ -149,7 +135,7 @@ def test_damaged_weights_are_named(tmp_path, damage):
 
 
 def test_a_bfloat16_adapter_is_read(tmp_path):
-    save_adapter(trained(1), tmp_path, {})
+    save_adapter(trained_llava(1), tmp_path, {})
     file = tmp_path / "adapters.safetensors"
     tensors = {name: array.astype(mx.bfloat16) for name, array in mx.load(str(file)).items()}
     mx.eval(tensors)
@@ -193,7 +179,7 @@ def test_a_model_without_the_expected_layers_is_refused():
 
 
 def test_config_is_what_mlx_vlm_expects(tmp_path):
-    save_adapter(trained(1), tmp_path, {})
+    save_adapter(trained_llava(1), tmp_path, {})
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["fine_tune_type"] == "lora" and config["num_layers"] == -1
     assert config["lora_parameters"]["rank"] == 4 and config["lora_parameters"]["scale"] == 1.0

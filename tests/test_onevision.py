@@ -10,11 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from golden_llava import assert_logits
+from golden_onevision import GOLDEN, embeddings, our_logits
 from mlx.utils import tree_flatten
 from PIL import Image
 from random_onevision import (
     CONFIG,
-    IMAGE,
     IMAGE_TOKENS,
     MEAN,
     SIDE,
@@ -30,7 +31,7 @@ from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models import families
-from mlx_visalign.models.decoder import Decoder, decoder_of, merge
+from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapters
 from mlx_visalign.utils.errors import UserError
@@ -39,35 +40,9 @@ from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_onevision
 
-GOLDEN = np.load(make_onevision.FILE)
 QUESTIONS = ["Describe this image in detail.", "Is there a red triangle in the image?"]
 model = cache(random_onevision)
 policy = cache(random_policy)
-
-
-def embeddings(model, rows):
-    """The rows' word embeddings with their images merged in, and the mask."""
-    ids, mask = fold.right_pad(rows)
-    pixels = mx.stack([Preprocessing(44, MEAN, STD, "pad")(image) for image in make_onevision.squares()[: len(rows)]])
-    features = families.of(model).project(model, families.of(model).features(model, pixels))
-    return merge(decoder_of(model).embed(ids), ids, IMAGE, features), mask
-
-
-def our_logits(model, rows=make_onevision.ROWS) -> list[np.ndarray]:
-    """Every position's logits: all rows in one batch, all but the first token read as a continuation of it."""
-    embeds, mask = embeddings(model, rows)
-    decoder = decoder_of(model)
-    prefix = fold.prefill(decoder, embeds[:, :1], mask[:, :1])
-    inputs = Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
-    states, _ = fold.extend(inputs, prefix.branch(1), mx.zeros((len(rows), embeds.shape[1] - 1), mx.int32), mask[:, 1:])
-    logits = decoder.head(mx.concatenate([prefix.state[:, None], states], axis=1))
-    return [np.array(logits[row, : int(mask[row].sum())]) for row in range(len(mask))]
-
-
-def assert_logits(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert 1 < np.abs(theirs).max() < 20
-        np.testing.assert_allclose(ours, theirs, atol=PARITY)
 
 
 @pytest.mark.parametrize("head", ["untied", "tied"])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fake_hub import Hub
 from small_runs import SETTINGS
-from test_upload import Hub
 from tracing import listing, tracing
 
 from mlx_visalign.cli.main import main

@@ -4,7 +4,7 @@ import json
 from io import StringIO
 
 import pytest
-from made_evaluations import PROTOCOL, benchmark, said
+from made_evaluations import AFTER, BEFORE, PROTOCOL, TRAINING, benchmark, report
 from PIL import Image
 from rich.console import Console
 
@@ -15,7 +15,6 @@ from mlx_visalign.reporting.summary import (
     TABLE,
     Shown,
     in_short,
-    make_report,
     read_report,
     sentences,
     show,
@@ -25,18 +24,6 @@ from mlx_visalign.reporting.summary import (
     write_report,
 )
 from mlx_visalign.utils.errors import UserError
-
-BEFORE = said({"a": "A cat and a dog.", "b": "A cat.", "c": "A cup."}, {"a": "Yes.", "b": "No."})
-AFTER = said({"a": "A cat.", "b": "A cat.", "c": "Nothing."}, {"a": "No.", "b": "Yes."})
-TRAINING = [
-    {"iteration": step + 1, "train_loss": 1.0 - step / 40, "accuracy": 0.5, "iterations_per_second": 2.0} for step in range(40)
-]
-PAIRS = {"pairs": 20, "accuracy": 0.75, "margin": 0.4}
-
-
-def report(before=BEFORE, after=AFTER, pairs=PAIRS):
-    about = {"training": TRAINING, "held_out_pairs": pairs, "versions": {"mlx": "1"}, "settings": {"method": "seva"}}
-    return make_report(before, after, **about)
 
 
 @pytest.mark.parametrize("spoil", [{"change": {}, "limits": 5}, {"before": {"chair": {"chair_i": 0.1}}}, {"warnings": None}])

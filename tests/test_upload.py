@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import test_lora
-import test_report
+from fake_hub import Hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from made_evaluations import report
 from markdown_it import MarkdownIt
+from random_llava import trained_llava
 
 from mlx_visalign.cli.main import main
 from mlx_visalign.inference.policy import TINY
@@ -22,22 +23,6 @@ from mlx_visalign.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_peft
-
-
-class Hub:
-    """Takes the place of HfApi and remembers what it was asked for; `error` is raised instead of taking an upload."""
-
-    def __init__(self):
-        self.repos, self.sent, self.error = {}, [], None
-
-    def create_repo(self, repo, private, exist_ok):
-        self.repos[repo] = {"private": private, "exist_ok": exist_ok}
-
-    def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
-        if self.error is not None:
-            raise self.error
-        self.sent.append((repo_id, sorted(allow_patterns)))
-        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
 
 
 @pytest.fixture
@@ -51,9 +36,9 @@ def hub(monkeypatch):
 def run(tmp_path):
     """A run's folder with what may not leave the machine in it."""
     folder = tmp_path / "run"
-    save_adapter(test_lora.trained(1), folder / "adapter", {"method": "seva", "round": 1, "template": "vicuna_v1"})
+    save_adapter(trained_llava(1), folder / "adapter", {"method": "seva", "round": 1, "template": "vicuna_v1"})
     settings = {"method": "seva", "model": "/Users/me/llava", "images": "/Users/me/photos", "settings": {"view": "crop"}}
-    (folder / "report.json").write_text(json.dumps(test_report.report() | {"settings": settings}))
+    (folder / "report.json").write_text(json.dumps(report() | {"settings": settings}))
     for name in (
         "pairs.jsonl",
         "config.yaml",
@@ -87,7 +72,7 @@ EVIL = "a`b``\n---\nlicense: mit\n---\n# Mine\n```\n[x](http://evil) <script>ale
 
 
 def test_what_configs_and_reports_say_is_never_markdown(hub, run):
-    save_adapter(test_lora.trained(1), run / "adapter", {"method": EVIL, "template": EVIL})
+    save_adapter(trained_llava(1), run / "adapter", {"method": EVIL, "template": EVIL})
     report = json.loads((run / "report.json").read_text())
     report |= {"benchmark": report["benchmark"] | {"name": EVIL}, "limits": [EVIL], "versions": {"mlx": EVIL}}
     report["settings"]["settings"] = {"view": EVIL}

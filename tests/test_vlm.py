@@ -7,13 +7,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from golden_llava import GOLDEN, assert_logits, our_logits
 from mlx.utils import tree_flatten
 from random_llava import CONFIG, IMAGE, random_llava
 
 from mlx_visalign.inference import prefix_cache as fold
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import families
-from mlx_visalign.models.decoder import Decoder, decoder_of, merge
+from mlx_visalign.models.decoder import decoder_of, merge
 from mlx_visalign.models.loading import load_model, quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters, attach
 from mlx_visalign.utils.errors import UserError
@@ -22,22 +23,6 @@ from mlx_visalign.utils.tolerances import PARITY
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make_llava
-
-GOLDEN = np.load(make_llava.FILE)
-
-
-def our_logits(model) -> list[np.ndarray]:
-    """All rows in one batch with all images, through the fold's prefill."""
-    ids, mask = fold.right_pad(make_llava.ROWS)
-    decoder = decoder_of(model)
-    features = families.of(model).features(model, mx.array(make_llava.pixels(4)))
-    embeds = merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features))
-    # Every position's logits: read all but the first token as a continuation of it.
-    prefix = fold.prefill(decoder, embeds[:, :1], mask[:, :1])
-    inputs = Decoder(lambda _: embeds[:, 1:], decoder.layers, decoder.norm, decoder.head)
-    states, _ = fold.extend(inputs, prefix.branch(1), ids[:, 1:], mask[:, 1:])
-    logits = decoder.head(mx.concatenate([prefix.state[:, None], states], axis=1))
-    return [np.array(logits[row, : int(mask[row].sum())]) for row in range(len(mask))]
 
 
 def our_dpo(model) -> dict[str, np.ndarray]:
@@ -64,12 +49,6 @@ def our_dpo(model) -> dict[str, np.ndarray]:
         reference = margin()
     loss, grads = nn.value_and_grad(model, lambda: -nn.log_sigmoid(make_llava.BETA * (margin() - reference)))()
     return {"loss": np.array(loss)} | {name: np.array(value) for name, value in tree_flatten(grads)}
-
-
-def assert_logits(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert 1 < np.abs(theirs).max() < 20
-        np.testing.assert_allclose(ours, theirs, atol=PARITY)
 
 
 def assert_dpo(found, expected):

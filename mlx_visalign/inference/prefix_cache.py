@@ -2,7 +2,7 @@
 
 In LLaVA the prefix (576 image tokens and more) is most of every sequence, and chosen and rejected answers, sampled
 candidates and the questions about one image all share it. The fold is exact: it computes what separate full forwards
-compute (tests/test_fold.py). Everything is right-padded; a row's padding comes after its real tokens, so causality hides
+compute (tested). Everything is right-padded; a row's padding comes after its real tokens, so causality hides
 it within the row, a mask hides it from later pieces, and positions of its own keep every token where it would be alone.
 
 All rows of a prompt look at the one copy there is of its keys and values (attention.py).

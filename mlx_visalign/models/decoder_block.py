@@ -1,6 +1,6 @@
 """One block of a Llama-like language model, so that training keeps little of it.
 
-mlx-vlm's Llama and Qwen2 blocks compute the same (tests/test_block.py) and keep, for the backward pass, every array on the
+mlx-vlm's Llama and Qwen2 blocks compute the same and keep, for the backward pass, every array on the
 way: 7 vectors of the model's width a token and 5 of the MLP's, and all attention scores. Here only what a product with a
 weight made is kept, 4 and 2, and norms, activations and scores are computed a second time. That costs next to nothing: MLX
 is lazy, and the products themselves, which no gradient asks for, are not.

@@ -30,7 +30,7 @@ from mlx_visalign.utils.formatting import duration
 
 GPU_SHARE = 0.7  # of a Mac's memory, what Metal lets the GPU have: 11.45 of 16 GB, 17.2 of 24, 70 to 78 % above
 PROMPT_WORDS = 64  # tokens of a prompt beside the image's: the template's and a short question's
-MARGIN = 1.15  # the plan is right to 15 % (tests/test_footprint.py, tests/test_workload.py)
+MARGIN = 1.15  # the plan is right to 15 % (tests/preflight/test_memory.py, tests/preflight/test_workload.py)
 NEAR = 0.75  # of what can be used; where more is needed a death without a word may well have been for want of memory
 SIZES_OF_MACS = (8, 16, 24, 32, 64)
 RANKS = (128, 64, 16)  # that are suggested where the one asked for is too large

@@ -1,7 +1,7 @@
 """How much memory a model and its training will take: told from config.json, before any weight is read.
 
 Every array that training keeps for the backward pass is counted from the shapes; what a single layer needs for a moment is
-a formula fitted to `mx.get_peak_memory`. tests/test_footprint.py holds both to 15 % of measured peaks. Counted are the
+a formula fitted to `mx.get_peak_memory`. tests/preflight/test_memory.py holds both to 15 % of measured peaks. Counted are the
 weights, the adapter with AdamW's state, the activations of the fold (fold.py), the logits of the answers, the feature
 cache and a CLIP that judges. Not counted: the interpreter (0.3 GB) and other programs. What answering takes: `workload`.
 """

@@ -1,7 +1,7 @@
 """What a run has to do, stage by stage, and what each stage takes: bytes at its peak, and floating-point operations.
 
 Methods say the `Workload`; no model is needed for it. The bytes are counted as in `memory`, to 15 % of what
-`mx.get_peak_memory` says (tests/test_footprint.py). An operation is an addition or a multiplication; counted are the
+`mx.get_peak_memory` says (tests/preflight/test_memory.py). An operation is an addition or a multiplication; counted are the
 matrix products of the language model. Left out are the vision tower and a CLIP, a few per cent at 7B, and LoRA (3 %).
 """
 

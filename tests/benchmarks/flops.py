@@ -2,9 +2,9 @@
 
     python tests/benchmarks/flops.py      a minute
 
-What is counted, and what is not, stands in tests/flop_counter.py. A training step, and the reading of its reference, is
+What is counted, and what is not, stands in tests/helpers/flop_counter.py. A training step, and the reading of its reference, is
 the graph of the real loss on a real model of mlx-vlm's classes, whose weights are never drawn. Where sampling needs
-tokens, the real code (trees, judging, rollouts) runs on a narrow model that notes every call (tests/understudy.py), and
+tokens, the real code (trees, judging, rollouts) runs on a narrow model that notes every call (tests/helpers/understudy.py), and
 each call is then counted in the graph of the large model. Prompts have 60 tokens and 576 of the image, answers 120; an
 answer of CSR's is six sentences of 20 tokens. DPO's step takes image features from the cache: the tower is a row of its
 own. FiSAO's rewards are not counted: CLIP reads 16 objects' names for 0.02 TFLOP.
@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from flop_counter import Prices, count, count_gradient
 from understudy import Notes, plain_words, question_of, understudy, understudy_scorer

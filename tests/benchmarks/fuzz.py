@@ -1,6 +1,6 @@
 """Files that are almost right, 50,000 of them: does every command that reads one end well, or with one sentence?
 
-    make fuzz                                             # all kinds, as they are shared out in tests/fuzzing.py
+    make fuzz                                             # all kinds, as they are shared out in tests/helpers/fuzzing.py
     python tests/benchmarks/fuzz.py --count 2000 --only recipe images --seed 7
 
 A find is any exception but UserError, any exit code but 0 and 2, more than 10 s of processor time or 1 GiB of memory above
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS / "helpers"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "MLX_DISABLE_COMPILE": "1"}
 
 import fuzzing  # noqa: E402

@@ -1,7 +1,7 @@
 """What holds for every family of models: those of this package, and one in a file outside it.
 
 A family is one file with a tiny config; its row here comes by itself. What is its own, such as transformers' figures, has a
-test file beside these (tests/test_vlm.py, tests/test_onevision.py).
+test file beside these (tests/models/test_llava.py, tests/models/test_llava_onevision.py).
 """
 
 import json

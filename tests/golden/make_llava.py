@@ -1,4 +1,4 @@
-"""What transformers and peft say about the random LLaVA of tests/random_llava.py; writes tests/golden/llava.npz.
+"""What transformers and peft say about the random LLaVA of tests/helpers/random_llava.py; writes tests/golden/llava.npz.
 
 Run from the project's root: python tests/golden/make_llava.py (needs the `reference` extra).
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from random_llava import CONFIG, IMAGE_TOKENS, prompt, random_llava
 

@@ -1,4 +1,4 @@
-"""What transformers says about the random LLaVA-OneVision of tests/random_onevision.py; writes tests/golden/onevision.npz.
+"""transformers' logits of the LLaVA-OneVision in tests/helpers/random_onevision.py; writes tests/golden/onevision.npz.
 
 Run from the project's root: python tests/golden/make_onevision.py (needs the `reference` extra).
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from random_onevision import CONFIG, IMAGE, IMAGE_TOKENS, MEAN, STD, random_onevision
 

@@ -1,7 +1,7 @@
 """LoRA folders as PEFT and as LLaVA's authors write them, and PEFT's logits; writes tests/golden/peft*.
 
 Run from the project's root: python tests/golden/make_peft.py (needs the `reference` extra).
-The base is the random LLaVA of tests/random_llava.py, A and B are those of `make_llava.lora_weights`.
+The base is the random LLaVA of tests/helpers/random_llava.py, A and B are those of `make_llava.lora_weights`.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import make_llava
 

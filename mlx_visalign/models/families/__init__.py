@@ -4,7 +4,7 @@ A family of one's own is registered (`register`), or an installed package offers
 `mlx_visalign.families` that is called after the model_type and leads to the object.
 
 mlx-vlm's classes hold the weights; loading, the merge of images into prompts and the forward pass are ours. What we do
-ourselves, and why (mlx-vlm 0.7.10; each has a test against transformers in tests/test_vlm.py or tests/test_onevision.py):
+ourselves, and why (mlx-vlm 0.7.10; each has a test against transformers in tests/models):
 
 - config: it ignores transformers 5's `rope_parameters` and silently uses its own default theta (`Family.build`).
 - loading: `mlx_vlm.load` runs Python that a model folder brings (`model_file`); its LLaVA processor fails with

@@ -1,4 +1,4 @@
-"""How a command is declared, and the arguments that several commands have. Nothing here is slow to import."""
+"""Command-line arguments shared by several commands; imports nothing slow."""
 
 import argparse
 import math
@@ -21,15 +21,15 @@ def command(commands: Any, name: str, about: str, *examples: str) -> argparse.Ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON; everything else goes to stderr")
     return parser
 
 
-MODEL = 'a LLaVA folder, one on the Hub (owner/name), or "tiny", the embedded toy'
+MODEL = 'LLaVA model: a folder, a Hub name (owner/name), or "tiny", the built-in toy model'
 
 
 def require_there(options: argparse.Namespace, *names: str) -> None:
-    """UserError for all of these options whose file or folder is not there."""
+    """UserError naming every option whose path does not exist."""
     given = {name: getattr(options, name) for name in names}
     missing = {name: path for name, path in given.items() if path is not None and not Path(path).exists()}
     refuse([f"--{name}: there is no file or folder {path}." for name, path in missing.items()])
@@ -37,24 +37,33 @@ def require_there(options: argparse.Namespace, *names: str) -> None:
 
 def model_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     parser.add_argument("--model", required=required, help=MODEL if required else f"{MODEL} (default: tiny)")
-    parser.add_argument("--adapter-path", metavar="FOLDER", help="an adapter on top of it, in a folder or on the Hub")
+    parser.add_argument("--adapter-path", metavar="FOLDER", help="LoRA adapter to load on top of it: a folder or a Hub name")
     link_option(parser)
 
 
 def link_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--follow-links", action="store_true", help="read what links inside your folders lead to outside them")
+    parser.add_argument("--follow-links", action="store_true", help="follow symlinks that point outside your folders")
 
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="%(default)s")
-    parser.add_argument("--max-tokens", type=positive, metavar="N", default=256, help="longest answer; %(default)s")
-    parser.add_argument("--temp", "--temperature", type=_temperature, metavar="T", default=0.0, help="0 is greedy, the default")
-    parser.add_argument("--top-p", type=_share, metavar="P", default=1.0, help="%(default)s: all tokens")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the draws, where there are any; %(default)s")
+    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="question to ask (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", default=256, help="maximum answer length in tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temp", "--temperature", type=_temperature, metavar="T", default=0.0, help="sampling temperature (default: 0, greedy)"
+    )
+    parser.add_argument(
+        "--top-p", type=_share, metavar="P", default=1.0, help="nucleus sampling (default: %(default)s, all tokens)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="sampling seed (default: %(default)s)")
 
 
 class Images(argparse.Action):
-    """--images of folders and files, as a shell expands photos/*.jpg: one is text, several are a list."""
+    """--images: folders and files, as a shell expands photos/*.jpg.
+
+    One value is stored as text, several as a list.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**settings, nargs="+", metavar=("FOLDER", "FILE"))
@@ -64,7 +73,7 @@ class Images(argparse.Action):
 
 
 class OneFolder(argparse.Action):
-    """--images as the one folder that a file's image paths are relative to."""
+    """--images: the folder that image paths are relative to."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings, nargs="+", metavar="FOLDER")
@@ -72,14 +81,17 @@ class OneFolder(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, values: Any, option: Any = None) -> None:
         if len(values) > 1:
             parser.error(
-                f"{option} names the one folder that the image paths in the file are relative to, and came with {len(values):,}"
-                f" names, from {values[0]} to {values[-1]}: name the folder"
+                f"{option} takes one folder, which the image paths in the file are relative to, but got {len(values):,}"
+                f" values, {values[0]} to {values[-1]}: give the folder only"
             )
         setattr(options, self.dest, Path(values[0]))
 
 
 def swallowed(options: argparse.Namespace, images: str, *names: str) -> None:
-    """Give the arguments `names` back what --images, the option that ends up as `images`, took of them behind its own."""
+    """Give the arguments `names` back the values that --images swallowed.
+
+    With nargs="+", --images (stored as `images`) also takes the positional arguments that follow it.
+    """
     missing, taken = [name for name in names if getattr(options, name) is None], getattr(options, images)
     if missing and isinstance(taken, list) and len(taken) > len(missing):
         for name in reversed(missing):
@@ -95,13 +107,13 @@ def _share(text: str) -> float:
     return _number(text, "above 0 and at most 1", lambda number: 0 < number <= 1)
 
 
-def _number(text: str, words: str, allowed: Callable[[float], bool]) -> float:
+def _number(text: str, range_text: str, allowed: Callable[[float], bool]) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not allowed(number):
-        raise argparse.ArgumentTypeError(f"expected a number, {words}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number, {range_text}, got {text!r}")
     return number
 
 

@@ -1,7 +1,9 @@
-"""Recipes: settings in YAML files, read safely, with presets below them and the command line above.
+"""Recipes: YAML settings with presets and command-line overrides.
+
+Files are read with a safe loader, which builds no Python objects.
 
     method: seva
-    preset: laptop                      # the preset taken unless another is asked for
+    preset: laptop                      # the default preset
     presets:
       laptop: {train: {learning_rate: 1e-5}}
       paper: {train: {learning_rate: 2e-6}}
@@ -25,12 +27,12 @@ from mlx_visalign.utils.schema import shown, unknown, with_new_names
 
 T = TypeVar("T")
 
-# PyYAML follows YAML 1.1, where a float needs a dot and its exponent a sign: it takes 1e-7 for text.
+# PyYAML follows YAML 1.1, where a float needs a dot and its exponent a sign: it reads 1e-7 as text.
 FLOAT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*[eE][-+]?[0-9]+|\.[0-9]+([eE][-+]?[0-9]+)?)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Builds plain values only, never objects; a name given twice is an error, where PyYAML keeps the last."""
+    """Builds plain values only, never objects. A duplicate name is an error; PyYAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [name.value for name, _ in node.value]
@@ -51,11 +53,11 @@ for _class in (_Loader, _Dumper):
 
 
 def load_recipe(path: Path, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The values of a recipe file over those of a preset of it, with the overrides on top.
+    """Merged values of preset, recipe file and overrides.
 
-    `preset` names a block of the file's `presets`; without it the file's own `preset` counts, if it has one.
-    `overrides` come from the command line: dotted names ("train.iters") with their values; None is a value like any other,
-    null. Raises UserError for a file that is no such recipe or a preset it does not have.
+    `preset` names a block of the file's `presets`; the default is the file's own `preset`, if it has one.
+    `overrides` come from the command line: dotted names ("train.iters") with their values; None means null.
+    Raises UserError if the file is not a recipe or lacks the preset.
     """
     recipe = _read_yaml(path)
     presets, default = recipe.pop("presets", {}), recipe.pop("preset", None)
@@ -70,9 +72,10 @@ def with_overrides(
     overrides: Mapping[str, Any],
     called: Callable[[str], str],
 ) -> T:
-    """What `make` makes of a recipe's values. A UserError is told of the overrides that it comes from, if it does.
+    """Call `make` on a recipe's values, attributing errors to overrides.
 
-    `make` begins its errors with the file; `called` gives an override as its user wrote it, by its dotted name.
+    `make` begins its errors with the file name. Where an error comes from an override, it is reworded to name that override
+    instead; `called` maps an override's dotted name to what the user typed.
     """
     try:
         return make(load_recipe(path, preset, overrides))
@@ -80,15 +83,15 @@ def with_overrides(
         without = {name: _faults_without(make, path, preset, overrides, name) for name in overrides}
         refuse(
             [
-                _told(fault, [n for n in overrides if _is_named(n, fault) and fault not in without[n]], path, called)
+                _attributed(fault, [n for n in overrides if _is_named(n, fault) and fault not in without[n]], path, called)
                 for fault in error.each
             ]
         )
         raise
 
 
-def _told(fault: str, blamed: list[str], path: Path, called: Callable[[str], str]) -> str:
-    """A fault in the words of whoever made it, where that is an override and not the file."""
+def _attributed(fault: str, blamed: list[str], path: Path, called: Callable[[str], str]) -> str:
+    """The fault with the blamed overrides named in place of the file."""
     if not blamed:
         return fault
     fault = fault.removeprefix(f"{path}: ")
@@ -100,14 +103,14 @@ def _told(fault: str, blamed: list[str], path: Path, called: Callable[[str], str
 
 
 def _is_named(name: str, fault: str) -> bool:
-    """Whether a fault speaks of an override, by the last part of its name."""
+    """Whether a fault mentions an override, by the last part of its name."""
     return re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", fault) is not None
 
 
 def _faults_without(
     make: Callable[[dict[str, Any]], T], path: Path, preset: str | None, overrides: Mapping[str, Any], name: str
 ) -> tuple[str, ...]:
-    """What is wrong where one of the overrides is not given."""
+    """The faults that remain without one of the overrides."""
     try:
         make(load_recipe(path, preset, {one: value for one, value in overrides.items() if one != name}))
     except UserError as error:
@@ -116,7 +119,7 @@ def _faults_without(
 
 
 def dotted_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train.iters": 5} for {"train": {"iters": 5}}: sections as overrides."""
+    """Flatten {"train": {"iters": 5}} to {"train.iters": 5}."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= dotted_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -124,7 +127,10 @@ def dotted_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """The values as YAML that `load_recipe` reads back unchanged (tuples as lists), in their order."""
+    """YAML that `load_recipe` reads back unchanged.
+
+    Tuples become lists; the order is kept.
+    """
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -132,7 +138,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         values = yaml.load(text, _Loader)
-    except Exception as error:  # of a tag on a value that is not of its kind PyYAML raises what it comes upon
+    except Exception as error:  # a tag on a value of the wrong type makes PyYAML raise any exception
         why = str(error) if isinstance(error, yaml.YAMLError) else plainly(error)
         raise UserError(f"{path} is not a valid YAML file: {why}") from error
     if not isinstance(values, dict):
@@ -157,9 +163,9 @@ def _nested(override: tuple[str, Any]) -> dict[str, Any]:
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """`low` with the values of `high` instead where both have one; sections are merged, not replaced.
+    """`low` updated with `high`; sections are merged, not replaced.
 
-    A setting of an old name and one of its new name are the same setting.
+    A setting's old and new names refer to the same setting.
     """
     low, high = with_new_names(low, high), with_new_names(high, low)
     merged = dict(low)

@@ -1,6 +1,6 @@
-"""What a long job shows while it runs.
+"""Messages and progress bars on stderr.
 
-A bar in a terminal, a plain line now and then anywhere else; all on stderr.
+A bar in a terminal; elsewhere (a file, a pipe) a plain line every few seconds.
 """
 
 import time
@@ -19,7 +19,10 @@ R = TypeVar("R")
 
 
 class Terminal(Console):
-    """Rich's console, which would end the process with 1 where nobody reads on; what becomes of that is `entry`'s to say."""
+    """Rich's console, but broken pipes are left to `cli/entry`.
+
+    Rich itself would exit with code 1.
+    """
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError that is being handled
@@ -28,23 +31,30 @@ class Terminal(Console):
 console = Terminal(stderr=True, highlight=False)
 
 CODES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
-PLAIN_LINES, APART = 20, 10  # lines for a whole job, and seconds from one to the next, when stderr is a file or a pipe
+PLAIN_LINES, APART = 20, 10  # at most 20 lines a job, at least 10 s apart, when stderr is a file or a pipe
 
 
 class Bar(Protocol):
     def advance(self, count: int, note: str = "") -> None:
-        """`count` more units are done; `note` is a short figure to show beside them, such as "412 tokens/s"."""
+        """Add `count` finished units.
+
+        `note` is a short metric to show beside them, such as "412 tokens/s".
+        """
 
 
 def say(text: str) -> None:
-    """One line to the person watching, above the bar if there is one. Terminal codes, in a file's name say, are shown."""
+    """Print one line to stderr, above any progress bar.
+
+    Terminal control codes (in a file name, for example) are escaped.
+    """
     console.print(text.translate(CODES), markup=False, soft_wrap=True)
 
 
 def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -> list[R]:
-    """What `read` makes of each row. UserError for all that it refuses, or with `skip_bad` only if it refuses every one.
+    """Apply `read` to each row; report or skip failures.
 
-    Those left out are counted and named in one message, which calls them `what`.
+    UserError lists all rows that `read` rejects; with `skip_bad` they are skipped, and it is raised only if none is left.
+    One message counts and lists the skipped rows, which it calls `what`.
     """
     good: list[R] = []
     faults: list[str] = []
@@ -57,7 +67,7 @@ def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -
             faults += error.each
     if not bad:
         return good
-    advice = "Mend what is wrong, or leave it out with --skip-bad."
+    advice = "Fix them, or leave them out with --skip-bad."
     if not good:
         raise UserError(listed(f"None of the {bad:,} {what} can be used", faults) if bad > 1 else "\n".join(faults), faults)
     if not skip_bad:
@@ -68,7 +78,10 @@ def sift(rows: Iterable[T], read: Callable[[T], R], skip_bad: bool, what: str) -
 
 @contextmanager
 def progress(title: str, total: int, *, done: int = 0, unit: str = "step") -> Iterator[Bar]:
-    """Show `title` with the share done, the rate and the time left. `done` units were finished before (a resume)."""
+    """Progress display: `title`, share done, rate and time left.
+
+    `done` units were finished before this process started (a resumed run).
+    """
     if not console.is_terminal:
         yield _PlainLines(title, total, done, unit)
         return
@@ -104,13 +117,13 @@ class _TerminalBar:
 
 
 class _PlainLines:
-    """The first and the last word, and between them one where so many units and seconds have gone by since the one before."""
+    """The first and last update, and in between one every `total // PLAIN_LINES` units, `APART` seconds apart or more."""
 
     def __init__(self, title: str, total: int, done: int, unit: str):
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.done_before = done
         self.started = time.perf_counter()
-        self.next_line = (done, self.started)  # due when so many units are done, and not before then
+        self.next_line = (done, self.started)  # the units done and the time, both to be reached before the next line
 
     def advance(self, count: int, note: str = "") -> None:
         self.done += count

@@ -1,4 +1,7 @@
-"""The one exception a user's mistake raises. The command line prints its text and exits with 2, without a traceback."""
+"""UserError: the exception for a user's mistake.
+
+The command line prints its text and exits with code 2, without a traceback.
+"""
 
 import os
 import re
@@ -7,13 +10,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-NAMED = 20  # of many faults so many are named, and the others counted
-ROW = 100  # characters
-NAME = 300  # of a file
+NAMED = 20  # faults listed in one message; the rest are counted
+ROW = 100  # characters; longer lists get one line an item
+NAME = 300  # characters of a file name
 
 
 class UserError(Exception):
-    """What was expected, what came, and what to do, in one or a few sentences. `each`: the faults it tells, one by one."""
+    """What was expected, what came, and what to do.
+
+    `each`: the individual faults, if it reports several.
+    """
 
     def __init__(self, text: str, each: Sequence[str] = ()):
         super().__init__(text)
@@ -21,7 +27,10 @@ class UserError(Exception):
 
 
 def sentence(error: UserError | OSError) -> str:
-    """What to tell of it: of a system's error, which file and why. One that is about no file is raised again."""
+    """Message to print; for an OSError, file and reason.
+
+    An OSError without a file name is raised again.
+    """
     if isinstance(error, UserError):
         return str(error)
     if error.filename is None:
@@ -31,12 +40,18 @@ def sentence(error: UserError | OSError) -> str:
 
 
 def plainly(error: BaseException) -> str:
-    """What a library says of it, for people: the first line, and a type without Python's brackets."""
+    """A library's error message on one line.
+
+    The first line, with "<class 'x'>" shortened to "x".
+    """
     return re.sub(r"<class '(.*?)'>", r"\1", str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def listed(head: str, items: Iterable[object], advice: str = "") -> str:
-    """ "HEAD: a; b; ... and 3 more. ADVICE": at most 20 of the items, each on its own line where a row would be long."""
+    """Format as "HEAD: a; b; and 3 more. ADVICE".
+
+    At most 20 items are listed, one line each where a single line would be long.
+    """
     every = [str(item) for item in items]
     few = every[:NAMED] + [f"and {len(every) - NAMED:,} more"] * (len(every) > NAMED)
     row = "; ".join(item.removesuffix(".") for item in few)
@@ -46,7 +61,7 @@ def listed(head: str, items: Iterable[object], advice: str = "") -> str:
 
 
 def collect(jobs: Iterable[Callable[[], T]]) -> list[T]:
-    """What every job gives. Raises one UserError that tells the faults of all."""
+    """Results of all jobs, or one UserError with all faults."""
     done: list[T] = []
     faults: list[str] = []
     for job in jobs:
@@ -59,6 +74,6 @@ def collect(jobs: Iterable[Callable[[], T]]) -> list[T]:
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raise a UserError that tells all of these, if there are any."""
+    """Raise one UserError that lists all faults, if any."""
     if faults:
         raise UserError(faults[0] if len(faults) == 1 else listed(f"{len(faults)} things are wrong", faults), faults)

@@ -1,8 +1,9 @@
-"""Every write of this package: it survives a kill, a full disk and a power cut, and changes no file but its own.
+"""Atomic file writes that follow no symlinks.
 
-A file is the old one or the new one, never a half: until it is whole it has a fresh random name. Folders are opened, and
-what is in them is reached from there without following links (see `links`), so that in a stranger's folder, too, nothing
-outside is touched. What a kill left unfinished is cleared by the next process that writes into the same folder.
+Writes survive a kill, a full disk and a power cut: a path holds either the old file or the complete new one, because a file
+has a random temporary name until it is complete. Files are opened relative to their folder's descriptor, without following
+links (see `links`), so that nothing outside an untrusted folder is touched. Temporary files that a kill left behind are
+removed by the next process that writes into the same folder.
 """
 
 import codecs
@@ -25,29 +26,33 @@ from mlx_visalign.utils.lfs_pointers import refuse_pointer
 from mlx_visalign.utils.links import unlinked
 
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}(?:-(.*))?", re.DOTALL)
-NEITHER_LINK_NOR_WAIT = os.O_NOFOLLOW | os.O_NONBLOCK  # to open a pipe would wait for its other end
-_cleared: set[tuple[int, int]] = set()  # the folders that this process has cleared, by device and inode
+NEITHER_LINK_NOR_WAIT = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would block
+_cleared: set[tuple[int, int]] = set()  # folders already cleared by this process, by device and inode
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, all or nothing. Half a character, of a file's name say, is written as JSON escapes it."""
+    """Write `text` to `path` atomically, as UTF-8.
+
+    A lone surrogate (in a file name, for example) is written as JSON escapes it.
+    """
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` when the block ends well and disappears when it does not.
+    """Temporary file that replaces `path` if the block succeeds.
 
-    The folder is made if need be. `durable`: then it is safely on the disk; what is made again anyway need not be.
+    It is deleted if the block raises. Missing folders are created. `durable` syncs it to the disk; files that can be made
+    again need not be.
     """
     with writing(path), _folder_of(path) as folder:
         name = _fresh_name()
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | NEITHER_LINK_NOR_WAIT, 0o666, dir_fd=folder)
         try:
             with open(handle, "w+b") as file:
-                with suppress(OSError):  # not every system of files has locks
-                    _lock(handle)  # until it has its name: else another process might clear it away
+                with suppress(OSError):  # some file systems have no locks
+                    _lock(handle)  # or another process could clear it away before it is renamed
                 yield file
                 file.flush()
                 if durable:
@@ -63,20 +68,24 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """`path`, made if need be, to read, cut and add to. UserError if what is written would be in another file as well."""
+    """Open `path` to read, truncate and append.
+
+    It is created if missing. UserError if it has hard links, for they would change too.
+    """
     with writing(path), _folder_of(path) as folder, _open_own(path, os.O_APPEND, folder) as file:
         if os.fstat(file.fileno()).st_nlink != 1:
             raise UserError(
-                f"{path} was not written to, since the same file has another name elsewhere (a hard link) and would change "
-                "there too. Put a copy of it in its place, or remove it."
+                f"{path} was not written to, since it is a hard link: the same file under another name would change too. "
+                "Put a copy of it in its place, or remove it."
             )
         yield file
 
 
 def claim(path: Path) -> BinaryIO | None:
-    """Hold the lock file `path` until what is returned is closed, or the process ends. None if another process holds it.
+    """Lock the file `path`.
 
-    Nothing is written to it, whatever it is.
+    Returns None if another process holds the lock. The lock lasts until the returned file is closed or the process ends.
+    Nothing is written to the file.
     """
     with writing(path), _folder_of(path) as folder:
         file = _open_own(path, 0, folder)
@@ -88,9 +97,9 @@ def claim(path: Path) -> BinaryIO | None:
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+    """Temporary folder that becomes `path` if the block succeeds.
 
-    At `path` there may be an empty folder. UserError if another process is making one.
+    It is deleted if the block raises. `path` may be an empty folder. UserError if another process is writing it.
     """
     with _folder_of(path) as parent:
         name = f"{_fresh_name()}-{path.name}"
@@ -102,7 +111,7 @@ def building(path: Path) -> Iterator[Path]:
                     others = [other for other, becomes in _unfinished(parent) if becomes == path.name and other != name]
                     alone = _lock(folder) and all(_clear(other, parent) for other in others)
                 if not alone:
-                    raise UserError(f"Another process is writing {path}. Wait until it ends, or name another place.")
+                    raise UserError(f"Another process is writing {path}. Wait until it ends, or choose another path.")
                 yield path.with_name(name)
                 with writing(path):
                     sync(folder)
@@ -114,18 +123,24 @@ def building(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it. UserError if the system refuses, or a link is in the way."""
+    """Create a folder and its parents.
+
+    UserError if the system refuses, or a link is in the way.
+    """
     with writing(path):
         try:
             unlinked(path).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
-                f"{path} could not be written: a file is where a folder has to be. Name another place, or move the file away."
+                f"{path} could not be written: a file is where a folder has to be. Choose another path, or move the file away."
             ) from None
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there. Of a link the link, not what it leads to."""
+    """Remove a file, link or folder tree, if present.
+
+    A link itself is removed, not its target.
+    """
     if os.path.lexists(path):
         unlinked(path.parent)
         with writing(path), _opened(path.parent) as folder:
@@ -136,9 +151,9 @@ def remove(path: Path) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Make a file's content, or a folder's list of names, durable before anything that relies on it is written.
+    """Flush a file or folder descriptor to the disk.
 
-    On a Mac, where `fsync` stops at the drive's cache, by the call that goes through it.
+    On macOS `fsync` stops at the drive's cache, so F_FULLFSYNC is used there.
     """
     if sys.platform == "darwin":
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -147,7 +162,7 @@ def sync(descriptor: int) -> None:
 
 
 def save_pretrained(made: Any, folder: Path) -> None:
-    """Write a tokenizer or processor into `folder` as transformers does, but whole files, and through no link."""
+    """`save_pretrained` of a tokenizer or processor, written atomically."""
     with TemporaryDirectory() as own:
         with writing(folder, Exception):  # Rust's tokenizers report a failed write by no other name
             made.save_pretrained(own)
@@ -158,23 +173,23 @@ def save_pretrained(made: Any, folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, refused: type[Exception] | tuple[type[Exception], ...] = (OSError, RuntimeError)) -> Iterator[None]:
-    """A write that the system refuses (disk full, no permission) becomes a UserError that names `path`.
+    """Turn a failed write into a UserError that names `path`.
 
-    MLX reports a failed write as a RuntimeError.
+    A full disk or a missing permission, for example. MLX reports a failed write as a RuntimeError.
     """
     try:
         yield
     except refused as error:
         becomes = [(match and match[1]) or part for part in path.parts for match in [UNFINISHED.fullmatch(part)]]
         raise UserError(
-            f"{Path(*becomes)} could not be written: {error}. What was finished before is untouched: "
-            "make room or give permission, then run the same command again and it goes on from there."
+            f"{Path(*becomes)} could not be written: {error}. Finished work is safe: make room on the "
+            "disk or fix the permissions, then run the same command again to resume."
         ) from error
 
 
 @contextmanager
 def _folder_of(path: Path) -> Iterator[int]:
-    """The folder that `path` is to be in, made if need be, opened."""
+    """Descriptor of the folder of `path`, created if missing and cleared of unfinished files."""
     make_folder(unlinked(path).parent)
     with _opened(path.parent) as folder:
         about = os.fstat(folder)
@@ -196,11 +211,11 @@ def _opened(path: Path | str, above: int | None = None) -> Iterator[int]:
 
 
 def _open_own(path: Path, flags: int, folder: int) -> BinaryIO:
-    """A file of ours, made if need be, as it is."""
+    """Open a regular file, created if missing, without truncating it."""
     handle = os.open(path.name, os.O_RDWR | os.O_CREAT | flags | NEITHER_LINK_NOR_WAIT, 0o666, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError(f"{path} was not written to, since it is no file. Remove it, or name another place.")
+        raise UserError(f"{path} was not written to, since it is not a regular file. Remove it, or choose another path.")
     return open(handle, "a+b" if flags else "r+b")
 
 
@@ -209,15 +224,15 @@ def _fresh_name() -> str:
 
 
 def _unfinished(folder: int) -> list[tuple[str, str | None]]:
-    """What has a name that is given here, and the name that it was to get, of a folder."""
+    """Temporary names in a folder, each with the final name of a folder being built."""
     return [(name, match[1]) for name in os.listdir(folder) if (match := UNFINISHED.fullmatch(name))]
 
 
 def _clear(name: str, folder: int) -> bool:
-    """Remove what a process left unfinished when it was killed. False if one is still at it."""
+    """Remove an unfinished file or folder of a killed process; False if its process still runs."""
     try:
         handle = os.open(name, os.O_RDONLY | NEITHER_LINK_NOR_WAIT, dir_fd=folder)
-    except OSError:  # gone by now, or a link, which is none of ours
+    except OSError:  # already gone, or a link, which is not ours
         return True
     try:
         if not _lock(handle):
@@ -234,7 +249,7 @@ def _clear(name: str, folder: int) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    """The system lets go of it when the process ends, however it does."""
+    """Take the lock, which the system releases when the process ends, even if killed."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -243,14 +258,17 @@ def _lock(handle: int) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A file's text: UTF-8, or UTF-16 where its first bytes say so. Lines end in \\n, whatever they end in there."""
+    """Text of a UTF-8 or (by its BOM) UTF-16 file.
+
+    Line endings become \\n.
+    """
     refuse_pointer(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:  # with or without the mark that some Windows programs put first
+    try:  # with or without a byte order mark
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {'UTF-16' if wide else 'UTF-8'} text ({error}). Save it as UTF-8.") from error
@@ -265,7 +283,10 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder; a missing or damaged file is the user's to mend."""
+    """JSON object in a file of a model folder.
+
+    UserError if it is missing, unreadable or not a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""argparse as every command uses it: what is not understood is answered with that command's usage and the nearest name."""
+"""argparse parser whose errors suggest the nearest flag."""
 
 import argparse
 import difflib
@@ -7,12 +7,15 @@ from typing import Any, NoReturn
 
 from mlx_visalign.utils.schema import nearest
 
-NEAR = 0.7  # of 1: flags all begin alike
-OTHERS = "Any other setting is given by --set NAME=VALUE; --set help names them."
+NEAR = 0.7  # minimum similarity, 0 to 1; high, since all flags begin alike
+OTHERS = "Use --set NAME=VALUE for any other setting; --set help lists them."
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's parser. Its subparsers are of the same kind, and each refuses what it does not know by itself."""
+    """Parser that rejects unknown arguments with its own usage.
+
+    Subparsers are of this class too, so that the error shows the usage of the command that was called.
+    """
 
     given: Sequence[str] = ()
 
@@ -24,15 +27,18 @@ class Parser(argparse.ArgumentParser):
         return found, left
 
     def error(self, message: str) -> NoReturn:
-        """A flag that is spelt wrong may be why another one is missing, so its hint is given with whatever is wrong."""
+        """Exit with the error and hints for misspelt flags.
+
+        A misspelt flag may be why a required one is missing, so the hints come with any error.
+        """
         known = list(self._option_string_actions)
-        strangers = [flag for text in self.given if (flag := text.partition("=")[0]).startswith("--") and flag not in known]
-        found = [difflib.get_close_matches(flag.replace("_", "-").lower(), known, n=1, cutoff=NEAR) for flag in strangers]
+        unknown_flags = [flag for text in self.given if (flag := text.partition("=")[0]).startswith("--") and flag not in known]
+        found = [difflib.get_close_matches(flag.replace("_", "-").lower(), known, n=1, cutoff=NEAR) for flag in unknown_flags]
         hints = [f"Did you mean {near[0]}?" for near in found if near]
-        if strangers and not hints and "--set" in known:
+        if unknown_flags and not hints and "--set" in known:
             hints = [OTHERS]
         super().error(". ".join([message, " ".join(hints)]) if hints else message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(action, f"there is no '{value}'. {nearest(value, map(str, action.choices))}")
+            raise argparse.ArgumentError(action, f"invalid choice '{value}'. {nearest(value, map(str, action.choices))}")

@@ -1,7 +1,7 @@
-"""What other people's code says on the terminal: nothing, where the command line is used.
+"""Silences the libraries' warnings, logs and progress bars.
 
-Our own sentences say what matters. Everything else (advice to programmers, bars, lines of library code) is kept from people
-who can do nothing about it. `python -W ...`, PYTHONWARNINGS and VISALIGN_DEBUG=1 bring it back.
+For the command line only, whose users can do nothing about them. `python -W ...`, PYTHONWARNINGS and VISALIGN_DEBUG=1 bring
+them back.
 """
 
 import logging
@@ -19,12 +19,15 @@ SETTINGS = {
 
 
 def quiet_libraries() -> None:
-    """For the command line alone, before anything heavy is imported: a library must not change its user's settings."""
+    """Silence libraries; call before anything heavy is imported.
+
+    For the command line only: `import mlx_visalign` must not change its user's settings.
+    """
     if os.environ.get("VISALIGN_DEBUG") or sys.warnoptions:
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if sys.stderr is None or not sys.stderr.isatty():  # a download's bar is worth something to people alone
+    if sys.stderr is None or not sys.stderr.isatty():  # download bars are of use only on a terminal
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,20 +1,20 @@
-"""Counts, times and numbers as people write them."""
+"""Counts, durations and numbers as text."""
 
 from collections.abc import Sequence
 
 
 def counted(count: float, noun: str) -> str:
-    """As in "1 update" and "1,200 updates": the noun takes an s where there is not just one."""
+    """Count and noun: "1 update", "1,200 updates"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def in_a_row(names: Sequence[str]) -> str:
-    """As in "a", "a and b" and "a, b and c"."""
+    """Join names: "a", "a and b", "a, b and c"."""
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it, of two digits: more than an estimate is worth."""
+    """Duration in its natural unit, to two significant digits."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * size:
             return counted(_two_digits(seconds / size), unit)
@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def with_minus(numbers: str) -> str:
-    """Numbers with the minus sign that is as wide as a plus, for pages and pictures."""
+    """Replace hyphens by typographic minus signs (for HTML and plots)."""
     return numbers.replace("-", "\N{MINUS SIGN}")
 
 

@@ -1,4 +1,7 @@
-"""Git LFS pointers: what a clone made without git-lfs has in a large file's place, three lines of text."""
+"""Detects Git LFS pointer files.
+
+Three lines of text in place of a large file, as a clone made without git-lfs has them.
+"""
 
 from pathlib import Path
 
@@ -8,9 +11,12 @@ FIRST_LINES = (b"version https://git-lfs.github.com/spec/", b"version https://ha
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether the file is a pointer. False for what is no file or cannot be read: that is for others to say."""
+    """Whether a file is a pointer.
+
+    False if it is not a regular file or cannot be read; the caller reports that.
+    """
     try:
-        if not path.is_file():  # a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block
             return False
         with path.open("rb") as file:
             return file.read(64).startswith(FIRST_LINES)
@@ -19,7 +25,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def pointer_said(path: Path) -> str:
-    """That it is one, and the cure."""
+    """Error message for a pointer file, with what to do."""
     return (
         f"{path} is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in its folder, or "
         "download it again with `hf download`."
@@ -27,6 +33,9 @@ def pointer_said(path: Path) -> str:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise the `UserError` that names a pointer, for where a file has just turned out not to be what it should."""
+    """UserError if the file is a pointer.
+
+    Called where a file has turned out to be invalid, for a better message.
+    """
     if is_pointer(path):
         raise UserError(pointer_said(path))

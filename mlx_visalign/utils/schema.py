@@ -1,7 +1,8 @@
-"""Build a dataclass from what a JSON or YAML file holds, refusing wrong names and types in words a user can act on.
+"""Strict parsing of JSON or YAML values into dataclasses.
 
-Understood field types: str, int, float, bool, Literal, `X | None`, `X | tuple[X, ...] | None`, tuple[X, ...], tuple[X, Y],
-list[X], dict[str, X] and other dataclasses. Any other type is a programmer's mistake and raises TypeError.
+Wrong names and types become a UserError that says what to change.
+Supported field types: str, int, float, bool, Literal, `X | None`, `X | tuple[X, ...] | None`, tuple[X, ...], tuple[X, Y],
+list[X], dict[str, X] and other dataclasses. Any other type is a bug and raises TypeError.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from mlx_visalign.utils.errors import UserError, collect, refuse
 
 T = TypeVar("T")
 
-# Settings that have a new name. The old one is understood until version 0.2, wherever the new one is a setting.
+# Old names of settings and their new ones. An old name is accepted until version 0.2, wherever the new one is a setting.
 RENAMED = {
     "beta": "kl_coef",  # PPO's; a pair loss has its beta
     "checkpoint_layers": "grad_checkpoint",
@@ -45,16 +46,16 @@ RENAMED = {
 }
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-LARGEST = 10**18  # below it is what C, MLX and JSON of other programs take for a whole number
+LARGEST = 10**18  # smaller integers fit into 64 bits, for C, MLX and other JSON readers
 MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # of a model
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def build(cls: type[T], values: object, where: str) -> T:
-    """An instance of the dataclass `cls` from a mapping of its field names; fields with a default may be left out.
+    """Build the dataclass `cls` from a mapping of its fields.
 
-    `where` names the file (and line or section) in errors. Raises UserError for unknown names (with the nearest known
-    one), missing fields, and values of the wrong type: all that there are, in one.
+    Fields with a default may be left out. `where` names the file (and line or section) in errors. Raises one UserError for
+    all unknown names (with the nearest known one), missing fields, and values of the wrong type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected named values, got {shown(values)}.")
@@ -75,12 +76,15 @@ def build(cls: type[T], values: object, where: str) -> T:
 
 
 def with_new_names(values: Mapping[Any, Any], known: Container[str]) -> dict[Any, Any]:
-    """The values with the new name of every setting that is `known` by its new one alone; each is told once."""
+    """Rename old setting names, with one warning each.
+
+    A name is changed only if its new name is `known` and the old one is not.
+    """
     renamed = {}
     for name, value in values.items():
         new = name if name in known else RENAMED.get(name, name)
         if new != name and new in known:
-            _tell_of(name, new)
+            _warn_renamed(name, new)
             renamed[new] = value
         else:
             renamed[name] = value
@@ -88,13 +92,13 @@ def with_new_names(values: Mapping[Any, Any], known: Container[str]) -> dict[Any
 
 
 @cache
-def _tell_of(old: str, new: str) -> None:
-    say(f"The setting {old} is called {new} now. The old name will no longer be understood in version 0.2.")
+def _warn_renamed(old: str, new: str) -> None:
+    say(f"The setting {old} is called {new} now. The old name will stop working in version 0.2.")
 
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """What a dataclass says of its own values gets the place where they stand in front."""
+    """Prefix errors raised in the block with `where`."""
     try:
         yield
     except UserError as error:
@@ -102,7 +106,7 @@ def within(where: str) -> Iterator[None]:
 
 
 def dotted(cls: Any) -> list[str]:
-    """The names of a dataclass's fields, those of its sections behind the section's: "train", "train.beta", ..."""
+    """Field names of a dataclass, nested ones dotted ("train.beta")."""
     kinds = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     sections = [name for name in names if dataclasses.is_dataclass(kinds[name])]
@@ -110,14 +114,14 @@ def dotted(cls: Any) -> list[str]:
 
 
 def unknown(name: object, known: Iterable[str]) -> str:
-    """The sentence for a name that does not exist, with the `nearest` one that does."""
+    """Error text for an unknown name, with a hint."""
     return f"unknown name '{name}'. {nearest(name, known)}"
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The known name that is nearest, as a question; or all of them.
+    """Hint: the nearest known name, or all of them.
 
-    Known names may be dotted, as `dotted` gives them: "beta" then is near "train.beta". Case does not count.
+    Known names may be dotted (see `dotted`): "beta" is near "train.beta". Case is ignored.
     """
     names = sorted(known, key=lambda known_name: (known_name.count("."), known_name))
     spellings: dict[str, str] = {}
@@ -130,16 +134,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def require(settings: Any, **allowed: tuple[bool, str]) -> None:
-    """UserError that names every setting outside of its range, with its value and the range in words.
+    """UserError naming every setting that is out of range.
 
-    `allowed` says by the settings' names whether a value is in its range, and what that is: rank=(rank >= 1, "1 or more").
+    `allowed` gives for each setting whether its value is valid, and the valid range as text: rank=(rank >= 1, "1 or more").
     """
-    outside = {name: words for name, (holds, words) in allowed.items() if not holds}
-    refuse([f"{name} is {shown(getattr(settings, name))}; it must be {words}." for name, words in outside.items()])
+    outside = {name: range_text for name, (valid, range_text) in allowed.items() if not valid}
+    refuse([f"{name} is {shown(getattr(settings, name))}; it must be {range_text}." for name, range_text in outside.items()])
 
 
 class _Shown(reprlib.Repr):
-    """Values as a file has them (null, true), and what no file can hold by its kind alone."""
+    """Values as JSON writes them (null, true); objects that JSON cannot hold by their type."""
 
     def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802, reprlib finds it by the type's name
         return "null"
@@ -158,20 +162,21 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A value as it appears in an error: short, and with its kind where the kind is the point."""
+    """Short form of a value for errors; strings are marked."""
     if value is None:
         return "nothing (null)"
-    text = _Shown().repr(value)  # of a few parts of it only: aliases in a YAML file may stand for billions
+    text = _Shown().repr(value)  # Repr looks at a few items only: YAML aliases may stand for billions
     short = text if len(text) <= 60 else text[:57] + "..."
     return f"the text {short}" if isinstance(value, str) else short
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type `kind`: lists become tuples and whole numbers floats where those are wanted.
+    """Check and convert `value` to the type `kind`.
 
-    Raises UserError, beginning with `where`, if the value is of another type, not finite, or not one of the choices.
+    Lists become tuples and integers floats where the type asks for it. Raises UserError, beginning with `where`, if the
+    value is of another type, not finite, or not one of the choices.
     """
-    if kind in WORDS:
+    if kind in TYPE_NAMES:
         return _scalar(value, kind, where)
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, where)
@@ -189,7 +194,10 @@ def convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def check_architecture(values: Mapping[str, object], where: str) -> None:
-    """Refuse numbers that no model has: a damaged config must not take all memory, or for ever."""
+    """UserError for implausible model sizes.
+
+    A damaged config must not use up all memory or run for ever.
+    """
     for name, value in values.items():
         most = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
         if (type(value) is int and not 1 <= value <= most) or (type(value) is float and value <= 0):
@@ -201,12 +209,12 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _scalar(value: Any, kind: type, where: str) -> Any:
-    # In Python True is an int; in a file it is a slip.
+    # In Python True is an int; in a file it is a mistake.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and is_number and abs(value) <= sys.float_info.max:  # false for NaN as well
         return float(value)
     if type(value) is not kind or kind is float:
-        raise UserError(f"{where} must be {WORDS[kind]}, got {shown(value)}.")
+        raise UserError(f"{where} must be {TYPE_NAMES[kind]}, got {shown(value)}.")
     if isinstance(value, int) and abs(value) >= LARGEST:
         raise UserError(f"{where} must be a whole number of fewer than 19 digits, got {shown(value)}.")
     if isinstance(value, str) and SURROGATE.search(value):

@@ -1,4 +1,7 @@
-"""Random keys by name: what is drawn for a record depends on the seed and the record, never on order or batch."""
+"""Random keys derived from names.
+
+What is drawn for a record depends on the seed and the record, never on order or batch.
+"""
 
 import hashlib
 
@@ -6,11 +9,11 @@ import mlx.core as mx
 
 
 def number_for(*names: object) -> int:
-    """A 63-bit number that depends on every name, for NumPy's and Python's generators."""
+    """63-bit seed from names, for NumPy's and Python's generators."""
     digest = hashlib.sha256("\x1f".join(map(str, names)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def key_for(*names: object) -> mx.array:
-    """An MLX random key that depends on every name: `key_for(seed, record.id, "noise")`."""
+    """MLX random key from names: `key_for(seed, record.id, "noise")`."""
     return mx.random.key(number_for(*names))

@@ -1,6 +1,6 @@
-"""How a command is asked to stop (Ctrl-C, `kill`, a terminal that is closed), and what then happens.
+"""Signal handling: Ctrl-C, `kill` and a closed terminal.
 
-Fast to import: a command is ready to be stopped before anything else.
+Fast to import, so that a command can take signals before anything else.
 """
 
 import os
@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LATER = 0.02  # seconds until a stop that came at a bad moment comes once more
+LATER = 0.02  # seconds until a stop that came at a bad moment is raised again
 
-_asked: int | None = None  # the signal by which this process was asked to stop
+_asked: int | None = None  # the first signal that asked this process to stop
 _working = False
 
 
@@ -28,14 +28,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """128 + signal, as a shell has it: 130 after Ctrl-C."""
+    """Exit code 128 + signal, as in shells (Ctrl-C: 130)."""
     return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 def take_signals() -> None:
-    """From now on each of `SIGNALS` ends this process without a traceback; one that is ignored (nohup) stays so.
+    """Install handlers that end the process without a traceback.
 
-    While there is nothing to tidy up it ends at once, with exit code 128 + signal; within `working`, by `Stopped`.
+    For each of `SIGNALS`, except one that is ignored (nohup). Within `working` they raise `Stopped`; elsewhere there is
+    nothing to clean up, and the process exits at once with code 128 + signal.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
@@ -44,13 +45,13 @@ def take_signals() -> None:
 
 
 def asked_code() -> int | None:
-    """The exit code if a signal that was taken has asked this process to stop, else None."""
+    """Exit code of a stop signal received, else None."""
     return None if _asked is None else 128 + _asked
 
 
 @contextmanager
 def working() -> Iterator[None]:
-    """Within the block there may be something to tidy up, so signals that were taken raise `Stopped`."""
+    """Signals raise `Stopped` within the block, for cleanup."""
     global _working
     _working = True
     try:
@@ -60,7 +61,7 @@ def working() -> Iterator[None]:
 
 
 class Stop:
-    """Whether a job was asked to stop."""
+    """Flag: was the job asked to stop?"""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -72,14 +73,17 @@ class Stop:
         return self.signum is not None
 
     def end(self) -> None:
-        """Stop now, if asked to: raises `Stopped`."""
+        """Raise `Stopped` if a stop was requested."""
         if self.signum is not None:
             raise Stopped(self.signum)
 
 
 @contextmanager
 def stop_waits() -> Iterator[Stop]:
-    """A first signal only sets what is yielded, for the job to stop where it can; a second Ctrl-C stops at once, as usual."""
+    """A first signal only sets the yielded flag.
+
+    The job then stops at its next safe point. A second Ctrl-C stops at once, as usual.
+    """
     stop = Stop()
     usual: dict[int, Any] = {}
 
@@ -93,11 +97,11 @@ def stop_waits() -> Iterator[Stop]:
         if not stop.is_set():
             stop.set(signum)
             with suppress(OSError):
-                os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")  # print is not safe in a handler
+                os.write(2, b"\nStopping after this step (press Ctrl-C again to stop now).\n")  # print is not safe in a handler
 
     try:
         for signum in SIGNALS:
-            # Where nobody handles it, it is ignored or ends the process, and so it stays. Threads may not handle any.
+            # A signal without a handler is ignored or ends the process, and that stays so. Threads cannot set handlers.
             if callable(signal.getsignal(signum)):
                 with suppress(ValueError):
                     usual[signum] = signal.getsignal(signum)
@@ -116,17 +120,17 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     _asked = _asked or signum
     if not _working:
         os._exit(128 + _asked)
-    if again and signum in (signal.SIGTERM, signal.SIGHUP):  # it is stopping, and a closed terminal says so more than once
+    if again and signum in (signal.SIGTERM, signal.SIGHUP):  # already stopping; a closed terminal sends more than one
         return
-    impatient = again and signum == signal.SIGINT
-    if _at_a_bad_moment(frame) and not impatient:
+    second_ctrl_c = again and signum == signal.SIGINT
+    if _at_a_bad_moment(frame) and not second_ctrl_c:
         _stop_later()
     else:
         raise Stopped(_asked)
 
 
 def _at_a_bad_moment(frame: FrameType | None) -> bool:
-    """Within an import, which would stay half done and may swallow the stop; or in a finaliser, which surely does."""
+    """In an import, which would stay half done and may swallow the exception, or in a finaliser, which does swallow it."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_name == "__del__":
             return True
@@ -140,7 +144,7 @@ def _stop_later() -> None:
 
 
 def _unraisable(lost: Any) -> None:
-    """What was raised where Python cannot pass it on, in a callback of its memory management for example."""
+    """Handles exceptions that Python cannot propagate, as from a garbage-collection callback."""
     if isinstance(lost.exc_value, Stopped):
         _stop_later()
     else:
@@ -148,7 +152,7 @@ def _unraisable(lost: Any) -> None:
 
 
 def _let_go_of_a_closed_terminal() -> None:
-    """Writing to a terminal that is gone is an error, and words must not cost what is to be saved: they go nowhere."""
+    """Redirect output to /dev/null if the terminal is gone: a failed print must not prevent saving."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):

@@ -1,9 +1,9 @@
-"""How far two ways of computing the same may be apart: the one table of tolerances, by the dtype of the activations.
+"""Numerical tolerances per dtype of the activations.
 
 A quantised model computes in the dtype of its norms. Tolerances are in nats, for log-probabilities of single tokens. Where
-rounding decides, the bound is measured on the model at hand: its noise floor is how far log-probabilities move when what
-goes in is changed by no more than the dtype's rounding, or the device's where that is coarser (some GPUs multiply float32
-matrices in fewer bits). Measured on the tiny model and on random ones, the ways differ by 0 to 2 such floors.
+rounding dominates, the bound is measured on the model itself: its noise floor is how far log-probabilities move when the
+inputs change by no more than the dtype's rounding, or the device's where that is coarser (some GPUs multiply float32
+matrices in fewer bits). On the tiny model and on random ones, equivalent computations differ by 0 to 2 noise floors.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-FLOORS = 3  # so many noise floors may two ways differ
+FLOORS = 3  # maximum difference between equivalent computations, in noise floors
 # In float32:
-SAME_LOSS = 1e-6  # two losses that are of the same numbers
-SAME_SUM = 1e-4  # an answer's summed log-probability, read beside other answers
-SAME_RATIO = 1e-3  # of 1, before a rollout's first update: an answer's log-probabilities read twice
-SAME_SHARE = 1e-4  # of the largest logit, a conversion that lost nothing against transformers
+SAME_LOSS = 1e-6  # two losses of the same numbers
+SAME_SUM = 1e-4  # an answer's summed log-probability, alone and in a batch
+SAME_RATIO = 1e-3  # distance of the PPO ratio from 1 before a rollout's first update
+SAME_SHARE = 1e-4  # share of the largest logit: a lossless conversion against transformers
 
 
 @dataclass(frozen=True)
 class Precision:
-    """epsilon: the step from 1 to the next number. least: always allowed, in nats.
+    """Tolerances of one dtype.
 
-    parity: what the tests' models put out, logits or unit vectors, against what the same weights do in another library.
+    epsilon  the step from 1 to the next number
+    least    always allowed, in nats
+    parity   outputs of the tests' models (logits, unit vectors) against the same weights in another library
     """
 
     epsilon: float
@@ -44,7 +46,10 @@ def precision_of(dtype: mx.Dtype) -> Precision:
 
 
 def rounding(dtype: mx.Dtype) -> float:
-    """The relative error to expect of a number: the dtype's, or that of a matrix product on this device."""
+    """Relative rounding error of the dtype on this device.
+
+    The larger of the dtype's epsilon and the measured error of a matrix product.
+    """
     a, b = (mx.random.normal((256, 256), key=mx.random.key(seed)).astype(dtype) for seed in (0, 1))
     exact = np.array(a.astype(mx.float32), np.float64) @ np.array(b.astype(mx.float32), np.float64)
     error = np.array((a @ b).astype(mx.float32)) - exact
@@ -52,5 +57,8 @@ def rounding(dtype: mx.Dtype) -> float:
 
 
 def tolerance(dtype: mx.Dtype, floor: float) -> float:
-    """How far two log-probabilities may be apart, where `floor` was measured on the model."""
+    """Allowed difference of two log-probabilities, in nats.
+
+    `floor` is the noise floor measured on the model.
+    """
     return max(precision_of(dtype).least, FLOORS * floor)

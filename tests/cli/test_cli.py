@@ -285,7 +285,7 @@ def test_a_runs_own_pairs_say_where_their_images_are(visalign, tmp_path):
     write_jsonl(run.folder / "pairs.jsonl", [Pair("p", (str(photos / "0.png"),), "What?", "A dog.", "A cat.")])
     check = ["check", "--model", "tiny", "--data", run.folder / "pairs.jsonl"]
     code, _, err = visalign(*check)
-    assert code == 2 and f"Add --images '{photos}', where this run's images are." in " ".join(err.split())
+    assert code == 2 and f"Add --images '{photos}', the folder of this run's images." in " ".join(err.split())
     assert visalign(*check, "--images", photos)[0] == 0
 
 
@@ -444,4 +444,6 @@ def test_one_folder_is_where_a_file_has_its_images(capsys):
             main([*command.split(), "--images", "photos/1.jpg", "photos/2.jpg"])
         said = capsys.readouterr().err
         assert stopped.value.code == 2
-        assert "--images names the one folder" in said and "2 names, from photos/1.jpg to photos/2.jpg: name the folder" in said
+        assert (
+            "--images takes one folder" in said and "got 2 values, photos/1.jpg to photos/2.jpg: give the folder only" in said
+        )

@@ -341,7 +341,7 @@ RUNS = [
         row("runs/seva/prompts.jsonl", 2, "held_out"),
     ),
     Case("a broken response", SEVA, "responses.jsonl:3", line("runs/seva/responses.jsonl", 3, '{"id"')),
-    Case("a response twice", SEVA, ("44 then and 45 now", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
+    Case("a response twice", SEVA, ("44 then, 45 now", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
     Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
     Case(
@@ -593,7 +593,7 @@ ADAPTERS = [
 ]
 
 LINKS = [
-    Case(f"{what} that is a link", command, f"{name} was not written to, since it is a link, to", link(name))
+    Case(f"{what} that is a link", command, f"{name} was not written to, since it is a link to", link(name))
     for what, name, command in (
         ("a page", "a.html", "compare tiny tiny --images photos --output a.html"),
         ("a picture", "a.png", "world draw --output a.png"),

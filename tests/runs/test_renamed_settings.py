@@ -18,8 +18,8 @@ from mlx_visalign.utils.schema import RENAMED, build
 
 
 @pytest.fixture(autouse=True)
-def untold():
-    schema._tell_of.cache_clear()
+def warn_again():
+    schema._warn_renamed.cache_clear()
 
 
 def settings_names():

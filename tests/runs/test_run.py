@@ -54,7 +54,7 @@ def test_other_settings_are_an_error_that_names_them_and_the_file(tmp_path):
 def test_other_items_are_an_error(tmp_path):
     with Run(tmp_path) as run:
         stage(run)
-        with pytest.raises(UserError, match=r"upper\.settings\.json was written with others, 3 then and 4 now"):
+        with pytest.raises(UserError, match=r"upper\.settings\.json was written with different inputs \(3 then, 4 now\)"):
             stage(run, items=[*ITEMS, "d"])
 
 

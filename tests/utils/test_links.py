@@ -118,7 +118,7 @@ def test_what_is_named_to_be_written_may_lie_behind_links_and_be_none(folder, mo
     assert named("mine/new") == folder / "new"
     assert unlinked(named("mine/deeper/new")) == folder / "deeper/new"
     for link in ("mine", "folder/b.png", "folder/deeper/more"):
-        with pytest.raises(UserError, match=rf"{link} was not written to, since it is a link, to .*name the place"):
+        with pytest.raises(UserError, match=rf"{link} was not written to, since it is a link to .*use the path"):
             named(link)
     with pytest.raises(UserError, match=r"folder/deeper/more/x was not written to, since \S*/folder/deeper/more is a link"):
         unlinked(folder / "deeper/more/x")

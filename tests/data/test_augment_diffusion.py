@@ -55,7 +55,7 @@ def test_q_sample(step):
 
 @pytest.mark.parametrize("step", [-1, 1000])
 def test_a_step_out_of_range_is_a_users_mistake(step):
-    with pytest.raises(UserError, match="between 0 and 999"):
+    with pytest.raises(UserError, match="from 0 to 999"):
         q_sample(mx.zeros(3), step, mx.zeros(3))
 
 

@@ -1,7 +1,8 @@
-"""Ways to make an image harder to see, with explicit random keys: SeVa's augmentations, native on `mx.array`.
+"""SeVa's image augmentations on `mx.array`, with explicit keys.
 
-An image is uint8 [h, w, 3] (`mx.array(np.asarray(pil_image))`), because Pillow and torchvision round to whole levels after
-every step; what Pillow also has agrees with it, mostly value for value. `parse_view` turns a recipe's label into a view.
+An image is uint8 [h, w, 3] (`mx.array(np.asarray(pil_image))`), because Pillow and torchvision round to integer levels after
+every step. Operations that Pillow also has agree with it, mostly value for value. `parse_view` turns a recipe's label into
+a view.
 """
 
 from mlx_visalign.data.augment.diffusion import diffuse, noise_schedule, q_sample

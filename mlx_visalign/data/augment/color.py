@@ -1,6 +1,6 @@
-"""Deterministic operations on colour, with Pillow's integer arithmetic (ImageEnhance, ImageOps, Convert.c).
+"""Deterministic colour operations with Pillow's integer arithmetic.
 
-Images are uint8 [h, w, 3]. A factor of 1 leaves the image as it is.
+Sources: ImageEnhance, ImageOps, Convert.c. Images are uint8 [h, w, 3]. A factor of 1 leaves the image unchanged.
 """
 
 import mlx.core as mx
@@ -8,45 +8,55 @@ from jaxtyping import Int, UInt8
 
 
 def luma(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 1"]:
-    """ITU-R 601 grey, L = 0.299 R + 0.587 G + 0.114 B, in 16.16 fixed point as `convert("L")`."""
+    """ITU-R 601 grey level.
+
+    L = 0.299 R + 0.587 G + 0.114 B, in 16.16 fixed point as Pillow's `convert("L")`.
+    """
     weights = mx.array([19595, 38470, 7471], dtype=mx.int32)
     total = (image.astype(mx.int32) * weights).sum(axis=-1, keepdims=True)
     return ((total + 0x8000) >> 16).astype(mx.uint8)
 
 
 def grayscale(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
-    """Three equal channels of `luma`; SeVa's one channel would break the padding of images that are not square."""
+    """Greyscale image with three equal channels.
+
+    SeVa has one channel, which would break the padding of images that are not square.
+    """
     return mx.repeat(luma(image), 3, axis=-1)
 
 
 def blend(base: UInt8[mx.array, "..."], image: UInt8[mx.array, "h w 3"], factor: float) -> UInt8[mx.array, "h w 3"]:
-    """base + factor (image - base), clipped, rounded down as Pillow's `Image.blend`. `base` may broadcast."""
+    """base + factor (image - base), as Pillow's `Image.blend`.
+
+    Clipped and rounded down. `base` may broadcast.
+    """
     start = base.astype(mx.float32)
     return mx.clip(start + factor * (image.astype(mx.float32) - start), 0, 255).astype(mx.uint8)
 
 
 def adjust_brightness(image: UInt8[mx.array, "h w 3"], factor: float) -> UInt8[mx.array, "h w 3"]:
-    """From black (0) over the image (1) to brighter."""
+    """Factor 0: black, 1: image, above 1: brighter."""
     return blend(mx.array(0, dtype=mx.uint8), image, factor)
 
 
 def adjust_contrast(image: UInt8[mx.array, "h w 3"], factor: float) -> UInt8[mx.array, "h w 3"]:
-    """From the image's mean grey (0) over the image (1) to more contrast."""
+    """Factor 0: mean grey, 1: image, above 1: more contrast."""
     grey = luma(image)
-    # int64, as the sum passes 2^31 from 8.4 million pixels on; halves are rounded up.
+    # int64, since the sum exceeds 2^31 above 8.4 million pixels; halves are rounded up.
     mean = (2 * grey.astype(mx.int64).sum() + grey.size) // (2 * grey.size)
     return blend(mean.astype(mx.uint8), image, factor)
 
 
 def adjust_saturation(image: UInt8[mx.array, "h w 3"], factor: float) -> UInt8[mx.array, "h w 3"]:
-    """From grey (0) over the image (1) to stronger colours."""
+    """Factor 0: greyscale, 1: image, above 1: stronger colours."""
     return blend(luma(image), image, factor)
 
 
 def adjust_hue(image: UInt8[mx.array, "h w 3"], shift: float) -> UInt8[mx.array, "h w 3"]:
-    """Turn the hue by `shift` of the whole circle, -0.5..0.5, in 8-bit HSV as torchvision does with a Pillow image.
+    """Shift the hue by a fraction of the colour circle.
 
-    Where a hue is exactly a whole level, Pillow's float arithmetic may fall one level below it (0.3 % of random pixels).
+    `shift` is in -0.5..0.5; in 8-bit HSV, as torchvision does with a Pillow image. Where a hue is exactly an integer level,
+    Pillow's float arithmetic may fall one level below it (0.3 % of random pixels).
     """
     hue, saturation, value = _to_hsv(image)
     return _from_hsv((hue + int(shift * 255)) % 256, saturation, value)
@@ -57,7 +67,7 @@ def _to_hsv(image: mx.array) -> tuple[Int[mx.array, "h w"], Int[mx.array, "h w"]
     pixels = image.astype(mx.int32)
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     high, low = pixels.max(axis=-1), pixels.min(axis=-1)
-    spread = mx.maximum(high - low, 1)  # 0 is grey: no saturation, and a hue of no account
+    spread = mx.maximum(high - low, 1)  # 0 for grey, which has no saturation and an arbitrary hue
     by_blue = 4 * spread + red - green
     by_green = 2 * spread + blue - red
     sixths = mx.where(red == high, green - blue, mx.where(green == high, by_green, by_blue)) % (6 * spread)
@@ -72,7 +82,7 @@ def _from_hsv(
     falling = mx.floor(value * (1 - share * along) + 0.5).astype(mx.int32)
     rising = mx.floor(value * (1 - share * (1 - along)) + 0.5).astype(mx.int32)
     low = mx.floor(value * (1 - share) + 0.5).astype(mx.int32)
-    # Red in the six sectors of the circle; green and blue run through the same, a third and two thirds later.
+    # Red in the six sectors of the circle; green and blue take the same values a third and two thirds later.
     red = mx.stack([value, falling, low, low, rising, value], axis=-1)
     places = (sector[..., None] + mx.array([0, 4, 2])) % 6
     return mx.take_along_axis(red, places, axis=-1).astype(mx.uint8)
@@ -94,7 +104,7 @@ def solarize(image: UInt8[mx.array, "h w 3"], threshold: float) -> UInt8[mx.arra
 
 
 def autocontrast(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
-    """Stretch each channel so that its darkest value becomes 0 and its brightest 255."""
+    """Stretch each channel to the full range 0..255."""
     low, high = image.min(axis=(0, 1)).astype(mx.int32), image.max(axis=(0, 1)).astype(mx.int32)
     stretched = (image.astype(mx.int32) - low) * 255 // mx.maximum(high - low, 1)
     return mx.where(high > low, stretched.astype(mx.uint8), image)
@@ -113,7 +123,7 @@ def equalize(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
 
 
 def _channel_levels(image: mx.array) -> Int[mx.array, "h w 3"]:
-    """Each value's place in a table of 3 x 256 entries."""
+    """Index of each value in a table of 3 x 256 entries."""
     return image.astype(mx.int32) + mx.array([0, 256, 512], dtype=mx.int32)
 
 

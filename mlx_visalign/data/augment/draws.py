@@ -1,4 +1,4 @@
-"""Random draws, and the random operations that are one or more draws followed by a deterministic operation.
+"""Random draws and random image operations.
 
 Every function takes its key; the same key gives the same view. Ranges are torchvision's.
 """
@@ -18,7 +18,7 @@ CROP_TRIES = 10
 
 
 def uniform(key: mx.array, low: float, high: float) -> float:
-    """A number from U(low, high)."""
+    """Draw from U(low, high)."""
     return float(mx.random.uniform(low, high, key=key))
 
 
@@ -28,24 +28,27 @@ def chance(key: mx.array, probability: float) -> bool:
 
 
 def integer(key: mx.array, low: int, high: int) -> int:
-    """A whole number, low <= n < high."""
+    """Uniform integer in [low, high)."""
     return int(mx.random.randint(low, high, key=key))
 
 
 def maybe(
     operation: Callable[[mx.array], mx.array], image: UInt8[mx.array, "h w 3"], key: mx.array, probability: float = 0.5
 ) -> UInt8[mx.array, "h w 3"]:
-    """The operation's result with the given probability, otherwise the image as it is."""
+    """Apply the operation with the given probability."""
     return operation(image) if chance(key, probability) else image
 
 
 def random_crop(image: UInt8[mx.array, "h w 3"], key: mx.array, side: int) -> UInt8[mx.array, "side side 3"]:
-    """A square of `side` pixels anywhere in the image, which must be at least that large (else `UserError`)."""
+    """Random square crop of `side` pixels.
+
+    `UserError` if the image is smaller.
+    """
     return geometry.crop(image, _place(key, image.shape[0], image.shape[1], side, side))
 
 
 def _place(key: mx.array, image_height: int, image_width: int, height: int, width: int) -> Box:
-    """A box of the given size, anywhere in the image; at the top left corner where it does not fit."""
+    """Random position for a box of the given size; at the top left if it does not fit."""
     top_key, left_key = mx.random.split(key)
     top = integer(top_key, 0, max(image_height - height, 0) + 1)
     left = integer(left_key, 0, max(image_width - width, 0) + 1)
@@ -53,9 +56,10 @@ def _place(key: mx.array, image_height: int, image_width: int, height: int, widt
 
 
 def random_box(key: mx.array, height: int, width: int, area: tuple[float, float]) -> Box:
-    """A box with a share U(area) of the image and a width / height log-uniform in 3/4..4/3.
+    """Random box for a resized crop.
 
-    The first of ten tries that fits into the image; if none does, the central box as large as the ratio allows.
+    Its share of the image's area is U(area), its width / height log-uniform in 3/4..4/3. The first of ten tries that fits
+    into the image; if none does, the largest central box that the ratio allows.
     """
     place_key, *try_keys = mx.random.split(key, 1 + CROP_TRIES)
     for try_key in try_keys:
@@ -73,13 +77,16 @@ def random_box(key: mx.array, height: int, width: int, area: tuple[float, float]
 def random_resized_crop(
     image: UInt8[mx.array, "h w 3"], key: mx.array, side: int, area: tuple[float, float]
 ) -> UInt8[mx.array, "side side 3"]:
-    """The pixels of a `random_box`, resized (bilinear) to a square of `side` pixels."""
+    """Crop a `random_box`, resize to `side` x `side` (bilinear)."""
     box = random_box(key, image.shape[0], image.shape[1], area)
     return resize(geometry.crop(image, box), (side, side))
 
 
 def random_perspective(image: UInt8[mx.array, "h w 3"], key: mx.array, distortion: float = 0.6) -> UInt8[mx.array, "h w 3"]:
-    """Move each corner inwards by up to `distortion` of the half width and half height, each on its own."""
+    """Random perspective distortion.
+
+    Each corner moves inwards independently, by up to `distortion` of the half width and half height.
+    """
     h, w, _ = image.shape
     right, down = int(distortion * (w // 2)), int(distortion * (h // 2))
     start: list[Point] = [(0, 0), (w - 1, 0), (w - 1, h - 1), (0, h - 1)]
@@ -92,12 +99,15 @@ def random_perspective(image: UInt8[mx.array, "h w 3"], key: mx.array, distortio
 
 
 def random_rotation(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """Turn counter-clockwise by U(0, 180) degrees."""
+    """Rotate counter-clockwise by U(0, 180) degrees."""
     return geometry.rotate(image, uniform(key, 0.0, 180.0))
 
 
 def random_affine(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """Turn clockwise by U(30, 70) degrees, scale by U(0.5, 0.75), move by up to 0.1 of the width and 0.3 of the height."""
+    """Random rotation, scaling and translation.
+
+    Rotates clockwise by U(30, 70) degrees, scales by U(0.5, 0.75), moves by up to 0.1 of the width and 0.3 of the height.
+    """
     angle_key, x_key, y_key, scale_key = mx.random.split(key, 4)
     h, w, _ = image.shape
     shift = (round(uniform(x_key, -0.1 * w, 0.1 * w)), round(uniform(y_key, -0.3 * h, 0.3 * h)))
@@ -106,7 +116,10 @@ def random_affine(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.ar
 
 
 def color_jitter(image: UInt8[mx.array, "h w 3"], key: mx.array, hue: float = 0.1) -> UInt8[mx.array, "h w 3"]:
-    """Brightness, contrast and saturation by U(0.6, 1.4) each and hue by U(-hue, hue), in a random order."""
+    """Jitter brightness, contrast, saturation and hue, in random order.
+
+    Factors U(0.6, 1.4) for the first three, a shift of U(-hue, hue) for the hue.
+    """
     order_key, *factor_keys = mx.random.split(key, 5)
     operations = [color.adjust_brightness, color.adjust_contrast, color.adjust_saturation, color.adjust_hue]
     ranges = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-hue, hue)]
@@ -116,21 +129,28 @@ def color_jitter(image: UInt8[mx.array, "h w 3"], key: mx.array, hue: float = 0.
 
 
 def random_blur(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """Gaussian blur of U(0.1, 2.0) pixels of the image it is given, whatever the model's size."""
+    """Gaussian blur with standard deviation U(0.1, 2.0).
+
+    In pixels of the given image, independent of the model's image size.
+    """
     return filters.gaussian_blur(image, uniform(key, 0.1, 2.0))
 
 
 def random_mask(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """Hide each cell of a 6 x 6 grid with probability 0.3. Our own, not SeVa's."""
+    """Hide random cells of a 6 x 6 grid.
+
+    Each with probability 0.3. Ours, not SeVa's.
+    """
     return geometry.hide(image, mx.random.bernoulli(0.3, (6, 6), key=key))
 
 
 def contrastive(
     image: UInt8[mx.array, "h w 3"], key: mx.array, side: int, area: tuple[float, float], hue: float
 ) -> UInt8[mx.array, "side side 3"]:
-    """Random resized crop, flip, colour jitter and grey: what the moco, byol and simclr views share.
+    """Common part of the moco, byol and simclr views.
 
-    Jitter is always applied, as in SeVa; MoCo v2 itself applies it with probability 0.8 (and its blur with 0.5).
+    Random resized crop, flip, colour jitter and greyscale. Jitter is always applied, as in SeVa; MoCo v2 itself applies it
+    with probability 0.8 (and its blur with 0.5).
     """
     crop_key, flip_key, jitter_key, grey_key = mx.random.split(key, 4)
     image = random_resized_crop(image, crop_key, side, area)

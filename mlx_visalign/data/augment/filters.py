@@ -1,4 +1,7 @@
-"""Deterministic blur and sharpness, with Pillow's integer arithmetic. Images are uint8 [h, w, 3]."""
+"""Deterministic blur and sharpness with Pillow's integer arithmetic.
+
+Images are uint8 [h, w, 3].
+"""
 
 import math
 
@@ -12,10 +15,10 @@ _PASSES = 3
 
 
 def gaussian_blur(image: UInt8[mx.array, "h w 3"], radius: float) -> UInt8[mx.array, "h w 3"]:
-    """Blur with standard deviation `radius` > 0 in pixels, as `PIL.ImageFilter.GaussianBlur`.
+    """Gaussian blur, equal to `PIL.ImageFilter.GaussianBlur`.
 
-    Pillow stands in for the Gaussian with three box blurs whose width has a fractional part (Gwosdek et al., "Theoretical
-    foundations of Gaussian convolution by extended box filtering", 2011); so do we, value for value.
+    `radius` > 0 is the standard deviation in pixels. Like Pillow, it approximates the Gaussian by three box blurs of
+    fractional width (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering", 2011).
     """
     box = _box_radius(radius)
     for _ in range(2):  # along x, then along y
@@ -26,7 +29,7 @@ def gaussian_blur(image: UInt8[mx.array, "h w 3"], radius: float) -> UInt8[mx.ar
 
 
 def _box_radius(sigma: float) -> float:
-    """Half the width of the box that gives variance sigma^2 in three passes: whole part (eq. 11) plus fraction (14)."""
+    """Box radius with variance sigma^2 after three passes: integer part (eq. 11) plus fraction (eq. 14)."""
     variance = sigma * sigma / _PASSES
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
@@ -34,9 +37,9 @@ def _box_radius(sigma: float) -> float:
 
 
 def _box_blur(image: UInt8[mx.array, "n m 3"], radius: float) -> UInt8[mx.array, "n m 3"]:
-    """Mean over 2 radius + 1 pixels along the first axis, the border repeated, in Pillow's 8.24 fixed point (BoxBlur.c)."""
+    """Mean over 2 radius + 1 pixels along the first axis, edges repeated, in Pillow's 8.24 fixed point (BoxBlur.c)."""
     whole, length = int(radius), image.shape[0]
-    # Divided in float32 as Pillow does: one unit more or less decides ties, which whole areas of an image can hit.
+    # Divided in float32 like Pillow: one unit more or less decides ties, which can affect large uniform areas.
     inner = int(np.float32(2**24) / np.float32(2 * radius + 1))
     outer = (2**24 - (2 * whole + 1) * inner) // 2
     weights = [outer, *[inner] * (2 * whole + 1), outer]
@@ -48,7 +51,10 @@ def _box_blur(image: UInt8[mx.array, "n m 3"], radius: float) -> UInt8[mx.array,
 
 
 def smooth(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
-    """3x3 mean that counts the middle five times; the outermost pixels stay (`PIL.ImageFilter.SMOOTH`)."""
+    """Smoothing, equal to `PIL.ImageFilter.SMOOTH`.
+
+    A 3x3 mean with five-fold weight on the centre; border pixels are unchanged.
+    """
     values = image.astype(mx.int32)
     h, w, _ = image.shape
     if min(h, w) < 3:
@@ -63,5 +69,5 @@ def smooth(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
 
 
 def adjust_sharpness(image: UInt8[mx.array, "h w 3"], factor: float) -> UInt8[mx.array, "h w 3"]:
-    """From smoothed (0) over the image (1) to sharper."""
+    """Factor 0: smoothed, 1: image, above 1: sharper."""
     return blend(smooth(image), image, factor)

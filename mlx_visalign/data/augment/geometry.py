@@ -1,6 +1,7 @@
-"""Deterministic operations that move pixels: crops, padding, flip, cover, affine and perspective maps.
+"""Deterministic geometric operations.
 
-Images are uint8 [h, w, 3]. Whatever comes from outside the image is black, as in SeVa.
+Crops, padding, flip, masking, affine and perspective maps. Images are uint8 [h, w, 3]. Pixels from outside the image are
+black, as in SeVa.
 """
 
 import math
@@ -14,7 +15,7 @@ from mlx_visalign.utils.errors import UserError
 
 
 class Box(NamedTuple):
-    """A rectangle of whole pixels."""
+    """A rectangle in pixels."""
 
     top: int
     left: int
@@ -23,7 +24,10 @@ class Box(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """The map from an *output* point to the input point it shows: x_in = a x + b y + c, y_in = d x + e y + f."""
+    """Affine map from *output* to input points.
+
+    x_in = a x + b y + c, y_in = d x + e y + f.
+    """
 
     a: float
     b: float
@@ -55,7 +59,10 @@ def pad(image: UInt8[mx.array, "h w 3"], border: int) -> UInt8[mx.array, "height
 
 
 def center_crop(image: UInt8[mx.array, "h w 3"], side: int) -> UInt8[mx.array, "side side 3"]:
-    """The central square; an image smaller than it gets a black border first (torchvision `CenterCrop`)."""
+    """Central square crop, as torchvision's `CenterCrop`.
+
+    A smaller image is padded with black first.
+    """
     missing = [max(side - length, 0) for length in image.shape[:2]]
     image = mx.pad(image, [(n // 2, n - n // 2) for n in missing] + [(0, 0)])
     h, w, _ = image.shape
@@ -68,12 +75,18 @@ def flip(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
 
 
 def blank(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
-    """Nothing but CLIP's mean colour: the control that shows no image at all. Our own, not SeVa's."""
+    """Image of CLIP's mean colour only.
+
+    The control without any image. Ours, not SeVa's.
+    """
     return mx.broadcast_to(mx.array(MEAN_COLOR, dtype=mx.uint8), image.shape)
 
 
 def hide(image: UInt8[mx.array, "h w 3"], hidden: Bool[mx.array, "rows columns"]) -> UInt8[mx.array, "h w 3"]:
-    """Lay a grid over the image and paint its hidden cells in the mean colour. Our own, not SeVa's."""
+    """Paint hidden cells of a grid in the mean colour.
+
+    Ours, not SeVa's.
+    """
     (h, w, _), (rows, columns) = image.shape, hidden.shape
     covered = hidden[mx.arange(h) * rows // h][:, mx.arange(w) * columns // w]
     return mx.where(covered[..., None], blank(image), image)
@@ -82,9 +95,10 @@ def hide(image: UInt8[mx.array, "h w 3"], hidden: Bool[mx.array, "rows columns"]
 def affine_about_center(
     height: int, width: int, degrees: float, translate: tuple[int, int] = (0, 0), scale: float = 1.0
 ) -> Affine:
-    """Turn clockwise and scale about the image's centre, then move by `translate` = (right, down) pixels.
+    """Rotation and scaling about the centre, then translation.
 
-    Source: torchvision `_get_inverse_affine_matrix` without shear.
+    `degrees` are clockwise; `translate` = (right, down) in pixels. Source: torchvision `_get_inverse_affine_matrix` without
+    shear.
     """
     cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
     center_x, center_y = width / 2, height / 2
@@ -95,7 +109,7 @@ def affine_about_center(
 def warp_affine(image: UInt8[mx.array, "h w 3"], matrix: Affine) -> UInt8[mx.array, "h w 3"]:
     """Apply an affine map, nearest pixel, as Pillow's `transform(AFFINE, NEAREST)`.
 
-    A point on the edge of two pixels may fall to either: we compute in float32, Pillow in 16.16 fixed point.
+    A point on the edge of two pixels may go to either: we compute in float32, Pillow in 16.16 fixed point.
     """
     x, y = _pixel_centers(image)
     x_in = mx.floor(matrix.a * x + matrix.b * y + matrix.c)
@@ -104,12 +118,15 @@ def warp_affine(image: UInt8[mx.array, "h w 3"], matrix: Affine) -> UInt8[mx.arr
 
 
 def rotate(image: UInt8[mx.array, "h w 3"], degrees: float) -> UInt8[mx.array, "h w 3"]:
-    """Turn *counter-clockwise* about the centre (the sense of `PIL.Image.rotate`), same size, nearest pixel."""
+    """Rotate *counter-clockwise* about the centre, like `PIL.Image.rotate`.
+
+    Same size, nearest pixel.
+    """
     return warp_affine(image, affine_about_center(image.shape[0], image.shape[1], -degrees))
 
 
 def perspective_coefficients(start: list[Point], end: list[Point]) -> list[float]:
-    """The eight coefficients of the map that shows the four `start` points at the four `end` points.
+    """Perspective map from `start` to `end` corners, eight coefficients.
 
     x_in = (c0 x + c1 y + c2) / (c6 x + c7 y + 1), y_in = (c3 x + c4 y + c5) / (c6 x + c7 y + 1).
     """
@@ -117,13 +134,16 @@ def perspective_coefficients(start: list[Point], end: list[Point]) -> list[float
     for (x_in, y_in), (x, y) in zip(start, end, strict=True):
         rows.append([x, y, 1, 0, 0, 0, -x_in * x, -x_in * y])
         rows.append([0, 0, 0, x, y, 1, -y_in * x, -y_in * y])
-    # Least squares, since in an image one or two pixels wide corners coincide and the system is singular.
+    # Least squares: in an image one or two pixels wide corners coincide, and the system is singular.
     solution, *_ = np.linalg.lstsq(np.array(rows, dtype=np.float64), np.array(start).reshape(8), rcond=None)
     return solution.tolist()
 
 
 def warp_perspective(image: UInt8[mx.array, "h w 3"], coefficients: list[float]) -> UInt8[mx.array, "h w 3"]:
-    """Apply a perspective map, bilinear; rounding down as Pillow's `transform(PERSPECTIVE, BILINEAR)` does."""
+    """Apply a perspective map, bilinear.
+
+    Rounds down, as Pillow's `transform(PERSPECTIVE, BILINEAR)`.
+    """
     c = coefficients
     x, y = _pixel_centers(image)
     depth = c[6] * x + c[7] * y + 1

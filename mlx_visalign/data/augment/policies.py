@@ -1,6 +1,7 @@
-"""AutoAugment (arXiv 1805.09501, ImageNet policy) and RandAugment (arXiv 1909.13719), as torchvision 0.15 has them.
+"""AutoAugment and RandAugment as in torchvision 0.15.
 
-Both apply operations whose strength is a share 0..1 of the operation's range, negative for the other direction.
+arXiv 1805.09501 (ImageNet policy) and arXiv 1909.13719. Both apply operations whose strength is a share 0..1 of the
+operation's range, negative for the other direction.
 """
 
 import mlx.core as mx
@@ -37,7 +38,7 @@ OPERATIONS = {
 }
 RAND_AUGMENT = [name for name in OPERATIONS if name != "invert"]
 
-# (operation, probability, magnitude 0..9); the magnitude is of no account to autocontrast, equalize and invert.
+# (operation, probability, magnitude 0..9); autocontrast, equalize and invert ignore the magnitude.
 IMAGENET_POLICY = [
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 0)),
@@ -68,7 +69,10 @@ IMAGENET_POLICY = [
 
 
 def auto_augment(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """One of the 25 ImageNet sub-policies: two operations, each applied with its own probability."""
+    """A random one of the 25 ImageNet sub-policies.
+
+    Each consists of two operations, each applied with its own probability.
+    """
     policy_key, first_key, second_key = mx.random.split(key, 3)
     sub_policy = IMAGENET_POLICY[integer(policy_key, 0, len(IMAGENET_POLICY))]
     for (name, probability, magnitude), operation_key in zip(sub_policy, (first_key, second_key), strict=True):
@@ -79,7 +83,10 @@ def auto_augment(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.arr
 
 
 def rand_augment(image: UInt8[mx.array, "h w 3"], key: mx.array) -> UInt8[mx.array, "h w 3"]:
-    """Two operations drawn with replacement from fourteen, at magnitude 9 of 30."""
+    """Two random operations at magnitude 9 of 30.
+
+    Drawn with replacement from fourteen.
+    """
     for operation_key in mx.random.split(key, 2):
         name_key, sign_key = mx.random.split(operation_key)
         name = RAND_AUGMENT[integer(name_key, 0, len(RAND_AUGMENT))]

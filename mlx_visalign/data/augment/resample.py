@@ -26,10 +26,10 @@ _FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bilinear": _triangle
 
 
 def resample_matrix(source: int, target: int, method: Method) -> Float[mx.array, "target source"]:
-    """Row i holds the weights with which `source` pixels make target pixel i; each row sums to 1.
+    """Weights of source pixels (columns) for target pixels (rows).
 
-    When shrinking, the filter is stretched by source / target so that every source pixel counts (antialiasing).
-    Weights beyond the border are dropped and the rest scaled up. Source: Pillow, src/libImaging/Resample.c.
+    Each row sums to 1. When shrinking, the filter is stretched by source / target so that every source pixel counts
+    (antialiasing). Weights beyond the border are dropped and the rest rescaled. Source: Pillow, src/libImaging/Resample.c.
     """
     scale = source / target
     centers = (np.arange(target)[:, None] + 0.5) * scale
@@ -39,17 +39,20 @@ def resample_matrix(source: int, target: int, method: Method) -> Float[mx.array,
 
 
 def to_levels(values: Float[mx.array, "*shape"]) -> UInt8[mx.array, "*shape"]:
-    """Clip to 0..255 and round to whole levels, halves up."""
+    """Clip to 0..255 and round to integers, halves up."""
     return mx.floor(mx.clip(values, 0, 255) + 0.5).astype(mx.uint8)
 
 
 def resize(
     image: UInt8[mx.array, "h w 3"], size: tuple[int, int], method: Method = "bilinear"
 ) -> UInt8[mx.array, "height width 3"]:
-    """Resize to `size` = (height, width) as `PIL.Image.resize` does, to within one level of 255."""
+    """Resize to (height, width) like `PIL.Image.resize`.
+
+    Equal to within one level of 255.
+    """
     height, width = size
     columns = resample_matrix(image.shape[1], width, method)
     rows = resample_matrix(image.shape[0], height, method)
-    # Pillow rounds to whole levels between its two passes, and so do we.
+    # Like Pillow, round to integer levels between the two passes.
     wide = to_levels(mx.einsum("xw,hwc->hxc", columns, image.astype(mx.float32)))
     return to_levels(mx.einsum("yh,hxc->yxc", rows, wide.astype(mx.float32)))

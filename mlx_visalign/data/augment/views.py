@@ -1,6 +1,6 @@
-"""The names a recipe uses: each is a way to see an image, applied before padding and CLIP preprocessing.
+"""Named views of an image, as recipes use them.
 
-The exception is diffusion noise, which belongs after them, on the normalised pixels.
+Augmentations are applied before padding and CLIP preprocessing; diffusion noise after them, on the normalised pixels.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ Augmentation = Callable[[mx.array, mx.array, int], mx.array]
 
 
 def _pixels(count: int, size: int) -> int:
-    """SeVa's pixel counts are for a model that sees 336 pixels; for another one they keep their share of its image."""
+    """SeVa's pixel counts, which are for 336-pixel images, scaled to another size."""
     return max(1, round(count * size / 336))
 
 
-# Called with the image (uint8 [h, w, 3]), a random key and the model's image size in pixels. The lines follow the table
-# of augmentations in SeVa's code (`seva/generate_with_aug_ocr.py` at 97aa157); the last two are our own.
+# Called with the image (uint8 [h, w, 3]), a random key and the model's image size in pixels. The order is that of
+# SeVa's code (`seva/generate_with_aug_ocr.py` at 97aa157); the last two are ours.
 AUGMENTATIONS: dict[str, Augmentation] = {
     "pad": lambda image, key, size: geometry.pad(image, _pixels(50, size)),
     "center-crop": lambda image, key, size: geometry.center_crop(image, _pixels(128, size)),
@@ -54,25 +54,31 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 @dataclass(frozen=True)
 class View:
-    """A way to see an image: an augmentation of the image, a diffusion step for the pixels made from it, or neither."""
+    """A view: an augmentation, a diffusion step, or neither.
+
+    The augmentation applies to the image, the diffusion step to the preprocessed pixels.
+    """
 
     label: str
     augmentation: Augmentation | None = None
     step: int | None = None
 
     def of_image(self, image: UInt8[mx.array, "h w 3"], key: mx.array, size: int) -> UInt8[mx.array, "height width 3"]:
-        """The image before padding and preprocessing; `size` is the model's image size in pixels."""
+        """Augment the image, before padding and preprocessing.
+
+        `size` is the model's image size in pixels.
+        """
         return image if self.augmentation is None else self.augmentation(image, key, size)
 
     def of_pixels(self, pixels: Float[mx.array, "h w 3"], key: mx.array) -> Float[mx.array, "h w 3"]:
-        """The pixels after padding and preprocessing (mean and std applied)."""
+        """Diffuse the pixels, after padding and preprocessing."""
         return pixels if self.step is None else diffuse(pixels, self.step, key)
 
 
 def parse_view(label: str) -> View:
-    """The view called `label`.
+    """View for a label in a recipe.
 
-    "clean", "diffusion-STEP" with a step of 0..999, a name in `AUGMENTATIONS`, or one's own augmentation as
+    "clean", "diffusion-STEP" with a step of 0..999, a name in `AUGMENTATIONS`, or your own augmentation as
     "FILE.py:FUNCTION" or "MODULE:FUNCTION". Raises `UserError` for anything else.
     """
     if label == "clean":
@@ -85,8 +91,8 @@ def parse_view(label: str) -> View:
     if name == "diffusion" and step.isdecimal() and int(step) < STEPS:
         return View(label, step=int(step))
     raise UserError(
-        f"There is no view called {label!r}. Choose clean, diffusion-STEP with a step from 0 to {STEPS - 1} "
-        f"(diffusion-500, say), one of {', '.join(AUGMENTATIONS)}, or your own as FILE.py:FUNCTION."
+        f"Unknown view {label!r}. Choose clean, diffusion-STEP with a step from 0 to {STEPS - 1} "
+        f"(such as diffusion-500), one of {', '.join(AUGMENTATIONS)}, or your own as FILE.py:FUNCTION."
     )
 
 

@@ -20,7 +20,7 @@ from mlx_visalign.data.prompt_template import Template
 from mlx_visalign.models.decoder import Decoder, Images, Positions, decoder_of
 from mlx_visalign.models.families.parts import Part, Shape, linear
 from mlx_visalign.utils.errors import UserError, plainly
-from mlx_visalign.utils.schema import MAX_SIZE, WORDS, check_architecture, convert, shown
+from mlx_visalign.utils.schema import MAX_SIZE, TYPE_NAMES, check_architecture, convert, shown
 
 Features = Float[mx.array, "n ... d"] | list[Float[mx.array, "... d"]]
 """The patch features of n images, a list where their numbers differ. The axes before the last are for the family to say."""
@@ -210,7 +210,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
 
 def _check_types(values: dict[str, Any], cls: type, where: str) -> None:
     """mlx-vlm takes any value of any type, and fails when it computes with it."""
-    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in WORDS and values.get(name) is not None}
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in TYPE_NAMES and values.get(name) is not None}
     check_architecture({name: convert(values[name], kind, f"{where}.{name}") for name, kind in kinds.items()}, where)
 
 

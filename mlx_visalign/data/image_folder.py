@@ -1,4 +1,7 @@
-"""A folder of photos as people have them: hidden files, copies, formats we do not read, a damaged one here and there."""
+"""Finds the photos in a folder, with duplicates removed.
+
+Folders are as users have them: hidden files, copies, unsupported formats, damaged files.
+"""
 
 import glob
 import hashlib
@@ -21,12 +24,12 @@ from mlx_visalign.utils.links import leads_out
 READ = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 HEIC = (".heic", ".heif", ".hif")
 NOT_READ = (".avif", ".bmp", ".dng", ".jxl", ".tif", ".tiff")
-LIBRARIES = (".photoslibrary", ".photolibrary")  # of Photos, and of iPhoto before it
+LIBRARIES = (".photoslibrary", ".photolibrary")  # Apple Photos, and iPhoto before it
 IN_ICLOUD = ".icloud"  # .IMG_1.jpg.icloud stands for an IMG_1.jpg that is not on this Mac
-LEAD_OUT = "links that lead out of the folder: {:,} (to read what they lead to: --follow-links)"
-EXPORT = "export its photos, or name the folder originals inside it"
-ALIKE = 0.7  # the same photo in other sizes and qualities has 0.68 and more, bursts mostly too; different ones at most 0.55
-STEPS = 16  # with fewer an image is too flat to be told from another
+LEAD_OUT = "links that lead out of the folder: {:,} (use --follow-links to read them)"
+EXPORT = "export its photos, or use the folder originals inside it"
+ALIKE = 0.7  # measured: resized or recompressed copies reach 0.68 and more, bursts mostly too; different photos at most 0.55
+STEPS = 16  # set bits; with fewer an image is too flat to compare
 BLOCK = 2048
 
 Images = str | Path | Sequence[str | Path]
@@ -34,9 +37,11 @@ Images = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Photo:
-    """An image to ask about. `id` tells its content, whatever its name; `image` is its path, as records have it.
+    """An image to ask about.
 
-    look  its `images.difference_hash`, where photos that look alike are to be kept together
+    id     hash of its content (see `content_id`)
+    image  its path, as in records
+    look   its `images.difference_hash`, used to group photos that look alike
     """
 
     id: str
@@ -45,9 +50,10 @@ class Photo:
 
 
 def places(images: Images) -> dict[Path, Path | None]:
-    """The files and folders that `images` names. None for each that is named itself, else the folder it was found in.
+    """Files and folders that `images` names, patterns expanded.
 
-    A pattern that no shell has expanded ("photos/*.jpg") stands for what it matches. UserError where there is nothing.
+    The value is the folder in which a pattern ("photos/*.jpg", unexpanded by the shell) found it, or None for a path named
+    itself. UserError if nothing is there.
     """
     found: dict[Path, Path | None] = {}
     for name in names_of(images):
@@ -66,19 +72,19 @@ def names_of(images: Images) -> list[str]:
 
 
 def called(images: Images) -> str:
-    """What `images` names, for a sentence."""
+    """Short text for `images` in messages."""
     names = names_of(images)
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
 
 
 def find_photos(images: Images, limit: int | None = None, skip_bad: bool = False) -> list[Photo]:
-    """The different images in folders and those below them, in the order of their content's hash: the first `limit`.
+    """Distinct images in folders and subfolders, ordered by content hash.
 
-    `images` names folders, files, which are taken for images whatever their names, or patterns (see `places`).
-    That order is random as far as the content goes, so a limit takes a fair sample, and it does not change with names.
-    Hidden files (a Mac's `._` files too), Photos libraries, links to folders and links that lead out of the folder are
-    passed over, copies of an image count once. Every image is decoded here, so that none fails hours later: one that cannot
-    be is a UserError, or with `skip_bad` left out. One sentence says how many there are, and how many are left out and why.
+    `images` names folders, patterns (see `places`) or files; a file named itself is read whatever its extension. `limit`
+    takes the first ones: a random sample that does not depend on file names, since the order is that of the hashes.
+    Hidden files (macOS `._` files too), Photos libraries, links to folders and links that lead out of the folder are
+    skipped, and duplicates count once. Every image is decoded, so that none fails hours later; one that cannot be decoded
+    is a UserError, or is skipped with `skip_bad`. A message says how many images were found, and how many skipped and why.
     """
     found, folder = _Found(), called(images)
     for place, top in places(images).items():
@@ -87,7 +93,7 @@ def find_photos(images: Images, limit: int | None = None, skip_bad: bool = False
         elif place.is_dir():
             _search(place, found)
         elif top is None:
-            found.files.append(place)  # what it is shows when it is opened
+            found.files.append(place)  # whatever its extension; decoding will tell
         else:
             _sort_in(place, top, found)
     by_content = _by_content(found)
@@ -96,7 +102,7 @@ def find_photos(images: Images, limit: int | None = None, skip_bad: bool = False
     photos = [Photo(name, str(by_content[name])) for name in sorted(by_content)]
     good = _decodable(photos, min(limit or len(photos), len(photos)), found.problems)
     if found.problems and not (skip_bad and good):
-        cure = "Mend or remove them" + (", for none is left." if skip_bad else ", or leave them out with --skip-bad.")
+        cure = "Fix or remove them" + (": none is left." if skip_bad else ", or leave them out with --skip-bad.")
         raise UserError(listed(f"{len(found.problems)} of the images cannot be used", found.problems, cure), found.problems)
     count = f"{len(good):,} of {counted(len(photos), 'photo')}" if len(good) == limit else counted(len(good), "photo")
     if found.problems:
@@ -106,10 +112,10 @@ def find_photos(images: Images, limit: int | None = None, skip_bad: bool = False
 
 
 def held_out(images: Iterable[str], groups: Iterable[Collection[str]] = ()) -> set[str]:
-    """The tenth of the images that is not trained on, by their ids: the same tenth in every run, whatever its seed.
+    """Ids of the images held out from training.
 
-    None of fewer than ten. Images of one group (see `near_identical`) are all held out or all trained on: a group that is
-    larger than what is left of the tenth is trained on.
+    A tenth of all, the same tenth in every run, whatever the seed; none of fewer than ten images. Images of one group (see
+    `near_identical`) are held out or trained on together: a group too large for the rest of the tenth is trained on.
     """
     together = {name: group for group in groups for name in group}
     order = sorted(set(images), key=lambda name: hashlib.sha256(f"held out {name}".encode()).digest())
@@ -122,15 +128,16 @@ def held_out(images: Iterable[str], groups: Iterable[Collection[str]] = ()) -> s
 
 
 def near_identical(photos: Sequence[Photo]) -> list[list[str]]:
-    """The ids of photos that look the same, in groups: frames of a burst; copies in another size, quality or format.
+    """Groups of ids of photos that look alike.
 
-    Two are alike where the cosine of their looks is at least 0.7, and a group is whoever is alike to any of it. Flat images,
-    whose looks say too little, and photos without a look are in no group. Takes n^2 x 512 multiplications, as products of
-    matrices: a second of one core for 10,000 photos and two minutes for 100,000, in 200 MB at most.
+    Frames of a burst, or copies in another size, quality or format. Two photos are alike if the cosine of their looks is
+    at least 0.7; groups are the connected components. Flat images, whose looks say too little, and photos without a look
+    are in no group. Costs n^2 x 512 multiplications in matrix products: on one core a second for 10,000 photos and two
+    minutes for 100,000, in at most 200 MB.
     """
     looks = {photo.id: photo.look for photo in photos if int.from_bytes(photo.look).bit_count() >= STEPS}
     ids = list(looks)
-    group = list(range(len(ids)))  # of each the first of its group, or one that leads there
+    group = list(range(len(ids)))  # union-find parents; the root is the first of a group
 
     def first(place: int) -> int:
         while group[place] != place:
@@ -147,7 +154,7 @@ def near_identical(photos: Sequence[Photo]) -> list[list[str]]:
 
 
 def _alike(looks: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """The places of all two looks that are alike."""
+    """Index pairs (i < j) of looks that are alike."""
     for top in range(0, len(looks), BLOCK):
         rows = _directions(looks[top : top + BLOCK])
         for left in range(0, top + 1, BLOCK):
@@ -158,17 +165,20 @@ def _alike(looks: Sequence[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def _directions(looks: Sequence[bytes]) -> np.ndarray:
-    """Looks as vectors of length 1."""
+    """Looks as unit vectors."""
     bits = np.unpackbits(np.frombuffer(b"".join(looks), np.uint8)).reshape(len(looks), 2, -1)
     signs = bits[:, 0].astype(np.float32) - bits[:, 1]
     return signs / np.linalg.norm(signs, axis=1, keepdims=True)
 
 
 def content_id(path: Path) -> str:
-    """A file's content, told from others by 16 digits. UserError if it cannot be read."""
+    """Content hash of a file, 16 hex digits.
+
+    UserError if it cannot be read.
+    """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-            raise UserError(f"{path}, which is no file.")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
+            raise UserError(f"{path}, which is not a regular file.")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
@@ -176,9 +186,12 @@ def content_id(path: Path) -> str:
 
 
 def require_unchanged(contents: Mapping[str, str]) -> None:
-    """UserError unless every image, by its path, still has the content that its `content_id` tells."""
+    """UserError unless all images still have their content hash.
+
+    `contents` maps paths to `content_id`s.
+    """
     problems = []
-    with progress("comparing the images with what they were", len(contents), unit="image") as bar:
+    with progress("verifying images", len(contents), unit="image") as bar:
         for image, content in contents.items():
             try:
                 if content_id(Path(image)) != content:
@@ -187,14 +200,14 @@ def require_unchanged(contents: Mapping[str, str]) -> None:
                 problems.append(str(error))
             bar.advance(1)
     if problems:
-        head = f"{len(problems)} of the {len(contents)} images that this run began with are gone or have changed"
-        cure = "Put them back as they were, or begin another run with another --output."
+        head = f"{len(problems)} of the {len(contents)} images that this run began with are missing or have changed"
+        cure = "Restore them, or start a new run with another --output."
         raise UserError(listed(head, problems, cure), problems)
 
 
 @dataclass
 class _Found:
-    """What a folder holds: image files; how many others are left out, by the reason; what should be readable and is not."""
+    """Search result: image files, counts of skipped files by reason, and errors."""
 
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -228,14 +241,14 @@ def _is_entered(folder: Path, found: _Found) -> bool:
     if folder.suffix.lower() in LIBRARIES:
         found.left_out[f"Photos libraries: {{:,}} ({EXPORT})"] += 1
         return False
-    if folder.is_symlink():  # it may lead to where it is
-        found.left_out["links to folders: {:,} (name such a folder itself)"] += 1
+    if folder.is_symlink():  # it may form a cycle
+        found.left_out["links to folders: {:,} (name the folder itself to include it)"] += 1
         return False
     return True
 
 
 def _sort_in(path: Path, top: Path, found: _Found) -> None:
-    """Put an image among the files, or say why not. What is hidden, or no image by its name, is not spoken of."""
+    """Add an image to the files, or count why it is skipped. Hidden and other files are ignored."""
     hidden = path.name.startswith(".")
     in_icloud = hidden and path.suffix == IN_ICLOUD
     kind = Path(path.stem if in_icloud else path.name).suffix.lower()
@@ -254,14 +267,14 @@ def _sort_in(path: Path, top: Path, found: _Found) -> None:
 
 
 def _by_content(found: _Found) -> dict[str, Path]:
-    """The files by their content. Of copies, the first by name stays."""
+    """Files by content hash. Of duplicates, the first by name is kept."""
     by_content: dict[str, Path] = {}
-    with progress("reading the images", len(found.files), unit="image") as bar:
+    with progress("hashing images", len(found.files), unit="image") as bar:
         for path in found.files:
             try:
-                str(path).encode()  # for it is going to stand in records
+                str(path).encode()  # records will contain the path
                 if by_content.setdefault(content_id(path), path) != path:
-                    found.left_out["{:,} the same as another"] += 1
+                    found.left_out["duplicates: {:,}"] += 1
             except UnicodeEncodeError:
                 found.problems.append(f"{os.fsencode(path)!r}, whose name is not UTF-8.")
             except UserError as error:
@@ -271,9 +284,9 @@ def _by_content(found: _Found) -> dict[str, Path]:
 
 
 def _decodable(photos: list[Photo], count: int, problems: list[str]) -> list[Photo]:
-    """The first `count` photos that can be decoded; what is wrong with others on the way is added to `problems`."""
+    """The first `count` photos that can be decoded; errors on the way are added to `problems`."""
     good: list[Photo] = []
-    with progress("looking at the images", count, unit="image") as bar:
+    with progress("decoding images", count, unit="image") as bar:
         for photo in photos:
             if len(good) == count:
                 break

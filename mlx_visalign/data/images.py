@@ -1,7 +1,9 @@
-"""From a picture, whatever way it comes in, to the pixels a model sees: one decoding, then the model's own preprocessing.
+"""Image decoding and model preprocessing.
 
-The aspect is part of the model: LLaVA-1.5 was trained on images padded to a square with CLIP's mean colour (`pad`),
-while the Hugging Face processor cuts out the centre (`crop`). The wrong one costs accuracy without any error.
+Any input (path, bytes, Pillow image, array) is decoded in one place, then preprocessed for its model.
+
+The aspect (pad or crop) is part of the model: LLaVA-1.5 was trained on images padded to a square with CLIP's mean colour
+(`pad`), while the Hugging Face processor cuts out the centre (`crop`). The wrong one costs accuracy without any error.
 """
 
 import hashlib
@@ -27,51 +29,52 @@ from mlx_visalign.utils.schema import build
 
 Aspect = Literal["pad", "crop"]
 Picture = str | Path | bytes | Image.Image | Shaped[np.ndarray, "..."] | Shaped[mx.array, "..."]
-"""What stands for an image: its file's path or content, a Pillow image, or an array, see `open_image`."""
+"""An image as a path, a file's content, a Pillow image, or an array; see `open_image`."""
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = 65_535
-LARGE = 6144  # the side of the largest square that is worked on; what is larger is reduced before
-LONG = 16  # how many times longer than high (or higher than long) an image may be that is cropped to a square
-BAND = 1_000_000  # pixels that are converted at once
+LARGE = 6144  # side of the largest square processed; larger images are reduced first
+LONG = 16  # maximum aspect ratio of an image cropped to a square; the excess is cut first
+BAND = 1_000_000  # pixels converted at once
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
 HEIC_FIX = 'pip install "mlx-visalign[heic]"'
 HEIC_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")}
-LOOK, DEAD_ZONE = 16, 2  # cells a side, and levels of grey
+LOOK, DEAD_ZONE = 16, 2  # cells per side, and grey levels
 
 
 def open_image(picture: Picture) -> Image.Image:
-    """The image as a viewer shows it: upright RGB, at most 37.7 megapixels.
+    """Image as upright RGB of at most 37.7 megapixels.
 
     A file, or its content as bytes, is JPEG, PNG, WebP, GIF or (with the `heic` extra) HEIC, whatever its name; a Pillow image
     may have any mode; an array is [h, w] or [h, w, 1 to 4] (grey, grey and alpha, RGB, RGB and alpha) of uint8, uint16 or
-    floats from 0 to 1. The same picture gives the same pixels in every way:
+    floats from 0 to 1. The same picture gives the same pixels in every form:
 
-    - It is turned as its EXIF data say, which a Pillow image keeps. Damaged EXIF data say nothing.
-    - What is transparent shows white, by an alpha channel, a palette or one transparent colour.
-    - Of 16 bits the upper 8 count, in grey as in colour. A Pillow image of mode I or F does not say its range: that is up to 1
-      (F alone), 255 or 65,535, the first that holds its values.
-    - Of several frames the first is taken; of a Pillow image the one it is at.
-    - Colour profiles are left aside, as they were where the models were trained; red is (255 - cyan) (255 - black) / 255.
-    - Over 37.7 megapixels (a square of 6,144) every n x n pixels become their mean, with the smallest n that is enough.
+    - It is rotated by its EXIF orientation, which a Pillow image keeps. Damaged EXIF data are ignored.
+    - Transparent pixels (alpha channel, palette or one transparent colour) become white.
+    - Of 16 bits the upper 8 are used, in grey and in colour. A Pillow image of mode I or F does not state its range, so it is
+      the smallest of 0..1 (F only), 0..255 and 0..65,535 that contains its values.
+    - Of several frames the first is used; of a Pillow image the current one.
+    - Colour profiles are ignored, as in the models' training; CMYK red is (255 - cyan) (255 - black) / 255.
+    - Over 37.7 megapixels (6,144 x 6,144) blocks of n x n pixels are averaged, with the smallest sufficient n.
 
     Raises `UserError` for other formats and modes, damaged files, and images over 200 megapixels or 65,535 pixels on a side
-    (a decompression bomb), which are not decoded. At most 4 bytes a pixel of the file's are held, 16 MB and the result besides.
-    The result may be the picture itself: do not change it in place.
+    (decompression bombs), which are not decoded. Memory: at most 4 bytes per pixel of the file, plus 16 MB and the result.
+    The result may be the input itself: do not modify it in place.
     """
     with _opened(picture) as image:
         return _shown(image)
 
 
 def check_image(path: str | Path) -> bytes:
-    """Raise the `UserError` that `open_image` would raise, or tell how the image looks, for `image_folder.near_identical`.
+    """Validate an image file; return its `difference_hash`.
 
-    A JPEG is read to its end, but computed at down to an eighth of its size. A file that has not changed is looked at once.
+    Raises the `UserError` that `open_image` would raise. A JPEG is read completely, but decoded at a reduced size (down to
+    an eighth). Results are cached until the file changes.
     """
     try:
         state = Path(path).stat()
     except OSError:
-        return _look(path, None)  # which finds the words
+        return _look(path, None)  # raises the UserError
     return _look(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
 
 
@@ -83,9 +86,10 @@ def _look(path: str | Path, state: tuple[int, ...] | None) -> bytes:
 
 
 def difference_hash(image: Image.Image) -> bytes:
-    """Where a 17x17 grey copy gets brighter, and where darker, to the right and downwards: 2x2x16x16 bits, as bytes.
+    """Perceptual hash from brightness gradients, 2x2x16x16 bits.
 
-    Differences of at most 2 levels are neither: they are noise, or what JPEG leaves of it.
+    Whether a 17x17 grey copy gets brighter, and whether darker, to the right and downwards. Differences of at most 2 levels
+    count as neither: they are noise or JPEG artefacts.
     """
     grey = np.asarray(image.convert("L").resize((LOOK + 1, LOOK + 1), Image.Resampling.LANCZOS), dtype=np.int16)
     steps = np.stack([grey[:-1, 1:] - grey[:-1, :-1], grey[1:, :-1] - grey[:-1, :-1]])
@@ -93,7 +97,7 @@ def difference_hash(image: Image.Image) -> bytes:
 
 
 def image_digest(picture: Picture) -> str:
-    """A name for the picture's content: a file's by its bytes, wherever they are; anything else's by its pixels."""
+    """Content hash: of a file's bytes, else of the pixels."""
     if isinstance(picture, str | Path):
         path = Path(picture)
         try:
@@ -107,10 +111,10 @@ def image_digest(picture: Picture) -> str:
 
 
 def image_finder(folder: Path, elsewhere: str | None = None) -> Callable[[str, str], Path]:
-    """What finds the image that a row of data names, and looks at it once: (name, where) -> its path.
+    """Resolver of image names in rows: (name, where) -> path.
 
-    Raises `UserError`, beginning with `where`, for one that lies outside of the folder or cannot be decoded. `elsewhere` is
-    where it may be, for the error to say.
+    It raises `UserError`, beginning with `where`, for an image that lies outside the folder or cannot be decoded.
+    `elsewhere` is a folder where it may be instead, for the error message.
     """
 
     def find(name: str, where: str) -> Path:
@@ -126,23 +130,26 @@ def image_finder(folder: Path, elsewhere: str | None = None) -> Callable[[str, s
 
 @cache
 def reads_heic() -> bool:
-    """Whether HEIC, what iPhones make, can be read: the optional pillow-heif is installed. Pillow then knows the format."""
+    """Whether HEIC (iPhone photos) can be read.
+
+    True if the optional pillow-heif is installed, which is then registered with Pillow.
+    """
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
         return False
-    register_heif_opener(thumbnails=False)  # a draft would be the preview that the file brings, and prove nothing
+    register_heif_opener(thumbnails=False)  # a draft would decode only the embedded preview, and prove nothing
     return True
 
 
 def formats_read() -> str:
-    """What `open_image` reads, in words."""
+    """Text listing the formats that `open_image` reads."""
     return "JPEG, PNG, WebP, GIF or HEIC" if reads_heic() else "JPEG, PNG, WebP or GIF"
 
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
-    """An image whose size is known and harmless. Whatever goes wrong from here on is a `UserError` that names it."""
+    """Open an image and check its size. Any error, also in the block, becomes a `UserError` that names it."""
     name = _name(picture)
     try:
         with _pillows_limits():
@@ -163,15 +170,15 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         raise UserError(f"{name}: {TOO_LARGE}") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: {_what_it_is_not(picture)}") from None
-    except Exception as error:  # a decoder met a stranger's bytes, so anything may come of it
+    except Exception as error:  # decoders may raise anything on untrusted bytes
         why = str(error).strip() or type(error).__name__
         raise UserError(f"{name}: this image cannot be decoded ({why}); repair or remove it.") from None
 
 
 @contextmanager
 def _pillows_limits() -> Iterator[None]:
-    """Pillow refuses what is over our limit, where its own is 179 megapixels, and warns of nothing."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2  # it refuses twice this
+    """Set Pillow's pixel limit (179 megapixels by default) to ours, and silence its warnings."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2  # Pillow refuses twice this
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,7 +192,7 @@ TOO_LARGE = f"more than {MAX_PIXELS // 10**6} megapixels or {MAX_SIDE:,} pixels 
 
 def _require_harmless(image: Image.Image, name: str) -> None:
     if 0 in image.size:
-        raise UserError(f"{name}: an image of {image.width}x{image.height} pixels shows nothing; remove it.")
+        raise UserError(f"{name}: the image is empty ({image.width}x{image.height} pixels); remove it.")
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise UserError(f"{name}: {image.width}x{image.height} pixels is {TOO_LARGE}")
 
@@ -195,7 +202,7 @@ def _name(picture: Picture) -> str:
         return str(picture)
     if isinstance(picture, bytes):
         return f"the image of {len(picture):,} bytes"
-    return str(getattr(picture, "filename", "") or "the image given")
+    return str(getattr(picture, "filename", "") or "the given image")
 
 
 def _what_it_is_not(picture: Picture) -> str:
@@ -208,12 +215,12 @@ def _what_it_is_not(picture: Picture) -> str:
     if start.startswith(FIRST_LINES):
         return "this is a Git LFS pointer, not the image itself: run `git lfs pull` in its folder, or download it again."
     if not reads_heic() and start[4:12] in HEIC_BRANDS:
-        return f"this is a HEIC photo, whatever its name; {HEIC_FIX} to read it, or export it as JPEG."
+        return f"this is a HEIC photo; run `{HEIC_FIX}` to read it, or export it as JPEG."
     return f"expected a {formats_read()} image; convert or remove this file."
 
 
 def _of_array(array: Any) -> Image.Image:
-    """UserError unless the array is an image in one of the forms of `open_image`."""
+    """Pillow image from an array in one of the forms of `open_image`, else UserError."""
     if isinstance(array, mx.array):
         array = np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
     if not isinstance(array, np.ndarray):
@@ -236,14 +243,14 @@ def _levels(array: Shaped[np.ndarray, "..."], got: str) -> Shaped[np.ndarray, ".
     if array.dtype.kind != "f":
         raise UserError(f"Expected an array of uint8, uint16 or floats from 0 to 1, got {got}.")
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 1):  # so that NaN, which compares with nothing, is refused
+    if not (low >= 0 and high <= 1):  # written so that NaN is refused too
         raise UserError(f"Expected an array of uint8, uint16 or floats from 0 to 1, got {got} from {low:g} to {high:g}.")
     return np.rint(array * 255).astype(np.uint8)
 
 
 def _shown(image: Image.Image) -> Image.Image:
-    """As a viewer shows it, band by band, so that no second copy of a large image is made."""
-    transparent = _transparent(image)  # the file's own words are gone once it is loaded
+    """Upright RGB on white, converted in bands to avoid a second copy of a large image."""
+    transparent = _transparent(image)  # read before load(), which drops the file's own values
     image.load()
     turn, scale = _orientation(image), _scale(image)
     width, height = image.size
@@ -264,7 +271,7 @@ def _shown(image: Image.Image) -> Image.Image:
 
 
 def _transparent(image: Image.Image) -> Any:
-    """A PNG's transparent colour in the image's own levels. Pillow has it as the file does, in 2, 4 or 16 bits."""
+    """A PNG's transparent colour in 8-bit levels; Pillow keeps the file's 2, 4 or 16 bits."""
     colour, tiles = image.info.get("transparency"), getattr(image, "tile", ())
     form = str(tiles[0].args) if tiles else ""
     if isinstance(colour, int) and form in ("L;2", "L;4"):
@@ -277,12 +284,12 @@ def _transparent(image: Image.Image) -> Any:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data fail in many ways, say nothing, and the image is as good without them
+    except Exception:  # damaged EXIF data fail in many ways, and the image is fine without them
         return 1
 
 
 def _scale(image: Image.Image) -> float:
-    """What makes levels of 0 to 255 of an image of mode I or F."""
+    """Factor that maps an image of mode I or F to levels 0 to 255."""
     if image.mode not in ("I", "F"):
         return 1
     low, high = (float(cast(float, value)) for value in image.getextrema())
@@ -294,7 +301,7 @@ def _scale(image: Image.Image) -> float:
 
 
 def _rgb(image: Image.Image, scale: float) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would make most of it white
+    if image.mode.startswith("I;16"):  # Pillow would clip most of it to white
         levels = np.asarray(image)
         grey = Image.fromarray((levels >> 8).astype(np.uint8))
         if "transparency" in image.info:
@@ -302,7 +309,7 @@ def _rgb(image: Image.Image, scale: float) -> Image.Image:
         image = grey
     elif image.mode in ("I", "F"):
         levels = np.asarray(image) * scale
-        image = Image.fromarray((levels if scale < 1 else np.rint(levels)).astype(np.uint8))  # of 16 bits the upper 8
+        image = Image.fromarray((levels if scale < 1 else np.rint(levels)).astype(np.uint8))  # the upper 8 of 16 bits
     elif image.mode == "LAB":
         image = ImageCms.applyTransform(image, _lab_to_rgb()) or image
     elif image.mode == "La":
@@ -319,12 +326,17 @@ def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
-MAX_LEVEL = 100  # of a mean or standard deviation, which are about 0.5
+MAX_LEVEL = 100  # limit for means and standard deviations, which are about 0.5
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How one model wants its pixels: side length, mean and standard deviation per channel (of values in 0..1), aspect."""
+    """Image preprocessing of one model.
+
+    size  side length in pixels
+    mean, std  per channel, of values in 0..1
+    aspect  pad to a square or crop the centre
+    """
 
     size: int
     mean: tuple[float, float, float]
@@ -333,13 +345,16 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], aspect: Aspect) -> "Preprocessing":
-        """From a Hugging Face `preprocessor_config.json` (or the image part of `processor_config.json`)."""
-        size = config.get("crop_size") or config.get("size")  # SigLIP's processors crop nothing, their size is a square
+        """From the content of a Hugging Face `preprocessor_config.json`.
+
+        Or the image part of `processor_config.json`.
+        """
+        size = config.get("crop_size") or config.get("size")  # SigLIP's processors do not crop; their size is a square
         side = size.get("height") if isinstance(size, dict) else size
         given = {"crop_size": side, "image_mean": config.get("image_mean"), "image_std": config.get("image_std")}
         missing = [name for name, value in given.items() if value is None]
         if missing:
-            raise UserError(f"preprocessor_config.json does not say {', '.join(missing)}; copy it from the original model.")
+            raise UserError(f"preprocessor_config.json lacks {', '.join(missing)}; copy it from the original model.")
         values = {"size": side, "mean": given["image_mean"], "std": given["image_std"], "aspect": aspect}
         found = build(cls, values, "preprocessor_config.json")
         if not (min(found.std) > 0 and max(*found.std, *map(abs, found.mean)) <= MAX_LEVEL and 0 < found.size <= MAX_SIDE):
@@ -351,7 +366,10 @@ class Preprocessing:
 
     @property
     def background(self) -> tuple[int, int, int]:
-        """The colour of the padding, int(255 * mean): (122, 116, 104) for CLIP."""
+        """Padding colour, int(255 * mean).
+
+        (122, 116, 104) for CLIP.
+        """
         red, green, blue = (int(255 * value) for value in self.mean)
         return red, green, blue
 
@@ -372,11 +390,11 @@ class Preprocessing:
     def __call__(self, picture: Picture) -> Float[mx.array, "h w 3"]:
         """Open, pad or crop, resize (bicubic) and normalise: (value / 255 - mean) / std.
 
-        So that nothing huge is made, an image to be padded is first reduced to at most 6,144 pixels on its longer side, by the
-        mean of n x n pixels, and one to be cropped is first cut to 16 times its shorter side. This and the reduction of large
-        images when they are opened move nothing by a tenth of the model's pixels: of a photo of 16,382x3,628 pixels the
-        values differ by 0.2 levels of 255 on average, of 48 and 100 megapixels by 0.12 (padded) or 0.15
-        (cropped) and nowhere by more than 1.
+        To bound memory, an image to be padded is first reduced to at most 6,144 pixels on its longer side, by averaging
+        blocks of n x n pixels, and one to be cropped is first cut to 16 times its shorter side. With this and the reduction
+        of large images in `open_image` nothing moves by a tenth of the model's pixels: values of a 16,382x3,628 photo
+        differ by 0.2 levels of 255 on average, those of 48 and 100 megapixels by 0.12 (padded) or 0.15 (cropped) and
+        nowhere by more than 1.
         """
         image = self._within_bounds(open_image(picture))
         pixels = self._processor(images=image, return_tensors="np")["pixel_values"][0]
@@ -392,6 +410,6 @@ class Preprocessing:
         return image.crop((left, top, image.width - left, image.height - top))
 
     def shown(self, pixels: Float[mx.array, "h w 3"]) -> Image.Image:
-        """The way back, to look at: what the tower was given, clipped to what a screen can show."""
+        """Invert the normalisation: pixels as an image, clipped to 0..255."""
         levels = np.array(pixels) * np.array(self.std) + np.array(self.mean)
         return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))

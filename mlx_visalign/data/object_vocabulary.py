@@ -1,11 +1,11 @@
-"""Which objects a text names: a vocabulary of objects, each with the phrases that name it.
+"""Vocabulary of objects, and their mentions in a text.
 
 A vocabulary file is a JSON list of {"canonical": "dining table", "phrases": ["dining table", "table"]}. An entry whose
-canonical is null lists compounds that name none of the objects ("toilet paper"). Plurals are understood and need not
-be listed; a hyphen between words counts as a space.
+canonical is null lists compounds that name none of the objects ("toilet paper"). Plurals are recognised and need not be
+listed; a hyphen between words counts as a space.
 
-`coco80` holds the 80 classes of COCO (Lin et al. 2014) with synonyms of our own, chosen so that what is found is
-rarely wrong: a bare "orange", mostly a colour, and a bare "baseball", mostly the game, count for nothing.
+`coco80` holds the 80 classes of COCO (Lin et al. 2014) with our own synonyms, chosen for precision: a bare "orange",
+mostly a colour, and a bare "baseball", mostly the game, are not counted.
 """
 
 import json
@@ -34,22 +34,25 @@ IRREGULAR = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An object and the phrases that name it; `canonical` None: phrases that name no object of the vocabulary."""
+    """An object and its phrases.
+
+    `canonical` None: the phrases name no object of the vocabulary.
+    """
 
     canonical: str | None
     phrases: tuple[str, ...]
 
     def faults(self) -> list[str]:
-        """What is wrong with it, in words."""
-        found = ["canonical is empty; an object needs a name, or null for phrases that name none."] * (self.canonical == "")
-        return found + ["phrases needs at least one phrase, and none that is empty."] * (
+        """Error texts; empty if the entry is valid."""
+        found = ["canonical is empty; name the object, or use null for phrases that name none."] * (self.canonical == "")
+        return found + ["phrases must list at least one phrase, and no empty one."] * (
             not self.phrases or not all(map(str.strip, self.phrases))
         )
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An object named in a text, at characters start to end (end not included)."""
+    """A mention of an object at characters [start, end)."""
 
     canonical: str
     start: int
@@ -58,13 +61,19 @@ class Mention:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Objects and their phrases. Where two entries share a phrase, the later one has it."""
+    """Objects and their phrases.
+
+    If two entries share a phrase, the later one gets it.
+    """
 
     entries: tuple[Entry, ...]
 
     @classmethod
     def from_rows(cls, rows: object, where: str) -> "Vocabulary":
-        """From the content of a vocabulary file. Raises UserError, beginning with `where`, if it is not one."""
+        """Parse the content of a vocabulary file.
+
+        Raises UserError, beginning with `where`, if it is invalid.
+        """
         vocabulary = cls(convert(rows, tuple[Entry, ...], where))
         if not vocabulary.objects:
             raise UserError(f"{where}: a vocabulary must name at least one object.")
@@ -72,23 +81,24 @@ class Vocabulary:
         return vocabulary
 
     def extended(self, other: "Vocabulary") -> "Vocabulary":
-        """With the other's objects and phrases as well."""
+        """Vocabulary with the entries of both."""
         return Vocabulary(self.entries + other.entries)
 
     @cached_property
     def objects(self) -> tuple[str, ...]:
-        """The canonical names, each once, in the order of the file."""
+        """Distinct canonical names, in file order."""
         return tuple(dict.fromkeys(entry.canonical for entry in self.entries if entry.canonical is not None))
 
     def mentions(self, text: str) -> list[Mention]:
-        """Every naming of an object, in the order of the text. Of overlapping phrases the first counts, and of those
-        that begin together the longest: a "hot dog" is no "dog".
+        """Mentions of objects, in text order.
+
+        Of overlapping phrases the first counts, and of those with the same start the longest: a "hot dog" is no "dog".
         """
         found = [(self._canonicals[" ".join(_words(match[0]))], match) for match in self._pattern.finditer(text)]
         return [Mention(canonical, *match.span()) for canonical, match in found if canonical is not None]
 
     def sample(self, count: int, seed: int) -> list[str]:
-        """`count` different objects, drawn uniformly; the same for the same seed."""
+        """`count` distinct objects, drawn uniformly by the seed."""
         if count > len(self.objects):
             raise UserError(f"Asked for {count} different objects from a vocabulary of {len(self.objects)}.")
         return random.Random(seed).sample(self.objects, count)
@@ -104,7 +114,7 @@ class Vocabulary:
 
     @cached_property
     def _pattern(self) -> re.Pattern:
-        # Python's alternation takes the first alternative that fits, so the longest come first.
+        # Alternation in `re` takes the first alternative that matches, so the longest come first.
         phrases = sorted(self._canonicals, key=len, reverse=True)
         anyone = "|".join(r"[\s-]+".join(map(re.escape, phrase.split())) for phrase in phrases)
         return re.compile(rf"(?<![\w-])(?:{anyone})(?![\w-])", re.IGNORECASE)
@@ -124,13 +134,13 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def question(canonical: str) -> str:
-    """The existence question, in the words of POPE (Li et al. 2023, arXiv 2305.10355)."""
+    """POPE's existence question (Li et al. 2023, arXiv 2305.10355)."""
     article = "an" if canonical[0].lower() in "aeiou" else "a"
     return f"Is there {article} {canonical} in the image?"
 
 
 def plural(phrase: str) -> str:
-    """The plural of a phrase by its last word: "wine glasses", "policemen", "knives", "ponies"."""
+    """Plural of a phrase: "wine glasses", "policemen", "knives", "ponies"."""
     *first, last = phrase.split(" ")
     if last in IRREGULAR:
         changed = IRREGULAR[last]

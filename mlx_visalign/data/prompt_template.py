@@ -1,10 +1,12 @@
-"""The prompt template: the words around a question. Part of the model, like its weights.
+"""Prompt templates, and tokenisation of prompts and answers.
+
+The template, the text around a question, belongs to the model like its weights.
 
 `vicuna_v1` is what LLaVA-1.5 was trained on (haotian-liu/LLaVA, llava/conversation.py): the two halves around the image
-are tokenised apart, with one BOS. `hf` is the shorter template of the llava-hf model cards, tokenised in one piece.
+are tokenised separately, with one BOS. `hf` is the shorter template of the llava-hf model cards, tokenised in one piece.
 `onevision` is the ChatML of llava-onevision-qwen2 in transformers (tests/models/llava_onevision/test_processing_*.py), in
-one piece too. The authors' own prompt, `qwen_1_5` in LLaVA-VL/LLaVA-NeXT, has a system message and more line breaks.
-An adapter trained on one and used on the other silently loses its effect, so the name travels with model and adapter.
+one piece too. The original prompt, `qwen_1_5` in LLaVA-VL/LLaVA-NeXT, has a system message and more line breaks.
+An adapter trained on one and used on the other silently loses its effect, so its name is saved with model and adapter.
 """
 
 import re
@@ -24,18 +26,18 @@ TEMPLATES: dict[str, str] = {
     "hf": f"USER: {IMAGE}\n{{question}} ASSISTANT:",
     "onevision": f"<|im_start|>user {IMAGE}\n{{question}}<|im_end|><|im_start|>assistant\n",
 }
-TOKENS = re.compile(r"(<image>|<\|im_start\|>|<\|im_end\|>)")  # what is a token, and not words, in a template
+TOKENS = re.compile(r"(<image>|<\|im_start\|>|<\|im_end\|>)")  # the template's own control tokens
 BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 def prompt_ids(tokenizer: Any, template: Template, question: str, image_tokens: int) -> list[int]:
-    """The token ids of a whole prompt, with the image placeholder repeated once per image feature.
+    """Token ids of a prompt, one placeholder per image feature.
 
-    Only the template's own pieces become control tokens: a `</s>` in the question is read as its characters. Raises
-    `UserError` where the question holds the placeholder itself, since the image's place is the template's to say.
+    Only the template's own pieces become control tokens: a `</s>` in the question is tokenised as plain text. Raises
+    `UserError` if the question contains the placeholder, since the template places the image.
     """
     if IMAGE in question:
-        raise UserError(f"A question may not contain {IMAGE}: the template puts the image in. Got {question!r}.")
+        raise UserError(f"A question may not contain {IMAGE}: the template adds it. Got {question!r}.")
     text = TEMPLATES[template].replace("{question}", question)
     image = [tokenizer.convert_tokens_to_ids(IMAGE)] * image_tokens
     if template == "vicuna_v1":
@@ -47,37 +49,37 @@ def prompt_ids(tokenizer: Any, template: Template, question: str, image_tokens: 
 
 
 def response_ids(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of an answer, with the end token. All of them count in a log-probability.
+    """Token ids of an answer with the end token.
 
-    Control tokens in the answer's words are read as their characters; the only one is the end token.
+    All of them count in a log-probability. Control tokens in the answer's text are tokenised as plain text.
     """
     return [*plain_ids(tokenizer, text), tokenizer.eos_token_id]
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of people's words, which never hold a control token. Every such text is tokenised here.
+    """Token ids of user text, free of control tokens.
 
-    Words without control tokens get the ids that they always have.
+    Every text of users and models is tokenised here. Text without control tokens gets its usual ids.
     """
     if SURROGATE.search(text):
-        raise UserError(f"This text is broken, for it holds half of a two-part character: {shown(text)}.")
-    # Not verbose: that a text is long is said by whoever knows where it comes from.
+        raise UserError(f"This text is broken: it holds half of a two-part character (a lone surrogate): {shown(text)}.")
+    # Not verbose: the caller, who knows where the text is from, reports a long one.
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-    unknown = {tokenizer.unk_token_id}  # also what a character that is in no token becomes
+    unknown = {tokenizer.unk_token_id}  # also the id of characters without a token
     if (control_tokens(tokenizer).keys() - unknown).isdisjoint(ids):
         return ids
-    # transformers splits what is marked as special. A folder may have its image token as an added word like any other.
-    whole = tokenizer.backend_tokenizer
-    text = whole.normalizer.normalize_str(text) if whole.normalizer else text
-    words = [word for word, _ in whole.pre_tokenizer.pre_tokenize_str(text)] if whole.pre_tokenizer else [text]
-    return [token.id for word in words for token in whole.model.tokenize(word)]
+    # transformers splits only special tokens, but an image token may be an added token that is not marked as special.
+    backend = tokenizer.backend_tokenizer
+    text = backend.normalizer.normalize_str(text) if backend.normalizer else text
+    words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
 @lru_cache(maxsize=4)
 def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """The tokens that steer a model and are no words, by their ids: special ones, and others added in brackets of any kind.
+    """Control tokens by id: special and bracketed added tokens.
 
-    Tokens for spaces, line breaks or the words of a trade may be added too; those are words.
+    Other added tokens (spaces, line breaks, domain words) are plain text.
     """
     added = tokenizer.added_tokens_decoder.items()
     found = {number: token.content for number, token in added if token.special or BRACKETED.fullmatch(token.content)}
@@ -85,7 +87,7 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _in_one_piece(tokenizer: Any, template: str, question: str) -> list[int]:
-    """The ids of a prompt tokenised as a whole; of its pieces where the question's words hold control tokens."""
+    """Ids of a prompt tokenised as one text, or piece by piece if the question contains control tokens."""
     controls = control_tokens(tokenizer)
 
     def read(asked: str) -> tuple[list[int], list[int]]:
@@ -93,9 +95,9 @@ def _in_one_piece(tokenizer: Any, template: str, question: str) -> list[int]:
         return ids, [token for token in ids if token in controls]
 
     ids, found = read(question)
-    if found == read("")[1]:  # the template's own
+    if found == read("")[1]:  # only the template's own
         return ids
-    # Some tokenizers put a space in front of a text that they do not put in front of what follows a token.
+    # Some tokenizers add a space at the start of a text, but not after a control token.
     alone = plain_ids(tokenizer, "\n")
     followed = tokenizer(f"{IMAGE}\n", add_special_tokens=False).input_ids[1:]
     start, *others = TOKENS.split(template)

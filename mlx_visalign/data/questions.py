@@ -1,6 +1,7 @@
-"""From unlabelled images to questions about them, no label needed: one description and some "is there a ...?" each.
+"""Prompts for unlabelled images.
 
-The existence questions are about objects drawn at random from a vocabulary, so most of them are about what is not there.
+For each image one request for a description, and some existence questions ("Is there a ...?"). Their objects are drawn at
+random from a vocabulary, so most of them are absent from the image.
 """
 
 import random
@@ -37,7 +38,10 @@ KINDS = ("describe", "exists", "")
 
 @dataclass(frozen=True)
 class Mix:
-    """What is asked about each image: one of `descriptions`, and whether `questions` random objects are there."""
+    """Prompts per image.
+
+    One of `descriptions`, and existence questions about `questions` random objects.
+    """
 
     descriptions: tuple[str, ...]
     vocabulary: Vocabulary
@@ -45,19 +49,20 @@ class Mix:
 
 
 def make_prompts(photos: Sequence[Photo], mix: Mix, seed: int) -> list[Prompt]:
-    """The questions about these images, all descriptions first, so that batches are of one kind.
+    """Prompts for the images, descriptions first.
 
-    What is asked about an image depends on the seed and the image alone.
+    The order makes batches of one kind. The prompts of an image depend only on the seed and the image.
     """
     return _by_kind([prompt for photo in photos for prompt in _about(photo, mix, seed)])
 
 
 def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False) -> list[Prompt]:
-    """A prompts file of the user's, descriptions first, its image paths made absolute.
+    """Prompts in a user's file, descriptions first.
 
-    They are taken relative to the folder `images`, or to the file's own without it, and must not lead out of it. Raises
-    UserError with file and line where an image cannot be used or two prompts share an id, for random draws are keyed by it.
-    A template's marks around prompts are taken off, and told. With `skip_bad` such rows are left out, and told too.
+    Image paths are relative to the folder `images` (default: the file's own folder), must not lead out of it, and are
+    returned as absolute paths. Chat template markers around prompts are removed, with a message. Raises UserError with file
+    and line for a bad image or a duplicate id (random draws are keyed by ids); with `skip_bad` such rows are skipped, with
+    a message.
     """
     find = image_finder(images or path.parent)
     places: dict[str, str] = {}
@@ -69,16 +74,16 @@ def read_prompts(path: Path, images: Path | None = None, skip_bad: bool = False)
             raise value
         prompt = Prompt.from_row(value, where)
         if len(IMAGE_MARK.findall(prompt.prompt)) > 1:
-            raise UserError(f"{where}: prompt has more than one mark for an image ({IMAGE}); a prompt is about one.")
+            raise UserError(f"{where}: prompt has more than one image placeholder ({IMAGE}); a prompt is about one image.")
         if places.setdefault(prompt.id, where) != where:
-            raise UserError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too; give every prompt its own.")
+            raise UserError(f"{where}: the id {prompt.id!r} is also used at {places[prompt.id]}; give every prompt its own.")
         question = IMAGE_MARK.sub("", taken_off.question(prompt.prompt, f"{where}: prompt")).strip()
         return replace(prompt, prompt=question, image=str(find(prompt.image, where)))
 
     prompts = sift(read_data(path), read, skip_bad, "prompts")
-    taken_off.tell()
+    taken_off.report()
     if not prompts:
-        raise UserError(f"{path} holds no prompts.")
+        raise UserError(f"{path} contains no prompts.")
     return _by_kind(prompts)
 
 
@@ -94,5 +99,5 @@ def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that ask for more than a yes or a no."""
+    """Prompts other than existence questions."""
     return [prompt for prompt in prompts if prompt.kind != "exists"]

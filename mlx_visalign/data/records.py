@@ -1,8 +1,10 @@
-"""The records that stages hand to each other, one JSON line each. Plain Python: reading them needs no MLX.
+"""Records passed between stages, as JSON lines.
+
+Plain Python: reading them needs no MLX.
 
 Pair rows carry the columns of TRL's conversational vision preferences (`images`, `prompt`, `chosen`, `rejected`; see
-huggingface/trl docs/source/dataset_formats.md), so that `datasets` and TRL read our files; our extras stand beside
-them, flat. An image is named by its path, absolute or relative to the folder of the JSON lines file.
+huggingface/trl docs/source/dataset_formats.md), so that `datasets` and TRL can read our files; our extra columns are
+flat fields beside them. An image is given by its path, absolute or relative to the folder of the JSON lines file.
 """
 
 import dataclasses
@@ -24,20 +26,26 @@ R = TypeVar("R", bound="Record")
 
 @dataclass(frozen=True)
 class Record:
-    """What all records share: to and from a JSON row."""
+    """Base class: conversion to and from JSON rows."""
 
     def to_row(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_row(cls: type[R], row: object, where: str = "row") -> R:
-        """The record in a JSON row; columns it does not know are left aside. Raises UserError naming a bad field."""
+        """Record from a JSON row; unknown columns are ignored.
+
+        Raises UserError naming a bad field.
+        """
         return build(cls, _known_columns(cls, row, where), where)
 
 
 @dataclass(frozen=True)
 class Prompt(Record):
-    """A question about an image. Methods may treat the kinds (descriptions, existence questions) apart."""
+    """A question about an image.
+
+    `kind` is "describe", "exists" or "" (any other); methods may treat them differently.
+    """
 
     id: str
     image: str
@@ -49,9 +57,9 @@ class Prompt(Record):
 class Response(Record):
     """A model's answer to a prompt.
 
-    `view` is what the model saw: "clean", or an augmentation's label such as "diffusion-500". `finished` tells whether
+    `view` is what the model saw: "clean", or an augmentation's label such as "diffusion-500". `finished` is whether
     the model ended the answer itself (EOS) or was cut off; `tokens` counts the answer's tokens, EOS included.
-    `reference_logp` is its summed log-probability, in nats, about the clean image under the policy that will be the
+    `reference_logp` is its summed log-probability in nats, given the clean image, under the policy that will be the
     reference.
     """
 
@@ -70,10 +78,10 @@ class Response(Record):
 class Pair(Record):
     """Two answers to one question, the first preferred.
 
-    `chosen_score` and `rejected_score` are the scorer's numbers, if one chose. `label_smoothing` in [0, 0.5) is the
-    probability that the preference is the wrong way round. `reference_logps` are the reference's summed
-    log-probabilities by name, in nats: of the `chosen` and the `rejected` answer, and whatever else a loss needs. Files
-    from before had a list of these two.
+    `chosen_score` and `rejected_score` are the scorer's values, if a scorer chose. `label_smoothing` in [0, 0.5) is the
+    probability that the preference is wrong. `reference_logps` are the reference's summed
+    log-probabilities by name, in nats: of the `chosen` and the `rejected` answer, and any others a loss needs. Old
+    files have a list of the first two.
     """
 
     id: str
@@ -90,7 +98,7 @@ class Pair(Record):
     reference_logps: dict[str, float] | None = None
 
     def to_row(self) -> dict[str, Any]:
-        # A turn's content is plain text: TRL puts the image before it, and every row has the same columns and types.
+        # A turn's content is plain text: TRL puts the image before it, and all rows have the same columns and types.
         turns = {
             "prompt": [{"role": "user", "content": self.prompt}],
             "chosen": [{"role": "assistant", "content": self.chosen}],
@@ -114,7 +122,10 @@ class Pair(Record):
 
 
 def turn_text(turns: object, role: str, where: str) -> str:
-    """The text of a one-turn conversation; its content is text or a list of image and text parts (TRL's two forms)."""
+    """Text of a one-turn conversation.
+
+    Its content is text or a list of image and text parts (TRL's two forms).
+    """
     match turns:
         case [{"role": found, "content": str(text)}] if found == role:
             return text
@@ -124,21 +135,24 @@ def turn_text(turns: object, role: str, where: str) -> str:
 
 
 def read_jsonl(path: Path, cls: type[R]) -> list[R]:
-    """The records of a JSON lines file. Raises UserError with file and line for the rows that are not such records."""
+    """Records of a JSON lines file.
+
+    Raises UserError with file and line of all bad rows.
+    """
     return collect(partial(cls.from_row, row, where) for where, row in read_rows(path))
 
 
 def read_rows(path: Path) -> list[tuple[str, Any]]:
-    """Every JSON value of a JSON lines file with its place, "file:line", for errors; empty lines are passed over.
+    """JSON values of a JSON lines file with their places.
 
-    UserError for the lines that are no JSON.
+    A place is "file:line", for errors. Empty lines are skipped. UserError lists the lines that are not JSON.
     """
     lines = [(f"{path}:{number}", text) for number, text in enumerate(read_text(path).split("\n"), start=1) if text.strip()]
     return collect(partial(_placed, *line) for line in lines)
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
-    """Write the records as JSON lines, all or nothing: a kill leaves the old file or the new one, never half of one."""
+    """Write records as JSON lines, atomically."""
     lines = [json.dumps(record.to_row(), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     write_atomically(path, "".join(lines))
 

@@ -1,7 +1,7 @@
-"""The rows of a data file as people have them, whatever its name ends in.
+"""Reads rows of JSON data files, whatever their extension.
 
-JSON lines, a JSON list, an object that holds one list ({"data": [...]}), or objects written over several lines; UTF-8 with
-or without a byte order mark, or UTF-16.
+JSON lines, a JSON list, an object with one list ({"data": [...]}), or objects spread over several lines; UTF-8 with or
+without a byte order mark, or UTF-16.
 """
 
 import json
@@ -15,14 +15,15 @@ from mlx_visalign.utils.files import parse_json, read_text
 WRAPPERS = ("data", "train", "rows", "instances", "examples", "samples", "items", "pairs", "prompts")
 SPACE = re.compile(r"\s*")
 Row = tuple[str, Any]
-"""A row's place, for errors, and its value: any JSON, or the UserError that it is no JSON."""
+"""A row's place, for errors, and its value: any JSON value, or the UserError if it is not JSON."""
 
 
 def read_data(path: Path) -> list[Row]:
-    """The rows of a file with their places: "file:line", or "file: row n" of a list. Empty lines are passed over.
+    """Rows of a file with their places.
 
-    A line that is no JSON is a row whose value is the error, so that whoever reads rows can tell all that is wrong, or leave
-    it out. UserError for a file that is broken as a whole.
+    A place is "file:line", or "file: row n" in a list. Empty lines are skipped. A line that is not JSON becomes a row whose
+    value is the error, so that the caller can report all errors at once or skip them. UserError if the whole file is
+    invalid.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -31,7 +32,7 @@ def read_data(path: Path) -> list[Row]:
     rows = _in_lines(lines, path)
     if rows and isinstance(rows[0][1], UserError):
         over_lines = _over_lines(text, path)
-        # A broken line among whole ones is one broken row.
+        # A broken line among complete ones is one broken row.
         if isinstance(over_lines, UserError) and not any(isinstance(value, dict) for _, value in rows):
             raise over_lines
         rows = rows if isinstance(over_lines, UserError) else over_lines
@@ -56,7 +57,7 @@ def _in_lines(lines: list[tuple[int, str]], path: Path) -> list[Row]:
 
 
 def _over_lines(text: str, path: Path) -> list[Row] | UserError:
-    """The values of a text that is not cut at its lines; or what is wrong with the first that is broken."""
+    """JSON values that may span lines, or the error of the first broken one."""
     decoder, rows, line = json.JSONDecoder(), list[Row](), 1
     at = end = 0
     while (at := SPACE.match(text, end).end()) < len(text):  # type: ignore[union-attr]
@@ -71,13 +72,13 @@ def _over_lines(text: str, path: Path) -> list[Row] | UserError:
 
 
 def _wrapped(value: Any, path: Path) -> list[Any] | None:
-    """The rows in an object that holds one list of objects and says nothing else that matters; else None."""
+    """The rows in an object that is a wrapper around one list of objects, else None."""
     if not isinstance(value, dict):
         return None
     lists = {name: part for name, part in value.items() if _is_rows(part)}
     if len(value) > 1 and lists and lists.keys() <= {*WRAPPERS, "test", "validation", "valid", "dev"}:
         if len(lists) > 1:
-            raise UserError(f"{path} holds several lists: {', '.join(lists)}. Save the one that is meant as a file of its own.")
+            raise UserError(f"{path} holds several lists: {', '.join(lists)}. Save the one you mean as a separate file.")
         return next(iter(lists.values()))
     return next(iter(lists.values()), None) if len(value) == 1 else None
 

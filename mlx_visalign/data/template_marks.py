@@ -1,8 +1,8 @@
-"""The marks of chat templates in people's words: recognised, taken off where that is safe, and told.
+"""Detects and removes chat template markers in user data.
 
-A model puts its own template around a question. Words that bring one along (data made with `apply_chat_template`, a
-prompt copied from a model card) would be trained, or asked, inside a second one. So one whole turn loses its marks, and
-what holds several turns is refused, for it is not one question. Words that only mention a mark stay as they are.
+A model puts its own template around a question. Text that already has one (data made with `apply_chat_template`, a prompt
+copied from a model card) would be wrapped twice in training and inference. So the markers around a single turn are removed,
+with a message, and a text of several turns is refused. Text that only mentions a marker is left as it is.
 """
 
 import re
@@ -14,7 +14,7 @@ from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.formatting import counted
 
-# What stands for an image, here and in the templates of other models.
+# Image placeholders, ours and those of other models' templates.
 IMAGE_MARK = re.compile(
     r"<image>|<\|vision_start\|>(?:<\|image_pad\|>)*<\|vision_end\|>|<\|image_pad\|>|<\|image(?:_\d+)?\|>|<start_of_image>"
     r"|<image_soft_token>|<image_placeholder>|<im_start>(?:<im_patch>|<image>)*<im_end>"
@@ -30,10 +30,12 @@ SENTENCE_ENDS = ".!?>\n"
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of template, by what opens the turn of each role (regular expressions).
+    """A family of templates, by the openings of its turns.
 
-    `tokens`: the marks are tokens with a role, and marks wherever they stand. Otherwise they are words, such as USER:, and
-    mean a turn only where the text is that turn. `preamble`: sentences may stand before the first of such words.
+    user, assistant, system  regular expressions for the opening of each role's turn
+    tokens    openings are control tokens, which mark a turn anywhere; otherwise they are words such as USER:, which mark one
+              only where the text as a whole is that turn
+    preamble  sentences may precede the first opening that is a word
     """
 
     name: str
@@ -45,43 +47,47 @@ class Family:
 
     @property
     def template(self) -> str:
-        """What it is called in a sentence."""
+        """Name with article, for messages."""
         return f"{'an' if self.name[0] in 'AEIOU' else 'a'} {self.name} template"
 
     def turn(self, text: str) -> str | None:
-        """The words of the user's one turn that `text` is, without system part and the answer's opening. None: it is none.
+        """Content of `text` if it is one user turn.
 
-        Raises ValueError where it holds more turns than that.
+        System part and the opening of the answer are removed too. None if it has no such markers; ValueError if it has
+        several turns.
         """
         body = _without_ends(text)
         answer = self._answer_at_the_end.search(body)
-        words = _without_ends(body[: answer.start()] if answer else body)
-        opened = self._opened_by_user(words)
-        if not opened and not (answer and not self.tokens and words[-1:] in SENTENCE_ENDS and words):
+        content = _without_ends(body[: answer.start()] if answer else body)
+        opened = self._opened_by_user(content)
+        if not opened and not (answer and not self.tokens and content[-1:] in SENTENCE_ENDS and content):
             if self.tokens and self._mark.search(text):
                 raise ValueError
             return None
-        rest = words[opened.end() :] if opened else words
+        rest = content[opened.end() :] if opened else content
         if self._mark.search(rest) if self.tokens else self._answer.search(rest):
             raise ValueError
-        # Words such as USER: alone, at the start, are a mark where an image's mark follows.
+        # USER: alone, at the start, is a marker only before an image placeholder.
         return rest if self.tokens or answer or IMAGE_MARK.match(rest.lstrip()) else None
 
     def answer(self, text: str) -> str:
-        """The words of an answer behind its opening, if it has one. Raises ValueError where it holds more turns than that."""
+        """Content of an answer without its opening, if any.
+
+        Raises ValueError if it has several turns.
+        """
         found = self._answer.match(text.lstrip())
-        words = text.lstrip()[found.end() :] if found else text
-        asked = None if self.tokens else self._user.search(words)
+        content = text.lstrip()[found.end() :] if found else text
+        user = None if self.tokens else self._user.search(content)
         if (
-            self._mark.search(words)
+            self._mark.search(content)
             if self.tokens
-            else asked and _opens(words, asked) and self._answer.search(words, asked.end())
+            else user and _opens(content, user) and self._answer.search(content, user.end())
         ):
             raise ValueError
-        return words
+        return content
 
     def _opened_by_user(self, text: str) -> re.Match[str] | None:
-        """What opens the first turn; a system part goes before it, or for words a preamble."""
+        """Opening of the first turn, which may follow a system part or, for words, a preamble."""
         system = self._system.match(text.lstrip()) if self.tokens else None
         if system is None and self.tokens:
             return re.compile(rf"\s*(?:{self.user})").match(text)
@@ -112,7 +118,7 @@ class Family:
 
 
 def _roles(name: str, opening: str, user: str = "user", assistant: str = "assistant", system: str = "system") -> Family:
-    """A family whose turns open with the same tokens around the role."""
+    """A family whose openings are the same tokens around the role."""
     return Family(name, opening.replace("ROLE", user), opening.replace("ROLE", assistant), opening.replace("ROLE", system))
 
 
@@ -140,19 +146,20 @@ FAMILIES = (
 
 
 def question_in(text: str, where: str) -> tuple[str, str | None]:
-    """A question without a template's marks, and what was taken off it in words; None where nothing was.
+    """Question without template markers, and what was removed.
 
-    Raises UserError, beginning with `where`, for a text of several turns.
+    The second value is text for messages, or None if nothing was removed. Raises UserError, beginning with `where`, for a
+    text of several turns.
     """
     begun = _without_begins(text)
     for family in FAMILIES:
         try:
-            words = family.turn(begun)
+            content = family.turn(begun)
         except ValueError:
             raise UserError(_several(family, where)) from None
-        if words is not None:
-            return words.strip(), family.template
-    # Without other marks only those go that hang on the words: "What does the label say: </s>" is about one.
+        if content is not None:
+            return content.strip(), family.template
+    # Without a family, only markers attached to the text are removed: "What does the label say: </s>" mentions one.
     plain, rest = text.strip(), begun.strip()
     if any(plain.startswith(mark) and not plain[len(mark) :][:1].isspace() for mark in BEGINS):
         plain = rest
@@ -162,22 +169,22 @@ def question_in(text: str, where: str) -> tuple[str, str | None]:
 
 
 def answer_in(text: str, where: str) -> tuple[str, str | None]:
-    """An answer without a template's marks, as `question_in` is for questions."""
+    """`question_in` for answers."""
     ended = plain = _without_ends(_without_begins(text))
     opened = None
     for family in FAMILIES:
         try:
-            words = family.answer(plain)
+            content = family.answer(plain)
         except ValueError:
             raise UserError(_several(family, where)) from None
-        if words != plain:
-            plain, opened = words, family.template
+        if content != plain:
+            plain, opened = content, family.template
     return plain.strip(), opened or _lost(text, ended)
 
 
 @dataclass
 class TakenOff:
-    """Takes marks off many texts, and says once what that was."""
+    """Removes markers from many texts and counts them."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -187,9 +194,10 @@ class TakenOff:
     def answer(self, text: str, where: str) -> str:
         return self._counted("answer", *answer_in(text, where))
 
-    def tell(self) -> None:
+    def report(self) -> None:
+        """Say what was removed, one message per kind."""
         for (noun, what), count in self.counts.items():
-            say(f"{counted(count, noun)} carried {what}, which was taken off.")
+            say(f"{counted(count, noun)} contained {what}, which was removed.")
 
     def _counted(self, noun: str, text: str, what: str | None) -> str:
         if what is not None:
@@ -198,24 +206,27 @@ class TakenOff:
 
 
 def asked(question: str) -> str:
-    """What a person asks, without a template's marks; said if there were any. UserError for several turns."""
+    """The user's question without template markers.
+
+    Says so if there were any. UserError for several turns.
+    """
     taken = TakenOff()
     plain = taken.question(question, "The prompt")
-    if taken.counts:  # of a whole template the image's mark is a part
+    if taken.counts:  # an image placeholder is part of a template
         plain = IMAGE_MARK.sub("", plain).strip()
-    taken.tell()
+    taken.report()
     return plain
 
 
 def _several(family: Family, where: str) -> str:
     return (
-        f"{where} holds more than one turn of {family.template}. One question with one answer is wanted: keep one turn, "
-        "without the template's marks."
+        f"{where} holds more than one turn of {family.template}. Keep one question and one answer, "
+        "without the template's markers."
     )
 
 
 def _lost(text: str, plain: str) -> str | None:
-    """The marks before and behind `plain` in the text it comes from, in words."""
+    """The markers before and after `plain` in the original text, for messages."""
     at = text.find(plain.strip())
     around = f"{text[:at]} {text[at + len(plain.strip()) :]}"
     return ", ".join(mark for mark in (*BEGINS, *ENDS) if mark in around) or None
@@ -236,6 +247,6 @@ def _without_ends(text: str) -> str:
 
 
 def _opens(text: str, found: re.Match[str]) -> bool:
-    """Whether words that are marks stand at the start of a sentence."""
+    """Whether an opening is at the start of a sentence."""
     before = text[: found.start()].rstrip(" \t")
     return not before or before[-1] in SENTENCE_ENDS

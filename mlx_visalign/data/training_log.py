@@ -1,4 +1,4 @@
-"""The rows a training writes, one for each update, and what they warn of in plain words while it is still early."""
+"""Training metrics, one row per update, and early warnings."""
 
 import json
 import math
@@ -12,12 +12,15 @@ from mlx_visalign.utils.files import appending, write_atomically
 
 Row = dict[str, Any]
 
-METRICS = "metrics.jsonl"  # in the folder of a training
-WINDOW = 50  # updates that a judgement of a training under way rests on
+METRICS = "metrics.jsonl"  # in a training's folder
+WINDOW = 50  # updates that warnings average over
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Every whole row of a metrics file; none if there is no file. A line torn by a kill, or no such row, ends it."""
+    """Valid rows of a metrics file.
+
+    Empty if the file is missing. Reading stops at the first line that is cut off by a kill or is not a metrics row.
+    """
     rows: list[Row] = []
     if not path.exists():
         return rows
@@ -35,31 +38,33 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def cut_back(path: Path, iteration: int, *, finished: bool) -> None:
-    """Drop the rows after `iteration`, for those updates are about to be made again, unless the training is `finished`."""
+    """Drop the rows after `iteration`, unless `finished`.
+
+    A resumed training repeats those updates.
+    """
     rows = [row for row in read_metrics(path) if row["iteration"] <= iteration]
     if len(rows) < iteration:
-        say(f"{path} is damaged: of its {iteration} rows {len(rows)} can be read, and the others are missing in every figure.")
+        say(f"{path} is damaged: only {len(rows)} of its {iteration} rows can be read; plots and metrics lack the others.")
     if not finished:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def seconds(rows: Iterable[Row]) -> float:
-    """How long these updates took."""
+    """Total time of these updates in seconds."""
     return sum(1 / row["iterations_per_second"] for row in rows if row.get("iterations_per_second", 0) > 0)
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add one row and hand it to the system, so that a kill of this process cannot take it back."""
+    """Append one row, flushed so that it survives a kill."""
     with appending(path) as file:
         file.write(f"{json.dumps(row)}\n".encode())
 
 
 def warning_signs(rows: list[Row]) -> dict[str, str]:
-    """What looks wrong in a preference training so far, in plain words by a short name; empty if nothing does.
+    """Warnings about a preference training so far, by short name.
 
-    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them warn of nothing. Rows whose
-    loss does not start at ln 2 have loss_at_start.
-    Rules of thumb, ours: they point at where to look and prove nothing.
+    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them give no warnings. Rows of
+    a loss that does not start at ln 2 have loss_at_start. The thresholds are our own rules of thumb.
     """
     if not rows or not {"dpo_loss", "accuracy", "chosen_reward"} <= rows[0].keys():
         return {}
@@ -75,12 +80,12 @@ def warning_signs(rows: list[Row]) -> dict[str, str]:
     if len(rows) >= WINDOW and fmean(row["chosen_reward"] for row in last) < -1:
         signs["chosen"] = (
             "The chosen answers are becoming less likely than under the reference (mean chosen reward "
-            f"{fmean(row['chosen_reward'] for row in last):.2f}). A smaller learning rate or a larger beta holds them."
+            f"{fmean(row['chosen_reward'] for row in last):.2f}). Try a smaller learning rate or a larger beta."
         )
     if len(rows) >= WINDOW and abs(fmean(row["accuracy"] for row in last) - 0.5) < 0.03:
         signs["accuracy"] = (
-            f"Reward accuracy over the last {WINDOW} updates is that of a coin. The rate may be too small, or the pairs "
-            "may not differ in anything that can be learned."
+            f"Reward accuracy over the last {WINDOW} updates is at chance. The learning rate may be too small, or the "
+            "pairs may differ in nothing that can be learned."
         )
     if {"chosen_length", "rejected_length"} <= rows[0].keys():
         ratio = fmean(row["chosen_length"] for row in last) / max(fmean(row["rejected_length"] for row in last), 1)

@@ -68,7 +68,7 @@ def test_copies_count_once(folder, capsys):
     os.link(folder / "a.jpg", folder / "deep" / "a.jpg")
     (folder / "link.jpg").symlink_to(folder / "a.jpg")
     assert names(find_photos(folder)) == ["a.jpg", "b.JPEG", "c.png", "d.webp"]
-    assert last_line(capsys) == f"4 photos in {folder}. Left out: 3 the same as another."
+    assert last_line(capsys) == f"4 photos in {folder}. Left out: duplicates: 3."
 
 
 def test_one_sentence_says_what_is_left_out_and_why(folder, capsys, no_heic):
@@ -84,8 +84,8 @@ def test_one_sentence_says_what_is_left_out_and_why(folder, capsys, no_heic):
         "1 TIFF (export them as JPEG)",
         '2 HEIC (to read them: pip install "mlx-visalign[heic]")',
         "2 that are still in iCloud (download them in the Finder)",
-        "Photos libraries: 1 (export its photos, or name the folder originals inside it)",
-        "links to folders: 1 (name such a folder itself)",
+        "Photos libraries: 1 (export its photos, or use the folder originals inside it)",
+        "links to folders: 1 (name the folder itself to include it)",
     ]
 
 
@@ -150,7 +150,7 @@ def test_ten_thousand_photos(tmp_path, capsys):
     assert len(find_photos(tmp_path)) == 10_000
     assert time.process_time() - started < 15  # 1.4 on one core
     said = capsys.readouterr().err.splitlines()
-    lines = [sum(line.startswith(job) for line in said) for job in ("reading the images", "looking at the images")]
+    lines = [sum(line.startswith(job) for line in said) for job in ("hashing images", "decoding images")]
     assert all(2 <= count <= 20 for count in lines), lines  # the first, the last, and one now and then
     assert said[-1] == f"10,000 photos in {tmp_path}."
 

@@ -291,7 +291,7 @@ def test_a_closed_or_empty_pillow_image_is_named(tmp_path):
         pass
     with pytest.raises(UserError, match=r"closed\.png: this image cannot be decoded"):
         open_image(image)
-    with pytest.raises(UserError, match="the image given: an image of 0x5 pixels"):
+    with pytest.raises(UserError, match=r"the given image: the image is empty \(0x5 pixels\)"):
         open_image(Image.new("RGB", (0, 5)))
 
 

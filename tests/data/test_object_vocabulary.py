@@ -70,7 +70,7 @@ def test_a_file_extends_a_vocabulary_and_may_move_a_phrase():
         ("{", "not valid JSON"),
         ("[]", "must name at least one object"),
         ('[{"canonical": null, "phrases": ["a"]}]', "must name at least one object"),
-        ('[{"canonical": "a", "phrases": ["b", " "]}]', r"file.json\[0\]: .* none that is empty"),
+        ('[{"canonical": "a", "phrases": ["b", " "]}]', r"file.json\[0\]: .* no empty one"),
         ('[{"canonical": "a", "phrases": []}]', "at least one phrase"),
         ('[{"canonical": "", "phrases": ["a"]}]', "canonical is empty"),
         ('[{"canonical": "a"}]', r"file.json\[0\]: the field 'phrases' is missing"),

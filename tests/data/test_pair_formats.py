@@ -126,10 +126,10 @@ def test_a_bad_row_is_refused_with_its_place(folder, row, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no pairs"),
-        ("[]", "holds no pairs"),
+        ("", "contains no pairs"),
+        ("[]", "contains no pairs"),
         ("[", "data.json: not valid JSON"),
-        ('{"text": 1}', "data.json:1: the columns text are no known preference format. Read are: images, prompt"),
+        ('{"text": 1}', "data.json:1: the columns text match no known preference format. Known are: images, prompt"),
         ("3", "data.json:1: expected a JSON object"),
         ('{"images": [], "prompt": "q", "chosen": "a", "rejected": "b"}', "data.json:1: no image in this row"),
     ],
@@ -270,15 +270,18 @@ SAID = [{"from": "human", "value": "What is it?"}, GPT]
     ("row", "message"),
     [
         # images and their marks
-        ({**TRL, "images": ["a.png", "a.png"]}, "images names 2 images; pairs about one image are trained"),
+        ({**TRL, "images": ["a.png", "a.png"]}, "images names 2 images; a pair must be about one image"),
         ({**TRL, "image": ["a.png", "a.png"]}, "image names 2 images"),
-        ({**TRL, "prompt": "<image><image>What?", "image": "a.png"}, r"prompt has 2 marks .* image names one"),
-        (llava("<image>\n<image>\nWhat is it?"), r"conversations has 2 marks for an image \(<image>\), but image names one"),
+        ({**TRL, "prompt": "<image><image>What?", "image": "a.png"}, r"prompt has 2 image placeholders .* image names one"),
+        (llava("<image>\n<image>\nWhat is it?"), r"conversations has 2 image placeholders \(<image>\), but image names one"),
         (
             {**FACTORY, "conversations": [{"from": "human", "value": "<image><image>"}], "images": "a.png"},
             "conversations has 2",
         ),
-        ({**TRL, "prompt": [{"role": "user", "content": PARTS[0]["content"] * 2}], "images": ["a.png"]}, "prompt has 2 marks"),
+        (
+            {**TRL, "prompt": [{"role": "user", "content": PARTS[0]["content"] * 2}], "images": ["a.png"]},
+            "prompt has 2 image placeholders",
+        ),
         (
             {"question": "<image> <image>?", "chosen": "a", "reject": "b", "image_id": "a.png"},
             "question has 2 .* image_id names",
@@ -294,15 +297,15 @@ SAID = [{"from": "human", "value": "What is it?"}, GPT]
         ({**TRL, "images": []}, r"no image in this row \(images is empty\)"),
         ({**FACTORY, "images": []}, "no image in this row"),
         ({k: v for k, v in llava().items() if k != "image"}, "no image in this row"),
-        ({**TRL, "image": {"bytes": "iVBORw0K"}}, "image holds the image itself, not the name of a file"),
-        ({**TRL, "image": {"url": "https://a/b.png"}}, "image holds an address"),
-        ({**TRL, "image": "https://a/b.png"}, "image is an address, not a file"),
-        ({**TRL, "image": "data:image/png;base64,iVBORw0K"}, "image is the image itself, not a file"),
+        ({**TRL, "image": {"bytes": "iVBORw0K"}}, "image holds image data, not a file name"),
+        ({**TRL, "image": {"url": "https://a/b.png"}}, "image holds a URL"),
+        ({**TRL, "image": "https://a/b.png"}, "image is a URL, not a file"),
+        ({**TRL, "image": "data:image/png;base64,iVBORw0K"}, "image is image data, not a file"),
         ({**TRL, "image": 5}, "image must be the name of an image file, got 5"),
         # another question on one side
         (
             {**llava(), "rejected_conversations": [{"from": "human", "value": "Who is it?"}, GPT_CAT]},
-            "rejected_conversations asks another question than conversations .*'Who is it[?]', not .*'What is it[?]'",
+            "rejected_conversations asks a different question from conversations .*'Who is it[?]', not .*'What is it[?]'",
         ),
         (
             {"images": "a.png", "chosen": [*USER, MESSAGE], "rejected": [{**USER[0], "content": "?"}, MESSAGE_CAT]},
@@ -310,7 +313,7 @@ SAID = [{"from": "human", "value": "What is it?"}, GPT]
         ),
         (
             {"images": "a.png", "prompt": "Who?", "chosen": [*USER, MESSAGE], "rejected": [MESSAGE_CAT]},
-            "chosen asks .* than prompt",
+            "chosen asks .* from prompt",
         ),
         # turns and roles
         (llava(conversations=[*SAID, *SAID]), "conversations must be one turn .*, got 'human', 'gpt', 'human', 'gpt'"),
@@ -326,12 +329,15 @@ SAID = [{"from": "human", "value": "What is it?"}, GPT]
             "prompt must be one turn .* 'user', 'assistant', 'user'",
         ),
         ({**TRL, "rejected": [], "image": "a.png"}, "rejected must be one turn from 'assistant', got none"),
-        (llava(conversations=[{"from": "humna", "value": "?"}, GPT]), "conversations has a turn of the role 'humna'; expected"),
+        (
+            llava(conversations=[{"from": "humna", "value": "?"}, GPT]),
+            "conversations has a turn with the role 'humna'; expected",
+        ),
         (llava(conversations=5), "conversations must be text or turns, got 5"),
-        (llava(conversations=[{"text": "?"}]), "conversations must hold turns, each of a role with its text, got an object"),
-        ({**FACTORY, "images": "a.png", "system": "Be good."}, "system is given"),
-        ({**FACTORY, "images": "a.png", "history": [["a", "b"]]}, "history is given"),
-        ({**FACTORY, "images": "a.png", "videos": ["a.mp4"]}, "videos is given"),
+        (llava(conversations=[{"text": "?"}]), "conversations must be turns, each with a role and a text, got an object"),
+        ({**FACTORY, "images": "a.png", "system": "Be good."}, "system is set"),
+        ({**FACTORY, "images": "a.png", "history": [["a", "b"]]}, "history is set"),
+        ({**FACTORY, "images": "a.png", "videos": ["a.mp4"]}, "videos is set"),
         # templates
         ({**TRL, "prompt": "USER: a ASSISTANT: b USER: c ASSISTANT:", "image": "a.png"}, "prompt holds more than one turn"),
         (
@@ -376,9 +382,9 @@ def test_a_templates_marks_and_a_reference_are_told_once(folder, capsys):
     pairs, _ = read_pairs(write(folder / "data.json", row, row, row))
     assert {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs} == {WANTED}
     assert capsys.readouterr().err.splitlines() == [
-        "3 prompts carried a ChatML template, which was taken off.",
-        "6 answers carried <|im_end|>, which was taken off.",
-        "3 pairs came with a reference's log-probabilities, which are computed anew for this model.",
+        "3 prompts contained a ChatML template, which was removed.",
+        "6 answers contained <|im_end|>, which was removed.",
+        "3 pairs came with reference log-probabilities, which are recomputed for this model.",
     ]
 
 

@@ -77,8 +77,8 @@ def test_a_users_prompts_come_descriptions_first_with_absolute_images(prompts_fi
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "holds no prompts"),
-        ([{"id": "1"}, {"id": "1"}], r"prompts\.jsonl:2: the id '1' is that of .*prompts\.jsonl:1 too"),
+        ([], "contains no prompts"),
+        ([{"id": "1"}, {"id": "1"}], r"prompts\.jsonl:2: the id '1' is also used at .*prompts\.jsonl:1"),
         ([{"id": "1", "image": "b.png"}], r"prompts\.jsonl:1: there is no image .*b\.png"),
         ([{"id": "1", "image": "../a.png"}], r"prompts\.jsonl:1: the image \.\./a\.png lies outside"),
     ],

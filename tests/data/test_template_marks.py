@@ -127,17 +127,17 @@ def test_what_was_taken_off_is_said_once_with_its_count(capsys):
         assert taken.question(RENDERED["ChatML"], "prompt") == WORDS
         taken.answer("A dog.", "chosen")
     taken.answer("A dog.</s>", "chosen")
-    taken.tell()
+    taken.report()
     assert capsys.readouterr().err.splitlines() == [
-        "12 prompts carried a ChatML template, which was taken off.",
-        "1 answer carried </s>, which was taken off.",
+        "12 prompts contained a ChatML template, which was removed.",
+        "1 answer contained </s>, which was removed.",
     ]
 
 
 def test_what_a_person_asks_loses_the_images_mark_with_its_template(capsys):
     assert asked("What is it?") == "What is it?" and not capsys.readouterr().err
     assert asked(RENDERED["Alpaca"]) == "What is it?"
-    assert capsys.readouterr().err == "1 prompt carried an Alpaca template, which was taken off.\n"
+    assert capsys.readouterr().err == "1 prompt contained an Alpaca template, which was removed.\n"
     with pytest.raises(UserError, match=r"^The prompt holds more than one turn of a Vicuna template"):
         asked("USER: a ASSISTANT: b USER: c ASSISTANT:")
 

@@ -58,7 +58,7 @@ def test_a_healthy_training_and_one_without_pairs_warn_of_nothing():
         ({"dpo_loss": 0.75}, "reference and policy disagree"),
         ({"dpo_loss": 0.6931, "loss_at_start": 2.0794}, "The first loss is 0.693, not 2.079"),
         ({"chosen_reward": -1.5}, "less likely"),
-        ({"accuracy": 0.51}, "a coin"),
+        ({"accuracy": 0.51}, "is at chance"),
         ({"chosen_length": 40.0}, "1.90 times the tokens"),
         ({"rejected_length": 40.0}, "0.50 times the tokens"),
     ],

@@ -117,9 +117,9 @@ def test_what_is_asked_loses_a_template_and_says_so(folder, capsys, policy):
     plain = policy.answer("a.png", "Describe this image in detail.")
     templated = "<|im_start|>user\n<image>\nDescribe this image in detail.<|im_end|>\n<|im_start|>assistant\n"
     assert policy.answer("a.png", templated) == plain
-    assert "1 prompt carried a ChatML template" in capsys.readouterr().err
+    assert "1 prompt contained a ChatML template" in capsys.readouterr().err
     assert main(["generate", "--model", "tiny", "--image", "a.png", "--prompt", templated, "--json"]) == 0
     said = capsys.readouterr()
-    assert plain in said.out and said.err.count("carried a ChatML template") == 1
+    assert plain in said.out and said.err.count("contained a ChatML template") == 1
     assert main(["compare", "tiny", "tiny", "--images", ".", "--prompt", "USER: a ASSISTANT: b", "--output", "c.html"]) == 2
     assert "more than one turn of a Vicuna template" in capsys.readouterr().err

@@ -263,7 +263,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path):
         assert {prompt.image for side in first for prompt in side} >= {str(path) for path in odd}
         assert ask(recipe, run) == first
         (folder / "7.png").write_bytes((folder / "8.png").read_bytes())
-        with pytest.raises(UserError, match=r"1 of the 12 images .* began with .*7\.png, which has changed\. Put them back"):
+        with pytest.raises(UserError, match=r"1 of the 12 images .* began with .*7\.png, which has changed\. Restore them"):
             ask(recipe, run)
         odd[0].unlink()
         with pytest.raises(UserError, match=r"2 of the 12 images "):

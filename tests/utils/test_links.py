@@ -89,7 +89,7 @@ def test_the_hubs_cache_is_a_folder_of_links(tmp_path, kind):
 def test_photos_behind_links_are_left_out_and_counted(folder, capsys):
     assert len(find_photos(folder)) == 1
     assert "1 photo in" in (said := " ".join(capsys.readouterr().err.split()))
-    assert "links that lead out of the folder: 1 (to read what they lead to: --follow-links)" in said
+    assert "links that lead out of the folder: 1 (use --follow-links to read them)" in said
     with following_links():
         assert len(find_photos(folder)) == 2
 

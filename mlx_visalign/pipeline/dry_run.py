@@ -19,7 +19,7 @@ from mlx_visalign.runs.recipe import Plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.stage import Row
 from mlx_visalign.scorers import Reward, Score, find_reward, find_scorer
-from mlx_visalign.scorers.clip import require_judge
+from mlx_visalign.scorers.clip import require_named_clip
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.training_length import foretell
 from mlx_visalign.utils.errors import UserError
@@ -47,7 +47,7 @@ def own_functions(plan: Plan, score: Score | None = None, reward: Reward | None 
             "reward(images, prompts, answers) in it that returns a number for every answer."
         )
     if score is None and recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
-        require_judge(find_config(recipe.model))
+        require_named_clip(find_config(recipe.model))
     return score, reward
 
 

@@ -1,4 +1,7 @@
-"""Functions that put a number on a text about an image. A user's own may stand in for any of them."""
+"""Scorers and rewards: numbers for texts about images.
+
+Users may supply their own functions of these forms.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,16 +13,16 @@ from mlx_visalign.utils.own_code import find_function
 from mlx_visalign.utils.schema import shown
 
 Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
-"""Images and texts, as many of each -> how well each text fits its image; higher is better."""
+"""Images and texts of equal number -> how well each text fits its image; higher is better."""
 
 Reward = Callable[[Sequence[Path], Sequence[str], Sequence[str]], list[float]]
-"""Images, prompts and answers, as many of each -> what each answer is worth; higher is better."""
+"""Images, prompts and answers of equal number -> the reward of each answer; higher is better."""
 
 
 def checked(score: Score, name: str) -> Score:
-    """A user's own scorer with its results checked.
+    """Wrap a user's scorer to validate its scores.
 
-    It is never called without texts. Raises `UserError` unless it returns a finite number for every text.
+    It is never called for an empty list. Raises `UserError` unless it returns a finite number for every text.
     """
 
     def scored(images: Sequence[Path], texts: Sequence[str]) -> list[float]:
@@ -29,7 +32,7 @@ def checked(score: Score, name: str) -> Score:
 
 
 def checked_reward(reward: Reward, name: str) -> Reward:
-    """A user's own reward with its results checked, as `checked` does."""
+    """Wrap a user's reward to validate its numbers, as `checked` does."""
 
     def rewarded(images: Sequence[Path], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         given = reward(images, prompts, answers) if answers else []
@@ -39,12 +42,15 @@ def checked_reward(reward: Reward, name: str) -> Reward:
 
 
 def find_scorer(name: str) -> Score:
-    """The scorer called FILE.py:FUNCTION or MODULE:FUNCTION, its results checked."""
+    """The scorer called FILE.py:FUNCTION or MODULE:FUNCTION, with checks."""
     return checked(find_function(name, "The scorer"), name)
 
 
 def find_reward(name: str) -> Reward:
-    """The reward called FILE.py:FUNCTION, MODULE:FUNCTION, or FILE.py, whose function `reward` it then is."""
+    """The reward called FILE.py, FILE.py:FUNCTION or MODULE:FUNCTION, with checks.
+
+    In FILE.py alone the function `reward` is meant.
+    """
     return checked_reward(find_function(f"{name}:reward" if name.endswith(".py") else name, "The reward"), name)
 
 

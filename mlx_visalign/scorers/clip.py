@@ -1,7 +1,7 @@
-"""How well a text fits an image, by CLIP: score(images, texts) -> 100 * cosine of each image with its text.
+"""CLIP scorer: 100 * cosine of image and text embeddings.
 
-Any function of the same form may stand in its place. Images and texts are read one at a time: in a batch the last bits of
-a row depend on its place, and a score must be the same whatever else is scored with it, before or after a restart.
+Images and texts are encoded one at a time: in a batch the last bits of a row depend on its position, and a score must not
+depend on what else is scored with it, nor change when a run is resumed.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,17 @@ from mlx_visalign.utils.files import read_json
 CACHE_GB = 0.25
 TINY_CLIP = TINY.parent / "clip"
 WHICH = (
-    "Which CLIP is to judge? Name it with --set clip=CLIP, a folder or a name on the Hub; the one that LLaVA-1.5 sees through "
-    "is openai/clip-vit-large-patch14-336."
+    "Which CLIP model should score? Set it with --set clip=CLIP, a folder or a Hub name; LLaVA-1.5 uses "
+    "openai/clip-vit-large-patch14-336 as its vision tower."
 )
 
 
 class CLIPScorer:
-    """A CLIP with its tokenizer and one way to see images. `policy`: the model whose tower's forward it shares, if any.
+    """A CLIP model with its tokenizer and image preprocessing.
 
-    name  tells it from others, where settings are compared
-    cut   how many texts were longer than CLIP reads, so that their beginning was scored
+    policy  the model whose vision tower's output it reuses, if any
+    name    identifies it where settings are compared
+    cut     number of texts that were truncated to CLIP's context length
     """
 
     def __init__(self, clip: CLIP, tokenizer: Any, preprocessing: Preprocessing, name: str, policy: Policy | None = None):
@@ -44,20 +45,20 @@ class CLIPScorer:
         self._vectors = FeatureCache(CACHE_GB)
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        """100 * cos(image, text) for every image with the text in its place; in [-100, 100]."""
+        """100 * cos(image, text) per pair, in [-100, 100]."""
         by_image = {image: self.image_vector(image) for image in dict.fromkeys(images)}
         products = [by_image[image] * self.text_vector(text) for image, text in zip(images, texts, strict=True)]
         return [100 * float(np.array(product).sum()) for product in products]
 
     def image_vector(self, image: Path) -> Float[mx.array, " p"]:
-        """An image's unit vector, known by the image's bytes: the preprocessing is this scorer's one."""
-        return self._once(f"image {image_digest(image)}", lambda: self._see(image))
+        """An image's unit vector, cached by the image's content."""
+        return self._cached(f"image {image_digest(image)}", lambda: self._see(image))
 
     def text_vector(self, text: str) -> Float[mx.array, " p"]:
         """A text's unit vector."""
-        return self._once(f"text {text}", lambda: self.clip.encode_text(mx.array([self._ids(text)]))[0])
+        return self._cached(f"text {text}", lambda: self.clip.encode_text(mx.array([self._ids(text)]))[0])
 
-    def _once(self, name: str, read: Callable[[], mx.array]) -> mx.array:
+    def _cached(self, name: str, read: Callable[[], mx.array]) -> mx.array:
         vector = self._vectors.get(name)
         if vector is None:
             vector = read()
@@ -71,12 +72,12 @@ class CLIPScorer:
         return self.clip.encode_image(self.preprocessing(image)[None])[0]
 
     def _ids(self, text: str) -> list[int]:
-        """The text's ids; of a text that is too long the beginning and the end token, whose vector is the text's."""
+        """The text's ids; a text that is too long is truncated before the end token, whose vector is the text's."""
         ids = [self.tokenizer.bos_token_id, *plain_ids(self.tokenizer, text), self.tokenizer.eos_token_id]
         if len(ids) <= self._longest:
             return ids
         if not self.cut:
-            say(f"warning: CLIP reads {self._longest} tokens; of longer texts the beginning is scored.")
+            say(f"warning: CLIP reads at most {self._longest} tokens; longer texts are truncated.")
         self.cut += 1
         return [*ids[: self._longest - 1], ids[-1]]
 
@@ -86,10 +87,10 @@ class CLIPScorer:
 
 
 def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
-    """The CLIP in a Hugging Face folder or on the hub; where none is named the tiny one, if the policy is the tiny model.
+    """CLIP scorer from a Hugging Face folder or the Hub.
 
-    `view`: whether images are padded to a square or cropped, as CLIP's own preprocessing does. Where the policy sees
-    images in the same way and through the same tower, that is run once for both.
+    `folder` None means the tiny CLIP, for the tiny model only. `view`: pad images to a square, or crop them as CLIP's own
+    preprocessing does. If the policy has the same preprocessing and vision tower, the tower runs once for both.
     """
     if folder is None and policy.base != fingerprint(TINY):
         raise UserError(WHICH)
@@ -101,17 +102,20 @@ def clip_scorer(folder: str | None, view: Aspect, policy: Policy) -> CLIPScorer:
     return CLIPScorer(clip, read_tokenizer(path), preprocessing, f"{fingerprint(path)[:16]} {view}", policy if shared else None)
 
 
-def require_judge(model: Path) -> None:
-    """UserError where no CLIP is named and the model in this folder is not the tiny one, which has its own."""
+def require_named_clip(model: Path) -> None:
+    """UserError if this model needs a CLIP to be named.
+
+    Called when none is named: only the tiny model has its own.
+    """
     sizes = [sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (model, TINY)]
     if sizes[0] != sizes[1] or fingerprint(model) != fingerprint(TINY):
         raise UserError(WHICH)
 
 
 def _begins_as(clip: CLIP, tower: dict[str, mx.array]) -> bool:
-    """Whether the tower that made LLaVA's features is this CLIP's, equal in float16. If so the CLIP lets go of its own.
+    """Whether LLaVA's vision tower equals this CLIP's (in float16); if so, drop the CLIP's copy of those layers.
 
-    A quantised tower has other weights, by other names.
+    A quantised tower has other weights under other names.
     """
     own = dict(tree_flatten(clip.vision_model.parameters()))
     if not all(name in own and _equal(own[name], weight) for name, weight in tower.items()):

@@ -158,7 +158,7 @@ def test_a_judge_that_is_not_named_is_missed_before_the_first_answer(photos, tmp
     shutil.copytree(TINY, tmp_path / "other")
     monkeypatch.setattr("mlx_visalign.scorers.clip.fingerprint", str)
     for settings, said in (
-        ({}, "Which CLIP is to judge"),
+        ({}, "Which CLIP model should score"),
         ({"clip": "nowhere"}, "The setting clip: there is no file or folder"),
     ):
         with pytest.raises(UserError, match=said):

@@ -196,7 +196,7 @@ RECIPES = [
     Case(
         "a text as a number",
         RECIPE,
-        ("bad.yaml", "count must be a whole number"),
+        ("bad.yaml", "max_images must be a whole number"),
         recipe("model: tiny\nmethod: seva\nimages: photos\ncount: many"),
     ),
     Case(
@@ -316,7 +316,7 @@ RECIPES = [
     Case(
         "a number of 400 digits",
         RECIPE,
-        ("settings: groups", "fewer than 19 digits"),
+        ("settings: num_beam_groups", "fewer than 19 digits"),
         recipe(f"model: tiny\nmethod: csr\nimages: photos\nsettings: {{num_beam_groups: {'9' * 400}}}"),
     ),
     Case("an unknown benchmark", "eval --benchmark chari", "Did you mean 'chair'?"),

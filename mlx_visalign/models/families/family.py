@@ -210,8 +210,9 @@ def _check_numbers(config: dict[str, Any]) -> None:
 
 def _check_types(values: dict[str, Any], cls: type, where: str) -> None:
     """mlx-vlm takes any value of any type, and fails when it computes with it."""
-    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in TYPE_NAMES and values.get(name) is not None}
-    check_architecture({name: convert(values[name], kind, f"{where}.{name}") for name, kind in kinds.items()}, where)
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in TYPE_NAMES}
+    given = {name: kind for name, kind in kinds.items() if values.get(name) is not None}
+    check_architecture({name: convert(values[name], kind, f"{where}.{name}") for name, kind in given.items()}, where)
 
 
 def _check_layer(layer: int, blocks: int) -> None:

@@ -7,7 +7,6 @@ test file beside these (tests/models/test_llava.py, tests/models/test_llava_onev
 import json
 import math
 import shutil
-import sys
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -41,10 +40,8 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.tolerances import SAME_SUM
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "assets"))
-import stub_family
-
-NAMES = [*families.names(), stub_family.FAMILY.model_type]
+STUB = Path(__file__).parents[1] / "assets" / "stub_family.py"
+NAMES = [*families.names(), "panorama"]
 QUESTIONS = ["Is there a red triangle in the image?", "Describe this image in detail.", "Is there a red triangle in the image?"]
 ANSWERS = [["Is there", "a red"], ["image", "in the image"], ["Describe this", "a"]]
 SIZES = [(40, 40), (30, 90), (70, 30), (200, 100), (100, 200)]
@@ -53,7 +50,7 @@ SIZES = [(40, 40), (30, 90), (70, 30), (200, 100), (100, 200)]
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setattr(families, "_registered", {})
-    families.register(stub_family.FAMILY)
+    assert families.add_file(STUB) == "panorama"
 
 
 @pytest.fixture(params=NAMES)
@@ -274,7 +271,7 @@ def test_a_whole_run_learns_from_images_of_every_shape(tmp_path):
     """SeVa on the embedded model as the stub's family: squares and wide images, and crops of them, in one batch."""
     model, photos = tmp_path / "model", tmp_path / "photos"
     shutil.copytree(TINY, model)
-    config = read_json(model / "config.json") | {"model_type": stub_family.FAMILY.model_type}
+    config = read_json(model / "config.json") | {"model_type": "panorama"}
     (model / "config.json").write_text(json.dumps(config))
     photos.mkdir()
     drawn = [draw(one) for one in split("validation", 6)]
@@ -287,6 +284,23 @@ def test_a_whole_run_learns_from_images_of_every_shape(tmp_path):
 
 
 # -- the registry --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no Python file"),
+        ("1 / 0", "cannot be imported .ZeroDivisionError"),
+        ("FAMILY = 'mine'", "should have a Family called FAMILY, got the text 'mine'"),
+        ("from mlx_visalign.models.families.llava import FAMILY", "There is a family called 'llava' already"),
+    ],
+)
+def test_a_file_that_is_no_family_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        families.add_file(tmp_path / "mine.py")
+    assert "mine" not in families.names()
 
 
 def test_a_name_that_is_taken_is_refused():
@@ -303,8 +317,9 @@ def test_installed_packages_may_bring_families(monkeypatch):
             EntryPoint("odd", "json:dumps", group),
         ]
 
+    monkeypatch.syspath_prepend(str(STUB.parent))
     monkeypatch.setattr(families, "entry_points", points)
-    assert families.find("wide") is stub_family.FAMILY and {"wide", "lost"} <= {*families.names()}
+    assert families.find("wide").title == "Panorama" and {"wide", "lost"} <= {*families.names()}
     assert families.others() == ["image_newline", "multi_modal_projector.*"]  # none of them is imported
     with pytest.raises(UserError, match="family lost cannot be imported"):
         families.find("lost")

@@ -1,6 +1,6 @@
 """The families of models: one object for each `model_type`, found by its name. The one door to mlx-vlm.
 
-A family of one's own is registered (`register`), or an installed package offers it as an entry point of the group
+A family of one's own is added from its file (`add_file`), or an installed package offers it as an entry point of the group
 `mlx_visalign.families` that is called after the model_type and leads to the object.
 
 mlx-vlm's classes hold the weights; loading, the merge of images into prompts and the forward pass are ours. What we do
@@ -23,7 +23,7 @@ from typing import Any
 from mlx_visalign.models.families.family import Family
 from mlx_visalign.models.families.parts import Shape
 from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.own_code import run_own
+from mlx_visalign.utils.own_code import import_file, run_own
 from mlx_visalign.utils.schema import shown
 
 GROUP = "mlx_visalign.families"
@@ -43,6 +43,18 @@ def register(family: Family) -> None:
     if family.model_type in BUILT_IN:
         raise UserError(f"There is a family called {family.model_type!r} already. Give yours another model_type.")
     _registered[family.model_type] = family
+
+
+def add_file(path: str | Path) -> str:
+    """Register the `FAMILY` of a Python file, which is run, and return its `model_type`.
+
+    Raises `UserError` for a file that is missing, fails or has none, and for a name that is taken.
+    """
+    family = vars(import_file(Path(path))).get("FAMILY")
+    if not isinstance(family, Family):
+        raise UserError(f"{path} should have a Family called FAMILY, got {shown(family)}.")
+    register(family)
+    return family.model_type
 
 
 def find(model_type: object) -> Family:

@@ -1,12 +1,12 @@
-"""The methods: those in this folder, installed ones, and files of one's own, all found by name.
+"""Methods, found by name: built in, installed, or a file.
 
 A method is a module with `Settings` and either `train(job, settings)`, or `sample` and `pairs`, which
-`preference_rounds` trains on. It may also have
+`preference_rounds` trains on. Optional parts:
 
-    ranking(job, settings)   what rates answers for the best-of-n baseline; without it their mean log-probability does
-    picture(job, settings)   draws what the method saw into the run's plots
+    ranking(job, settings)   scores answers for the best-of-n baseline; by default their mean log-probability
+    picture(job, settings)   writes the method's own picture into the run's plots
 
-The first line of its docstring describes it. An installed package offers methods as entry points of the group
+The first line of its docstring is its description. An installed package offers methods as entry points of the group
 `mlx_visalign.methods`, each naming a module. A method never imports another.
 """
 
@@ -31,14 +31,14 @@ _from_files: dict[str, ModuleType] = {}
 
 
 def names() -> list[str]:
-    """The names of all methods there are."""
+    """The names of all known methods."""
     return sorted({*_built_in(), *_installed(), *_from_files})
 
 
 def descriptions() -> dict[str, str]:
     """Every method's name with the first line of its docstring.
 
-    None is imported for it: of an installed one it is said which package it comes from.
+    No method is imported for this: an installed one is described by its package's name.
     """
     found = {name: f"from the package {point.value.partition('.')[0]}" for name, point in _installed().items()}
     found |= {name: _first_line(module.__doc__) for name, module in _from_files.items()}
@@ -49,9 +49,9 @@ def descriptions() -> dict[str, str]:
 def find(name: str) -> Any:
     """The `Method` called `name`.
 
-    Raises `UserError` for a name that no method has, and for an installed module that is no method.
+    Raises `UserError` for an unknown name, and for an installed module that is not a method.
     """
-    from mlx_visalign.methods.method import Method  # only now: it brings MLX along, which lists of methods do without
+    from mlx_visalign.methods.method import Method  # imported late: it imports MLX, which listing methods does not need
 
     return Method.of(name, _module(name))
 
@@ -68,23 +68,26 @@ def _module(name: str) -> ModuleType:
 
 
 def add_file(path: str | Path) -> str:
-    """Make a Python file a method, called as the file is.
+    """Register a Python file as a method; returns its name.
 
-    The file is run, and found by its name, which is returned, as long as this process lives. Raises `UserError` for a file
-    that is missing, fails, lacks a part of the contract, or has a name that is taken.
+    The file is imported. Its name without .py is the method's, until this process ends. Raises `UserError` for a file that
+    is missing, fails, lacks a part of the contract, or has a name that is taken.
     """
     path = Path(path)
     name = path.stem
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"A method's file is a Python file, and there is none at {path}.")
+        raise UserError(f"A method must be a Python file, and {path} is not one.")
     if name in _built_in() or name in _installed():
-        raise UserError(f"{path}: there is a method called {name} already. Give the file another name.")
+        raise UserError(f"{path}: a method named {name} exists already. Give the file another name.")
     _from_files[name] = _checked(import_file(path), str(path))
     return name
 
 
 def recipe_of(method: str) -> Path:
-    """The recipe that comes with a method; for one without, the recipe with nothing but the method's own defaults."""
+    """The recipe that comes with a method.
+
+    A method without one gets `own.yaml`, which leaves the method's own defaults as they are.
+    """
     own = RECIPES / f"{method}.yaml"
     return own if own.is_file() or method not in names() else RECIPES / "own.yaml"
 
@@ -103,7 +106,8 @@ def _checked(module: ModuleType, what: str) -> ModuleType:
     missing += [part for part in ("sample", "pairs") if not (hasattr(module, part) or hasattr(module, "train"))]
     if missing:
         raise UserError(
-            f"{what} is no method: it lacks {', '.join(missing)}. A method has Settings, and either train or sample and pairs."
+            f"{what} is not a method: it lacks {', '.join(missing)}. A method needs Settings, and either train or both sample "
+            "and pairs."
         )
     return module
 

@@ -1,4 +1,4 @@
-"""What a method gets: a run's folder, the policy to train, prompts about unlabelled images, and a seed."""
+"""What a method is given: run, policy, prompts and seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,10 @@ SCORED_TOGETHER = 16  # pairs
 
 @dataclass(frozen=True)
 class Job:
-    """One alignment. Image paths in prompts, responses and pairs are absolute or relative to the run's folder."""
+    """One alignment.
+
+    Image paths in prompts, responses and pairs are absolute or relative to the run's folder.
+    """
 
     run: Run
     policy: Policy
@@ -33,30 +36,31 @@ class Job:
     on_metrics: Callable[[dict[str, Any]], None] | None = None
     vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
     score: Score | None = None  # for methods that reward what fits the image
-    score_name: str = ""  # what stands for `score` where settings are compared: another name, another scorer
-    reward: Reward | None = None  # for methods that rate whole answers by a reward of the user's own
+    score_name: str = ""  # identifies `score` where settings are compared
+    reward: Reward | None = None  # for methods that rate complete answers by a reward of your own
     reward_name: str = ""
-    blank: Path | None = None  # the image-blind control: what rollouts are learned from instead of the images they are about
-    after_round: Callable[[], None] | None = None  # measures the policy as a round has left it
+    blank: Path | None = None  # the image-blind control: rollouts are trained on this image instead of their own
+    after_round: Callable[[], None] | None = None  # called after each round, to measure the policy
 
     def image(self, path: str) -> Path:
         return self.run.folder / path
 
     def prefill(self, prompts: Sequence[Prompt]) -> Prefix:
-        """Read the prompts with their images, as they are: answers to each of them share what was read."""
+        """The prompts with their clean images, prefilled once."""
         features = self.policy.image_features([self.image(prompt.image) for prompt in prompts])
         return self.policy.prefill(features, [self.policy.prompt_ids(prompt.prompt) for prompt in prompts])
 
     def located(self, pair: Pair) -> Pair:
-        """The pair with its images' paths as they are from here."""
+        """The pair with its image paths resolved."""
         return replace(pair, images=tuple(str(self.image(image)) for image in pair.images))
 
     def scored(
         self, pairs: Sequence[Pair], stage: str, loss: PairLoss, seed: int, batch: int = SCORED_TOGETHER, **depends: Any
     ) -> list[Pair]:
-        """The pairs with the policy as it is now for their reference.
+        """The pairs with the current policy's log-probabilities as reference.
 
-        A stage, done once. `seed` is that of the training that comes; `depends` says what the policy is besides `about`.
+        A stage of the run, computed once. `seed` is that of the training to come; `depends` is what the policy depends on
+        besides `about`.
         """
         damaging = {"reads": loss.names, "seed": seed} if loss.needs_more else {}
 
@@ -68,7 +72,7 @@ class Job:
         return self.run.records(Pair, stage, pairs, score, settings=settings, batch=batch, title=SCORING)
 
     def about(self) -> dict[str, Any]:
-        """What the model's answers depend on, whatever is asked of it."""
+        """What every answer of the model depends on."""
         policy = self.policy
         return {
             "base": policy.base,
@@ -79,11 +83,11 @@ class Job:
 
 
 Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]
-"""Prompts, what was read of their images and words, and as many answers to each -> what every answer is worth."""
+"""(prompts, their prefix, n answers to each) -> a score for every answer."""
 
 
 def rank_by_likelihood(job: Job, settings: Any) -> Rank:
-    """Answers ranked by mean log-probability, in nats a token.
+    """Scores answers by mean log-probability, in nats per token.
 
     For the best-of-n baseline of a method that has no reward of its own.
     """

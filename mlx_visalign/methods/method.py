@@ -1,4 +1,4 @@
-"""A method as a run uses it: its module, with what that leaves out filled in."""
+"""A method's module, with defaults for its optional parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,24 +1,24 @@
-"""The rounds of a method that learns from pairs: sample, make pairs, train on them, and again with the new model.
+"""Rounds of a pair method: sample, make pairs, train, repeat.
 
-Such a method is a module with
+A pair method is a module with
 
     Settings                                 its settings, a frozen dataclass that extends `PairSettings`
     sample(job, settings, prompts, number)   records of the model's answers to some prompts, in round `number`
     pairs(rows, settings, seed)              the pairs that all records of a round make
 
-and, where it needs more,
+and these optional parts:
 
-    ROWS                           the name and the type of its records; without it ("responses", Response)
-    SCORED                         whether `sample` brings the reference's log-probabilities, so that pairs have them
+    ROWS                           the name and the type of its records; default ("responses", Response)
+    SCORED                         whether `sample` also computes the reference's log-probabilities, so that pairs have them
     PAIR_SETTINGS                  the names of the settings that `pairs` reads and `sample` does not
-    ADVICE                         what leaves more pairs, for the warning that there are few
+    ADVICE                         how to get more pairs, for the warning that there are few
     prepare(job, settings)         the job with what sampling needs, such as a loaded scorer
     depends_on(job, settings)      what its records depend on besides its settings, the seed and the model
-    summary(rows, pairs)           a sentence on how the pairs of a round came about
-    round_figures(rows, pairs)     what rounds.json says of a round, besides pairs, rewards and time
-    ranking, picture               as every method (methods/__init__.py)
+    summary(rows, pairs)           a sentence on how many pairs a round made, and why not more
+    round_figures(rows, pairs)     a round's numbers in rounds.json, besides pairs, rewards and time
+    ranking, picture               as for every method (methods/__init__.py)
 
-Methods whose settings have `rounds` train each in a folder of its own, round-1, round-2 ..., as slices of one adapter.
+Where the settings have `rounds`, each round trains in a folder of its own, round-1, round-2 ..., as a slice of one adapter.
 The reference of a round is the model that made its pairs.
 """
 
@@ -44,12 +44,14 @@ from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import number_for
 
-HELD_OUT_LOSS = PreferenceSettings().loss  # held-out pairs are compared by DPO's rewards, whatever the loss
+HELD_OUT_LOSS = PreferenceSettings().loss  # held-out pairs are always compared by DPO's rewards
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """The settings that pair methods share. As they are, they describe a greedy and a sampled answer to every prompt.
+    """Settings that pair methods share.
+
+    The workload given here is that of a greedy and a sampled answer to every prompt.
 
     max_tokens    longest answer, end token included
     batch         prompts answered together
@@ -60,17 +62,17 @@ class PairSettings:
     batch: int = 8
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
-    ANSWERS: ClassVar[int] = 2  # sampled of each prompt
+    ANSWERS: ClassVar[int] = 2  # per prompt
 
     def __post_init__(self) -> None:
         require(self, max_tokens=(self.max_tokens >= 1, "1 or more"), batch=(self.batch >= 1, "1 or more"))
 
     def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that pairs are made of, at most one of each."""
+        """The prompts that pairs are made from."""
         return list(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """The answers one after the other; chosen and rejected read once more for the reference; the training."""
+        """Sampling, scoring both answers for the reference, and training."""
         count = len(self.prompts_used(prompts))
         sampled = count * self.ANSWERS * self.max_tokens
         answering = Answering("answering", count, sampled, self.batch, self.max_tokens, drawn=True)
@@ -80,7 +82,7 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class PairMethod:
-    """A method's module, with what it leaves out filled in."""
+    """A pair method's parts, with defaults for the optional ones."""
 
     name: str
     sample: Callable[[Job, Any, Sequence[Prompt], int], Sequence[Record]]
@@ -113,7 +115,7 @@ class PairMethod:
 
 @dataclass(frozen=True)
 class Round:
-    """A training: its number, counted from 1, its folder, and its seed."""
+    """One round's training: number from 1, folder and seed."""
 
     number: int
     folder: Path
@@ -121,9 +123,10 @@ class Round:
 
 
 def train(method: PairMethod, job: Job, settings: Any) -> None:
-    """A pair method's run: in each round samples, pairs, training and adapter; each a stage that is done once.
+    """Run a pair method: sample, pair, train in each round.
 
-    Pairs about the held-out prompts are made before the first training, with the untrained model.
+    Every step is a stage of the run, done once. Pairs about held-out images are made by the untrained model, before the
+    first training.
     """
     job = method.prepare(job, settings)
     require_readable(method, job, settings)
@@ -142,7 +145,10 @@ def train(method: PairMethod, job: Job, settings: Any) -> None:
 
 
 def rounds_of(job: Job, settings: Any) -> list[Round]:
-    """One training in the run's own folder, or as many as `settings.rounds`, each in a folder of its own."""
+    """The rounds to train.
+
+    One, in the run's own folder, or `settings.rounds`, each in a folder of its own.
+    """
     if not hasattr(settings, "rounds"):
         return [Round(1, job.run.folder, job.seed)]
     numbers = range(1, settings.rounds + 1)
@@ -150,7 +156,10 @@ def rounds_of(job: Job, settings: Any) -> list[Round]:
 
 
 def train_in_rounds(job: Job, settings: Any, pairs_of: Callable[[Round], list[Pair]], name: str) -> None:
-    """Every round's training on its pairs, which are asked for when their turn has come, with the model as it is then."""
+    """Train every round on its pairs.
+
+    `pairs_of(round)` is called right before that round, with the model as the rounds before have left it.
+    """
     for one in rounds_of(job, settings):
         pairs = pairs_of(one)
         train_on_pairs(job.policy, pairs, settings.train, one.folder, one.seed, job.on_metrics)
@@ -165,7 +174,10 @@ def train_in_rounds(job: Job, settings: Any, pairs_of: Callable[[Round], list[Pa
 def collect(
     method: PairMethod, job: Job, settings: Any, prompts: Sequence[Prompt], one: Round, held_out: bool = False
 ) -> list[Pair]:
-    """A round's pairs with the reference's log-probabilities, their images found: a stage of samples and one of pairs."""
+    """A round's pairs, image paths resolved, with reference log-probabilities.
+
+    One stage for the samples, one for the pairs.
+    """
     aside = (f", round {one.number}" if hasattr(settings, "rounds") else "") + (", held-out images" if held_out else "")
     sampling = {name: value for name, value in asdict(settings).items() if name not in ("train", "rounds", "batch")}
     pairing = {name: sampling.pop(name) for name in method.pair_settings}
@@ -205,12 +217,15 @@ def collect(
 
 
 def _adapter_before(job: Job, one: Round) -> str | None:
-    """The fingerprint of the adapter that a round begins with."""
+    """The fingerprint of the adapter that a round starts from."""
     return fingerprint(job.run.round(one.number - 1) / "adapter") if one.number > 1 else None
 
 
 def require_readable(method: PairMethod, job: Job, settings: Any) -> None:
-    """UserError for a damaged row of any finished round: found in its turn, an earlier round's adapter were written already."""
+    """Raise `UserError` for a damaged row of any finished round.
+
+    Checked before the first round trains: later, the adapters of earlier rounds would have been rewritten already.
+    """
     what, kind = method.rows
     for one in rounds_of(job, settings):
         for name, records in ((what, kind), ("pairs", Pair)):
@@ -220,7 +235,7 @@ def require_readable(method: PairMethod, job: Job, settings: Any) -> None:
 
 
 def _figures(method: PairMethod, job: Job, one: Round) -> dict[str, Any]:
-    """What a round cost and brought: the seconds of its training, and means over its pairs."""
+    """A round's row of rounds.json: training time, and means over its pairs."""
     what, kind = method.rows
     rows = read_jsonl(job.run.rows(stage_name(what, one.number)), kind)
     pairs = read_jsonl(job.run.rows(stage_name("pairs", one.number)), Pair)

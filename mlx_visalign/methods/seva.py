@@ -1,16 +1,16 @@
 """SeVa: self-supervised visual preference alignment (Zhu et al., arXiv 2404.10501).
 
 Answer every question twice, greedily: about the clean image (chosen) and about a distorted one (rejected). Drop equal
-answers. Train DPO on the clean image. No judge, no labels.
+answers. Train DPO on the clean image. No scorer, no labels.
 
 Departures from the paper's code (github Kevinz-code/SeVa), each with its reason:
-- one template everywhere: the code generates with "human" and trains with "user" in the system sentence, by accident.
-- the projector stays frozen: the code means to freeze it (`--mm_projector_lr 0`) but trains it.
+- one template everywhere: the code accidentally generates with "human" and trains with "user" in the system sentence.
+- the projector stays frozen: the code intends to freeze it (`--mm_projector_lr 0`) but trains it.
 - answers are compared after clean-up, and newlines are kept: the code deletes them, gluing list items together.
 - answers cut off at the length limit are dropped: the code appends an end token the model never gave.
-- noise has a key made from seed and prompt, so any pair can be made again; the code's noise is unseeded.
-- yes/no pairs are balanced, as many to teach yes as to teach no: distortion mostly turns a "no" into a "yes", so
-  unbalanced pairs would also teach to deny what is there.
+- noise is seeded by the run's seed and the prompt, so every pair is reproducible; the code's noise is unseeded.
+- yes/no pairs are balanced, as many that prefer yes as prefer no: distortion mostly turns a "no" into a "yes", so
+  unbalanced pairs would also teach the model to deny what is there.
 - a "yes" may be preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there,
   so a doubtful "yes" that distortion turns into a "no" is more often wrong than right; off by default, as in the paper.
 - descriptions may be balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
@@ -49,12 +49,12 @@ from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for, number_for
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
-NOISE_LEVELS = (200, 400, 600, 800, 999)  # of the picture
+NOISE_LEVELS = (200, 400, 600, 800, 999)  # diffusion steps shown in the picture
 SCORED = True
 PAIR_SETTINGS = ("max_length_gap", "min_yes_margin")
 ADVICE = (
-    "Where the answers are the same, distort more (--set view=diffusion-800); where they are cut off, let them be longer "
-    "(--max-tokens); or take more images."
+    "If answers are the same, distort more (--set view=diffusion-800). If answers are cut off, raise --max-tokens. "
+    "Or use more images."
 )
 
 
@@ -66,10 +66,10 @@ class Settings(PairSettings):
                         as FILE.py:FUNCTION
     exists_view         the same for yes/no questions; none: as `view`
     exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
-    max_length_gap      descriptions: the pairs with the most different lengths are dropped until the mean difference, in
-                        tokens, is at most this; none: all are kept, as in the paper
-    min_yes_margin      yes/no questions: how much likelier the model must find its clean "yes" than its distorted "no" to
-                        prefer it, as a difference of log-probabilities (0 and up); none: not asked, as in the paper
+    max_length_gap      descriptions: drop the pairs that differ most in length until the mean difference, in tokens, is at
+                        most this; none: keep all, as in the paper
+    min_yes_margin      yes/no questions: a clean "yes" is preferred only if its log-probability exceeds the distorted
+                        "no"'s by at least this (0 or more); none: no such limit, as in the paper
     """
 
     view: str = "diffusion-500"
@@ -96,7 +96,7 @@ class Settings(PairSettings):
         return Sampling(self.exists_max_tokens if kind == "exists" else self.max_tokens)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """Clean and distorted answers one after the other, both read once more about the clean image; DPO."""
+        """Sampling, scoring both answers on the clean image, and DPO."""
         sampled = 2 * sum(self.sampling_of(prompt.kind).max_tokens for prompt in prompts)
         longest = max(self.max_tokens, self.exists_max_tokens)
         answering = Answering("answering", len(prompts), sampled, self.batch, longest, read=2, prefills=2)
@@ -105,7 +105,10 @@ class Settings(PairSettings):
 
 
 def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Response]:
-    """Two responses a prompt, the clean one first; both scored on the clean image while its prefix is there."""
+    """Two responses per prompt, the clean one first.
+
+    Both are scored on the clean image while its prefix is still cached.
+    """
     responses: list[Response] = []
     for kind, group in groupby(prompts, key=lambda prompt: prompt.kind):
         responses += _answer_kind(job, settings, kind, list(group))
@@ -141,14 +144,20 @@ def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt])
 
 
 def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:
-    """The pixels the tower gets of a distorted image: distort, pad or crop, resize, normalise, add noise."""
+    """A distorted image's pixels, as the vision tower gets them.
+
+    Distort, pad or crop, resize, normalise, add noise.
+    """
     image = mx.array(np.asarray(open_image(path)))
     distorted = Image.fromarray(np.array(view.of_image(image, key, policy.preprocessing.size)))
     return view.of_pixels(policy.pixels(distorted), key)
 
 
 def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[Pair]:
-    """(clean, distorted) answers as (chosen, rejected): both finished and different; yes/no answers changed and balanced."""
+    """(clean, distorted) answers as (chosen, rejected).
+
+    Both must be finished and different; yes/no answers must have changed, and are balanced.
+    """
     twos = [(clean, distorted) for clean, distorted in in_twos(responses) if differ(clean, distorted)]
     exists = [two for two in twos if two[0].kind == "exists"]
     exists = balance([two for two in exists if settings.min_yes_margin is None or _is_sure(two, settings.min_yes_margin)], seed)
@@ -170,7 +179,7 @@ def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[
 
 
 def summary(responses: Sequence[Response], made: Sequence[Pair]) -> str:
-    """How many prompts gave a pair, and why the others gave none."""
+    """How many prompts made a pair, and why others not."""
     twos = in_twos(responses)
     cut = sum(not (clean.finished and distorted.finished) for clean, distorted in twos)
     different = sum(differ(clean, distorted) for clean, distorted in twos)
@@ -181,13 +190,16 @@ def summary(responses: Sequence[Response], made: Sequence[Pair]) -> str:
 
 
 def in_twos(responses: Sequence[Response]) -> list[Two]:
-    """The clean and the distorted answer to each prompt. UserError where one of the two is not there."""
+    """The clean and the distorted answer to each prompt.
+
+    Raises `UserError` where one of the two is missing.
+    """
     twos = list(zip(responses[::2], responses[1::2], strict=False))
     for clean, distorted in twos:
         if clean.id != distorted.id or clean.view != "clean":
             raise UserError(f"responses: expected a clean and a distorted answer to {clean.id}, got one to {distorted.id}.")
     if len(responses) % 2:
-        raise UserError(f"responses: the last answer, to {responses[-1].id}, has no second one beside it.")
+        raise UserError(f"responses: the last prompt, {responses[-1].id}, has one answer instead of two.")
     return twos
 
 
@@ -196,22 +208,28 @@ def _both(chosen: float | None, rejected: float | None) -> dict[str, float] | No
 
 
 def differ(clean: Response, distorted: Response) -> bool:
-    """Whether the two make a pair. A yes/no answer must have changed its yes or no, not only its words."""
+    """Whether the two answers make a pair.
+
+    A yes/no answer must have changed between yes and no, not only its wording.
+    """
     if not (clean.finished and distorted.finished) or clean.text == distorted.text:
         return False
     return clean.kind != "exists" or parse_answer(clean.text) != parse_answer(distorted.text)
 
 
 def _is_sure(two: Two, margin: float) -> bool:
-    """Whether a clean "yes" is by `margin` likelier than the distorted "no", both about the clean image; a "no" always is."""
+    """Whether a clean "yes" beats the distorted "no" by `margin` nats, both on the clean image; a clean "no" always passes."""
     clean, distorted = (response.reference_logp for response in two)
     if clean is None or distorted is None:
-        raise UserError(f"responses: the answers to {two[0].id} have no reference_logp, which min_yes_margin needs.")
+        raise UserError(f"responses: min_yes_margin needs a reference_logp, and the answers to {two[0].id} have none.")
     return parse_answer(two[0].text) == "no" or clean - distorted >= margin
 
 
 def balance(twos: list[Two], seed: int) -> list[Two]:
-    """Keep as many answers that changed from "yes" as from "no", the surplus dropped at random."""
+    """Drop pairs at random until both directions are equally frequent.
+
+    The directions: a clean "yes" that became "no", and a clean "no" that became "yes".
+    """
     sides = [[i for i, (clean, _) in enumerate(twos) if parse_answer(clean.text) == side] for side in ("yes", "no")]
     fewer = min(map(len, sides))
     rng = np.random.default_rng(number_for(seed, "balance"))
@@ -220,7 +238,10 @@ def balance(twos: list[Two], seed: int) -> list[Two]:
 
 
 def picture(job: Job, settings: Settings) -> None:
-    """`plots/seva.png` and `.html`: one image, clean and more and more distorted, and what the base model says of each."""
+    """Write `plots/seva.png` and `.html`.
+
+    One image, clean and increasingly distorted, with the base model's answer to each.
+    """
     described = [prompt for prompt in job.prompts if prompt.kind == "describe"]
     if not described:
         return
@@ -242,8 +263,8 @@ def picture(job: Job, settings: Settings) -> None:
     legend = [
         Caption("asked:", (Span(prompt.prompt),)),
         Caption("SeVa", (Span("prefers the answer about the clean image to one about a distorted image."),)),
-        Caption("", (Span("Blue", "changed"), Span(": words that the answer about the clean image does not have.", "quiet"))),
+        Caption("", (Span("Blue", "changed"), Span(": words that are not in the answer about the clean image.", "quiet"))),
     ]
-    title = "What the base model says of more and more distortion"
+    title = "The base model's answers at increasing distortion"
     save_sheet(contact_sheet(cells, 3, title, legend), job.run.plots / "seva.png")
     write_atomically(job.run.plots / "seva.html", join(tag("h3", title), gallery(cells, legend)))

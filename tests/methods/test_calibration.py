@@ -50,7 +50,7 @@ def test_what_is_not_known_does_not_count():
     found = calibrate(rows([3, 4, 5], [1, 2, 4], [90, -90]), "given", least=3)
     assert (found.correct_mean, found.hallucinated_mean, found.correct, found.hallucinated) == (4, pytest.approx(7 / 3), 3, 3)
     assert (found.correct_std, found.auc) == (1, pytest.approx(7.5 / 9))
-    assert "PSEUDO" not in found.in_words and "by the labels that were given" in found.in_words
+    assert "PSEUDO" not in found.in_words and "by the given labels" in found.in_words
 
 
 def test_pseudo_labels_are_called_so():
@@ -61,7 +61,7 @@ def test_pseudo_labels_are_called_so():
 @pytest.mark.parametrize(
     ("correct", "hallucinated", "why"),
     [
-        ([1.0] * 60, [0.0] * 49, "60 correct and 49 hallucinated mentions, and needs 50"),
+        ([1.0] * 60, [0.0] * 49, "Calibration needs 50 .* and found 60 and 49"),
         ([0.0] * 60, [1.0] * 60, "AUC of 0.00"),
         (list(range(60)), list(range(-5, 55)), r"AUC of 0.58 .*needed: 0.60"),
         # Higher in the mean through a few, but below in most pairs.

@@ -96,8 +96,7 @@ def test_what_became_of_the_trees_is_told():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
     told = csr.summary(trees, csr.pairs(trees, SETTINGS, 0))
     assert told.startswith(
-        "2 trees gave 1 pair (every answer cut off: 0, no two different whole answers: 1, left out for their margin or for "
-        "balance: 0)"
+        "2 trees gave 1 pair (every answer cut off: 0, no two different complete answers: 1, left out for margin or balance: 0)"
     )
     assert told.endswith("100% (-0.50), 100% (-0.50).")
 

@@ -49,7 +49,7 @@ def test_a_tree_without_a_pair_is_drawn_too(tmp_path):
     lone = Tree("a", "a.png", "What?", 2, (Sentence(-1, 0, "nonono", (4, 4), -9.0, -9.0, "broken"),))
     draw_tree(lone, IMAGE, "A tree", tmp_path / "tree.png")
     assert (tmp_path / "tree.png").stat().st_size > 1000
-    assert "No two different whole answers" in fragment(lone, IMAGE, "A tree")
+    assert "No two different complete answers" in fragment(lone, IMAGE, "A tree")
 
 
 def test_the_html_escapes_text_and_says_every_sentence_once():

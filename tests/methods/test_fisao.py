@@ -122,7 +122,7 @@ def test_labels_from_a_list(tmp_path):
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({"b.png": ["red circle"], "z.png": ["blue star"]}))
     assert read_labels(str(file), ["images/a.png", "images/b.png"], WORLD) == {"images/b.png": {"red circle"}}
-    with pytest.raises(UserError, match="none of the 1 images"):
+    with pytest.raises(UserError, match="no labels for any of these images: a.png"):
         read_labels(str(file), ["a.png"], WORLD)
     file.write_text(json.dumps({"a.png": ["unicorn"]}))
     with pytest.raises(UserError, match="unicorn"):

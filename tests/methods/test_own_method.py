@@ -76,12 +76,12 @@ def test_python_takes_the_file_too(finished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("seva.py", "", "there is a method called seva already"),
+        ("seva.py", "", "a method named seva exists already"),
         ("mine.py", "1 / 0", "mine.py cannot be imported .ZeroDivisionError: division by zero"),
         ("mine.py", "def (", "mine.py cannot be imported .SyntaxError"),
-        ("mine.py", "Settings = sample = 1", "mine.py is no method: it lacks pairs. A method has Settings, and"),
-        ("mine.txt", "", "A method's file is a Python file"),
-        ("gone.py", None, "there is none at .*gone.py"),
+        ("mine.py", "Settings = sample = 1", "mine.py is not a method: it lacks pairs. A method needs Settings, and"),
+        ("mine.txt", "", "A method must be a Python file"),
+        ("gone.py", None, "must be a Python file, and .*gone.py is not"),
     ],
 )
 def test_what_is_no_method_is_refused(tmp_path, name, text, message):
@@ -108,7 +108,7 @@ def test_installed_packages_may_bring_methods(monkeypatch):
     assert methods.recipe_of("warm").stem == "own" and methods.recipe_of("seva").stem == "seva"
     with pytest.raises(UserError, match="method lost cannot be imported"):
         methods.find("lost")
-    with pytest.raises(UserError, match="method odd is no method: it lacks Settings, sample, pairs"):
+    with pytest.raises(UserError, match="method odd is not a method: it lacks Settings, sample, pairs"):
         methods.find("odd")
     with pytest.raises(UserError, match=r"no method .wram.\. Did you mean .warm."):
         methods.find("wram")

@@ -162,7 +162,7 @@ def test_a_judge_of_its_own_costs_its_tower(folders):
 
 def test_a_trees_width_counts(folders):
     peaks = [
-        forecast(folders[0], {}, settings_of("csr", num_beam_groups=groups).workload(ASKED)).peaks["answering and judging"]
+        forecast(folders[0], {}, settings_of("csr", num_beam_groups=groups).workload(ASKED)).peaks["answering and scoring"]
         for groups in (2, 5)
     ]
     # Keys and values: 4 open nodes of 5 streams each or 3 of 2, of 261 tokens at most, in 32 layers and once more in the one

@@ -1,25 +1,25 @@
 """CSR: calibrated self-rewarding (Zhou et al., arXiv 2405.14622).
 
 Describe an image sentence by sentence, several ways at each step; reward every sentence by how well it fits the image
-(CLIP) and how sure the model is of it; take the best and the worst whole answer as a pair; train DPO against the model
-that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
+(CLIP) and how confident the model is in it; take the best and the worst complete answer as a pair; train DPO against the
+model that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
 
-The rewards' formulas stand in `rewards`, the sampling in `sentence_tree`. Departures, each with its reason ("the code" is
+The rewards' formulas are in `rewards`, the sampling is in `sentence_tree`. Departures, each with its reason ("the code" is
 github YiyangZhou/CSR, read, never copied):
-- rewards are the code's ranks among siblings by default, the paper's own values as `paper`: these are almost CLIP's alone,
-  and, summed over sentences, reward length. The language score is the mean log-probability as the model has it; the
-  code's includes the penalties of sampling, which favour the first stream (`penalised_mean`).
+- rewards are the code's ranks among siblings by default; `paper` gives the paper's values, which are almost CLIP's alone
+  and, summed over sentences, reward length. The language score is the model's plain mean log-probability; the code's
+  includes the penalties of sampling, which favour the first stream (`penalised_mean`).
 - an answer's reward is the mean over its sentences; the paper sums, the code divides by one more than there are.
 - a level is pruned by the reward, as the paper says; the code prunes by language alone (`prune: language`).
-- a sentence ends at the end token too, and an end token alone is a sentence that says nothing of the image: the code
-  samples on behind it, to the next full stop.
-- an answer is full at `max_tokens` tokens, counted; the code counts 1024 characters, the prompt's included. Answers that
-  are full without the model's own end token are no candidates: trained, they would get one, and teach to stop there.
-- sentences are tokens of their own; the code cuts them out of texts by length. Broken ones are dropped before a level is
-  pruned, so that none takes another's place.
+- a sentence also ends at the end token, and an end token alone is a sentence that says nothing about the image: the code
+  keeps sampling past it, to the next full stop.
+- an answer is full at `max_tokens` tokens; the code counts 1024 characters, the prompt's included. Answers that are full
+  without the model's own end token are not candidates: training would add one, and teach the model to stop there.
+- sentences keep their own tokens; the code cuts them out of texts by length. Broken ones are dropped before a level is
+  pruned, so that none takes the place of a sound one.
 - equal answers make no pair, nor do equal rewards; `max_length_gap` balances lengths: without it rounds may shrink answers.
 - rounds are slices of one adapter, and nothing is merged: a merge into 4-bit weights would lose small updates.
-- `form: response` is ours: whole sampled answers instead of trees; `kind: calibrated` too.
+- `form: response` is ours: complete sampled answers instead of trees; `kind: calibrated` too.
 """
 
 from collections.abc import Sequence
@@ -55,11 +55,11 @@ ROWS = ("trees", Tree)
 SCORED = True
 PAIR_SETTINGS = ("margin", "max_length_gap")
 ADVICE = (
-    "More streams (--set num_beam_groups=...), longer answers (--max-tokens), a smaller margin, a larger max_length_gap and "
-    "more images leave more."
+    "To get more, use more streams (--set num_beam_groups=...), longer answers (--max-tokens), a smaller margin, a larger "
+    "max_length_gap or more images."
 )
-TITLE = "How CSR grew and judged one answer"
-LOOKED_AT, LEVELS = 20, 6  # of so many trees the largest of at most six sentences is shown
+TITLE = "How CSR grew and scored one answer"
+LOOKED_AT, LEVELS = 20, 6  # the picture: the largest of the first 20 trees that are at most six sentences deep
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Settings(AnswerSettings):
     """CSR's settings: those of making and scoring answers (`scoring.AnswerSettings`), and
 
     clip            the folder of the CLIP that scores sentences; none: the tiny model's own
-    clip_aspect     its images: padded as LLaVA's are, which shares the tower's work, or cropped
-    margin          pairs whose rewards differ by no more are left out, 0 and up
+    clip_aspect     its images: padded as LLaVA's are, which shares the vision tower's work, or cropped
+    margin          pairs whose rewards differ by no more than this are left out, 0 and up
     max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
-                    none: all stay
-    rounds          rounds of sampling and training, each with the model of the last; may be raised later to go on
+                    none: all are kept
+    rounds          rounds of sampling and training, each with the model of the last; may be raised later to continue
     batch           prompts answered together
     train           DPO on the pairs
     """
@@ -95,25 +95,25 @@ class Settings(AnswerSettings):
         )
 
     def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that ask for more than a yes or a no."""
+        """The prompts that ask for descriptions."""
         return descriptions(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """Trees as wide and as deep as may be, whose best and worst answers are read once more; DPO. All in rounds."""
+        """Full-size trees, scoring their two answers, and DPO, all rounds."""
         count = len(self.prompts_used(prompts))
-        stage = self.answering("answering and judging", self.rounds * count, self.batch)
+        stage = self.answering("answering and scoring", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
         return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.clip_aspect))
 
 
 def prepare(job: Job, settings: Settings) -> Job:
-    """The job with the scorer that rewards sentences: its own, or else CLIP."""
+    """The job with a scorer: its own, or CLIP."""
     return replace(job, score=job.score or clip_scorer(settings.clip, settings.clip_aspect, job.policy))
 
 
 def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
-    """What trees depend on besides their settings: the objects that may be named, and the scorer."""
+    """What trees depend on besides their settings: vocabulary and scorer."""
     name = job.score.name if isinstance(job.score, CLIPScorer) else job.score_name
     return {"vocabulary": fingerprint(job.vocabulary.entries), "judge": name}
 
@@ -135,21 +135,27 @@ def scorer_of(job: Job) -> Score:
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
-    """For the untrained baseline: an answer's reward. Ranks among siblings compare no whole answers, so `paper` steps in."""
-    judge = scorer_of(prepare(job, settings))
+    """Scores answers by reward, for the best-of-n baseline.
+
+    Ranks among siblings cannot compare complete answers, so `kind: rank` is replaced by `paper`.
+    """
+    scorer = scorer_of(prepare(job, settings))
     kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
     whole = replace(settings, form="response", reward=replace(settings.reward, kind=kind))
 
     def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         images = [job.image(prompt.image) for prompt in prompts]
         ids = [[answer.ids for answer in some] for some in answers]
-        return rewards(job.policy, judge, whole, prefix, ids, images, job.vocabulary)
+        return rewards(job.policy, scorer, whole, prefix, ids, images, job.vocabulary)
 
     return rank
 
 
 def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
-    """(best, worst) answers as (chosen, rejected), where their rewards differ by more than the margin; balanced by length."""
+    """(best, worst) answers as (chosen, rejected).
+
+    Their rewards differ by more than the margin; pairs are balanced by length.
+    """
     made, gaps = [], []
     for tree in trees:
         if tree.chosen is None or tree.rejected is None or tree.lengths is None:
@@ -174,7 +180,10 @@ def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
 
 
 def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:
-    """How many trees gave a pair, and how sound each stream's sentences are: a large penalty breaks a sure model's."""
+    """How many trees made a pair, and how streams did.
+
+    Each stream's share of well-formed sentences, because a large diversity penalty breaks those of a confident model.
+    """
     sentences = [sentence for tree in trees for sentence in tree.sentences]
     streams = sorted({sentence.stream for sentence in sentences})
     sound = [fmean(s.fate != "broken" for s in sentences if s.stream == stream) for stream in streams]
@@ -184,19 +193,19 @@ def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:
     cut = sum(is_cut(tree) for tree in trees)
     return (
         f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} (every answer cut off: {cut}, no two different "
-        f"whole answers: {len(trees) - differing - cut}, left out for their margin or for balance: {differing - len(made)}). "
-        f"Well-formed sentences by stream, and their mean log-probability a token: {each}."
+        f"complete answers: {len(trees) - differing - cut}, left out for margin or balance: {differing - len(made)}). "
+        f"Well-formed sentences by stream, with their mean log-probability per token: {each}."
     )
 
 
 def is_cut(tree: Tree) -> bool:
-    """Whether the model ended none of a tree's answers, and some of them were full."""
+    """Whether a tree's answers are all cut off."""
     fates = {sentence.fate for sentence in tree.sentences}
     return "cut" in fates and "final" not in fates
 
 
 def round_figures(trees: Sequence[Tree], made: Sequence[Pair]) -> dict[str, Any]:
-    """What a round cost, in tokens sampled and sentences scored, and means over its trees."""
+    """A round's cost, and means over its trees."""
     scores = {side: [score for tree in trees for score in _image_scores(tree, side)] for side in ("all", "chosen", "rejected")}
     lengths = [tree.lengths for tree in trees if tree.lengths is not None]
     return {
@@ -209,14 +218,17 @@ def round_figures(trees: Sequence[Tree], made: Sequence[Pair]) -> dict[str, Any]
 
 
 def _image_scores(tree: Tree, side: str) -> list[float]:
-    """The image scores of every sentence of a tree, or of those of its chosen or rejected answer."""
+    """The image scores of all sentences of a tree, or of its chosen or rejected answer."""
     end = {"chosen": tree.chosen, "rejected": tree.rejected}.get(side)
     places = range(len(tree.sentences)) if side == "all" else tree.path(end)
     return [score for place in places if (score := tree.sentences[place].image) is not None]
 
 
 def picture(job: Job, settings: Settings) -> None:
-    """`plots/csr.png`: one tree with its two answers; `csr_rounds.png`: reward over rounds; `csr.html`: both."""
+    """Write `plots/csr.png`, `csr_rounds.png` and `csr.html`.
+
+    One tree with its two answers, the reward over the rounds, and both as HTML.
+    """
     plots, trees = job.run.plots, read_jsonl(job.run.rows("trees"), Tree)
     shown = [tree for tree in trees if tree.chosen is not None and tree.depth <= LEVELS] or trees
     tree = max(shown[:LOOKED_AT], key=lambda tree: len(tree.sentences))

@@ -1,6 +1,7 @@
-"""A tree of sentences as a picture: levels from left to right, with every sentence's scores and two paths in colour.
+"""A sentence tree as a picture, and as HTML.
 
-And as a piece of HTML, where nothing is cut off.
+Levels run from left to right; every sentence has its scores, and the paths of the two answers are coloured. The HTML cuts
+no text off.
 """
 
 import textwrap
@@ -37,8 +38,8 @@ COLOURS = {"chosen": BLUE, "rejected": RED}
 STYLES = {BLUE: "solid", RED: "dashed", PALE: "solid"}
 END = "(end)"
 LEGEND = (
-    "CLIP: 100 times the cosine with the image. log p: mean log-probability of a token. \N{MULTIPLICATION SIGN} 3: said "
-    "three times. (end): the answer ends here. Grey: did not grow on. Struck out: broken."
+    "CLIP: 100 times the cosine with the image. log p: mean log-probability per token. \N{MULTIPLICATION SIGN} 3: sampled "
+    "three times. (end): the answer ends here. Grey: not continued. Struck out: broken."
 )
 DRAWN = {"chosen": "Blue", "rejected": "Red, dashed"}
 DOTS = {"chosen": "\N{BLACK CIRCLE}", "rejected": "\N{BLACK DIAMOND}"}
@@ -46,7 +47,7 @@ DOTS = {"chosen": "\N{BLACK CIRCLE}", "rejected": "\N{BLACK DIAMOND}"}
 
 @dataclass(frozen=True)
 class _Box:
-    """Where a sentence stands: its left side, its middle's height, and the lines in it, the last one in small print."""
+    """A sentence's box: left edge, vertical centre, and lines of text, the last one in small print."""
 
     x: float
     y: float
@@ -58,7 +59,10 @@ class _Box:
 
 
 def draw_tree(tree: Tree, image: Image.Image, title: str, path: Path) -> None:
-    """Draw the tree as a PNG: the chosen answer blue, the rejected one red, what did not grow on in grey."""
+    """Draw the tree as a PNG.
+
+    The chosen answer is blue, the rejected one red, sentences that were not continued grey.
+    """
     with rc_context({"font.family": families()}), replacing(path) as unfinished:
         _figure(tree, image, title).savefig(unfinished, format="png", dpi=110)
 
@@ -84,16 +88,16 @@ def _figure(tree: Tree, image: Image.Image, title: str) -> Figure:
 
 
 def _explained(tree: Tree, looks: Mapping[str, str]) -> str:
-    """What is what. `looks`: of the chosen and the rejected answer."""
+    """The legend. `looks`: how the chosen and the rejected answer are marked."""
     if tree.chosen is None or tree.rejected is None:
-        return f"No two different whole answers. {LEGEND}"
+        return f"No two different complete answers. {LEGEND}"
     best, worst = (tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected))
-    told = f"{looks['chosen']}: the chosen answer, reward {best:.2f}. {looks['rejected']}: the rejected one, {worst:.2f}."
-    return f"{with_minus(told)} {LEGEND}"
+    sides = f"{looks['chosen']}: the chosen answer, reward {best:.2f}. {looks['rejected']}: the rejected one, {worst:.2f}."
+    return f"{with_minus(sides)} {LEGEND}"
 
 
 def _layout(tree: Tree) -> dict[int, _Box]:
-    """Every level is a column, its sentences in the order of their parents, families apart, centred around 0."""
+    """Every level is a column centred at 0, its sentences in the order of their parents, with gaps between families."""
     levels: dict[int, list[int]] = {}
     equals = _drawn(tree)
     for place in equals:
@@ -112,11 +116,11 @@ def _layout(tree: Tree) -> dict[int, _Box]:
 
 
 def _drawn(tree: Tree) -> dict[int, int]:
-    """Which sentences are drawn, each with how many streams said it: equal leaves of one parent are drawn once."""
+    """The sentences to draw, each with the number of streams that sampled it: equal leaves of a parent are drawn once."""
     paths = {*tree.path(tree.chosen), *tree.path(tree.rejected)}
     shown: dict[int, int] = {}
     leaves: dict[tuple[int, tuple[int, ...]], int] = {}
-    # Those on a path first, so that they are the ones to stand for their equals.
+    # Sentences on a path come first, so that of equal ones they are the ones drawn.
     for place in sorted(range(len(tree.sentences)), key=lambda place: place not in paths):
         sentence = tree.sentences[place]
         first = place if sentence.fate == "grown" else leaves.setdefault((sentence.parent, sentence.ids), place)
@@ -214,17 +218,17 @@ def _draw_box(axes: Axes, tree: Tree, place: int, box: _Box) -> None:
 
 
 def plot_rounds(rounds: Sequence[dict[str, Any]], path: Path) -> None:
-    """Reward, image score and length of the pairs over the rounds, as a PNG."""
+    """Plot the pairs' reward, image score and length over rounds."""
     plot_panels(*_over_rounds(rounds), path, "round")
 
 
 def rounds_in_html(rounds: Sequence[dict[str, Any]]) -> Html:
-    """What `plot_rounds` draws, for a page."""
+    """What `plot_rounds` draws, as HTML."""
     return join(tag("h3", "Over the rounds"), drawn(*_over_rounds(rounds)))
 
 
 def _over_rounds(rounds: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Row]]:
-    """The panels, and a row for every round."""
+    """The panels, and one row per round."""
     titles = {"reward": "Reward of an answer", "image_score": "Image score", "tokens": "Tokens of an answer"}
     sides = COLOURS | {"all": GREY}
     panels = [
@@ -236,7 +240,10 @@ def _over_rounds(rounds: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Ro
 
 
 def fragment(tree: Tree, image: Image.Image, title: str) -> Html:
-    """The tree as a piece of HTML: the image with its two answers, and nested lists, open along the two paths."""
+    """The tree as an HTML fragment.
+
+    The image with its two answers, and nested lists, open along the paths of the two.
+    """
     answers = (("asked", tree.prompt), ("chosen", tree.chosen_text), ("rejected", tree.rejected_text))
     cell = Cell(image, tuple(Caption(heading, (Span(text),)) for heading, text in answers if text))
     top = _list(tree, _drawn(tree), -1, "tree")
@@ -249,7 +256,7 @@ def _list(tree: Tree, equals: dict[int, int], parent: int, cls: str) -> Html:
 
 
 def _item(tree: Tree, equals: dict[int, int], place: int) -> Html:
-    """A sentence as it grew on: it unfolds."""
+    """A sentence, with its children in a list that can be opened."""
     below = _list(tree, equals, place, "")
     if not below:
         return _said(tree, place, equals[place])

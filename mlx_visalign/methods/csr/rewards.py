@@ -1,13 +1,14 @@
-"""What the sentences of a tree are worth, and the tree as a record: plain numbers and text, no model.
+"""Rewards of sentences, and the tree as a record.
 
-A reward is better when higher. With L a sentence's language score, I its image score and a = `image_weight`:
+Numbers and text only, no model. Higher rewards are better. With L a sentence's language score, I its image score and
+a = `image_weight`:
 
     paper       a max(I, 0) + (1 - a) L                          CSR, arXiv 2405.14622, section 3.2 (there lambda = a)
     rank        -(a rank(I) + (1 - a) rank(L)) / n               its code: ranks 1 (best) to n among the n siblings
-    calibrated  a tanh((I - threshold) / (2 width)) + (1 - a) L  ours: what does not fit counts against the answer
+    calibrated  a tanh((I - threshold) / (2 width)) + (1 - a) L  ours: sentences that do not fit lower the reward
 
-An end token alone is a node too, sure or unsure like any other, but it says nothing of the image: its rank there is the
-worst, its image term 0. So it costs to stop early where the model would rather go on.
+An end token alone is a node too. It has a language score like any other, but says nothing about the image: its rank there
+is the worst, its image term 0. So stopping early costs reward where the model would rather continue.
 """
 
 import math
@@ -22,21 +23,21 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import require
 
 Fate = Literal["grown", "pruned", "final", "cut", "broken"]
-"""final: the model ended the answer here. cut: the answer is full, and the model did not end it."""
+"""final: the model ended the answer here. cut: the answer reached its length limit before the model ended it."""
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What makes a sentence good, and a whole answer of them.
+    """How sentences and complete answers are rewarded.
 
     kind            rank, paper or calibrated, as in the formulas of this module
-    image_weight    a, from 0 (only how sure the model is) to 1 (only how well the sentence fits the image)
+    image_weight    a, from 0 (only the model's confidence) to 1 (only how well the sentence fits the image)
     language        raw_mean: mean log-probability of its tokens, in nats; penalised_mean: minus the penalties of sampling;
                     product: the product of the probabilities
     over            an answer's reward is the mean or the sum of its sentences'; code: the sum over one more than there are
-    threshold       calibrated: the image score, 100 * cosine, of a sentence that fits as well as it does not
-    width           calibrated: how much more makes it fit with odds of e to 1, above 0
-    repeat_penalty  taken off the reward of a sentence that names no object but such as its answer has named before
+    threshold       calibrated: the image score, 100 * cosine, at which a sentence is as likely to fit as not
+    width           calibrated: the increase in image score that raises the odds of fitting by a factor e, above 0
+    repeat_penalty  subtracted from the reward of a sentence whose objects have all been named before in its answer
     """
 
     kind: Literal["rank", "paper", "calibrated"] = "rank"
@@ -57,8 +58,9 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A node of a tree. `parent`: the place of the node before it in the tree's list, -1 for a first one.
+    """A node of a tree.
 
+    parent           index of the preceding sentence in the tree's list; -1 for a first one
     logp, penalised  summed over its tokens, in nats
     image            100 * cosine with the image; none for a broken sentence and for an end token alone
     reward, total    its own, and that of the answer up to here
@@ -78,9 +80,11 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Tree(Record):
-    """All that was said about one image, and which whole answers were best and worst, if two differ.
+    """All sentences about one image, and its two answers.
 
-    chosen, rejected            the places of their last sentences
+    The best and the worst complete answer; none if no two differ.
+
+    chosen, rejected            the indices of their last sentences
     chosen_text, rejected_text  the answers, decoded in one piece
     lengths                     their tokens, end token included
     reference_logps             their summed log-probabilities under the policy that made the tree
@@ -104,30 +108,33 @@ class Tree(Record):
         tree = super().from_row(row, where)
         ends = [place for place in (tree.chosen, tree.rejected) if place is not None]
         if not all(0 <= place < len(tree.sentences) for place in ends):
-            raise UserError(f"{where}: an answer ends in a sentence that is not there: {ends} of {len(tree.sentences)}.")
+            raise UserError(f"{where}: an answer ends in a sentence that does not exist: {ends} of {len(tree.sentences)}.")
         if any(sentence.parent >= place for place, sentence in enumerate(tree.sentences)):
-            raise UserError(f"{where}: a sentence does not follow one that stands before it.")
+            raise UserError(f"{where}: a sentence's parent must come before it in the list.")
         return tree
 
     def path(self, place: int | None) -> list[int]:
-        """The places of an answer's sentences, first to last."""
+        """The indices of an answer's sentences, first to last."""
         return [] if place is None or place < 0 else [*self.path(self.sentences[place].parent), place]
 
     @property
     def depth(self) -> int:
-        """Sentences in the longest path."""
+        """The number of sentences on the longest path."""
         return max((len(self.path(place)) for place in range(len(self.sentences))), default=0)
 
 
 def language_score(
     logps: Sequence[float], penalised: Sequence[float], kind: Literal["raw_mean", "penalised_mean", "product"]
 ) -> float:
-    """L of the sentence with these tokens."""
+    """L of a sentence, from its tokens' log-probabilities."""
     return math.exp(sum(logps)) if kind == "product" else fmean(logps if kind == "raw_mean" else penalised)
 
 
 def sibling_rewards(language: Sequence[float], image: Sequence[float | None], settings: RewardSettings) -> list[float]:
-    """The rewards of the nodes that follow one node, from their language and image scores; no image score: an end alone."""
+    """The rewards of one node's children.
+
+    `image` is None for an end token alone.
+    """
     if settings.kind == "rank":
         fits = [-math.inf if score is None else score for score in image]
         language, fit = ([-rank / len(scores) for rank in ranks(scores)] for scores in (language, fits))
@@ -138,25 +145,28 @@ def sibling_rewards(language: Sequence[float], image: Sequence[float | None], se
 
 
 def _fit(score: float, settings: RewardSettings) -> float:
-    """The image term of a sentence in absolute numbers."""
+    """The image term of a sentence, for the kinds that do not rank."""
     if settings.kind == "paper":
         return max(score, 0.0)
     return math.tanh((score - settings.threshold) / (2 * settings.width))
 
 
 def ranks(scores: Sequence[float]) -> list[int]:
-    """1 for the highest score; of equal ones the first is the better."""
+    """1 for the highest score; ties go to the first."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     return [order.index(i) + 1 for i in range(len(scores))]
 
 
 def answer_reward(rewards: Sequence[float], over: Literal["mean", "sum", "code"]) -> float:
-    """The reward of an answer from those of its sentences, at least one."""
+    """An answer's reward, from at least one sentence's."""
     return sum(rewards) / {"mean": len(rewards), "sum": 1, "code": len(rewards) + 1}[over]
 
 
 def survivors(scores: Sequence[float], enough: int, best: int, worst: int) -> list[int]:
-    """Which of a level's open nodes grow on: all if they are fewer than `enough`, else the best and the worst by score."""
+    """The indices of the open nodes that keep growing.
+
+    All if there are fewer than `enough`, else the `best` highest and the `worst` lowest scores.
+    """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     return order if len(order) < enough else [*order[:best], *order[len(order) - worst :]]
 
@@ -173,5 +183,8 @@ SHORTEST = 4  # characters
 
 
 def is_broken(text: str) -> bool:
-    """Whether a sampled sentence has gone wrong: it repeats itself, is next to nothing, or left the Latin script."""
+    """Whether a sampled sentence is degenerate.
+
+    It repeats itself, is shorter than four characters, or leaves the Latin script.
+    """
     return len(text) < SHORTEST or BROKEN.search(text) is not None

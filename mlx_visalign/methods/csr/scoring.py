@@ -1,7 +1,7 @@
-"""Answers to prompts about images, sentence by sentence, each sentence judged: from a policy to `rewards.Tree`s.
+"""Samples answers and scores every sentence, into `rewards.Tree`s.
 
-The image and the prompt are read once; from there trees grow (or whole answers are drawn), a judge scores every new
-sentence, and the best and the worst answer are scored under the policy while the prefix is still there.
+Image and prompt are prefilled once. From there trees grow (or complete answers are sampled), every new sentence is scored,
+and the best and the worst answer are scored under the policy while the prefix is still cached.
 """
 
 import math
@@ -42,13 +42,14 @@ from mlx_visalign.utils.schema import require
 class AnswerSettings:
     """How answers are sampled and scored.
 
-    form             sentence: a tree for every prompt; response: `samples` whole answers, drawn with `temperature`, `top_p`
+    form             sentence: a tree for every prompt; response: `samples` complete answers, sampled with `temperature`
+                     and `top_p`
     num_beam_groups, diversity_penalty, sentence_tokens, max_tokens
-                     how a tree grows, as in `sentence_tree.Growth`; max_tokens also limits a drawn answer
+                     how a tree grows, as in `sentence_tree.Growth`; max_tokens also limits a sampled answer
     prune            by which score: the reward, or the language score alone
     keep_best, keep_worst
-                     how many open sentences of a level grow on, once there are as many as `num_beam_groups`
-    reward           what a sentence and an answer are worth
+                     how many open sentences of a level keep growing, once there are as many as `num_beam_groups`
+    reward           how sentences and answers are rewarded
     """
 
     form: Literal["sentence", "response"] = "sentence"
@@ -72,10 +73,10 @@ class AnswerSettings:
             keep_worst=(self.keep_worst >= 0, "0 or more"),
         )
         if self.keep_best + self.keep_worst < 1:
-            raise UserError("keep_best and keep_worst are both 0; one of them must be 1 or more, or no answer grows.")
+            raise UserError("keep_best and keep_worst are both 0; one of them must be 1 or more.")
         if self.form == "response" and (self.reward.kind == "rank" or self.temperature == 0):
-            raise UserError("Whole answers (form: response) need a temperature above 0 and reward.kind paper or calibrated.")
-        _ = self.growth, self.sampling  # their ranges are checked now
+            raise UserError("form: response needs a temperature above 0, and reward.kind paper or calibrated.")
+        _ = self.growth, self.sampling  # checks their ranges
 
     @property
     def growth(self) -> Growth:
@@ -87,28 +88,31 @@ class AnswerSettings:
 
     @property
     def tokens_at_most(self) -> int:
-        """Sampled for one prompt."""
+        """Upper bound on the tokens sampled for a prompt."""
         return self.streams * self.longest
 
     @property
     def longest(self) -> int:
-        """Tokens of an answer. A sentence that begins before `max_tokens` is not cut off there."""
+        """Upper bound on an answer's tokens.
+
+        A sentence that begins before `max_tokens` is not cut off there.
+        """
         return self.max_tokens if self.form == "response" else self.max_tokens - 1 + self.sentence_tokens
 
     @property
     def widest(self) -> int:
-        """The most sentences of a level that grow on (sentences.survivors)."""
+        """Upper bound on a level's survivors (`rewards.survivors`)."""
         return max(self.num_beam_groups - 1, self.keep_best + self.keep_worst)
 
     @property
     def streams(self) -> int:
-        """Answers in the making of one prompt, at most."""
+        """Upper bound on answers decoded at once per prompt."""
         return self.samples if self.form == "response" else self.num_beam_groups * self.widest
 
     def answering(self, title: str, prompts: int, together: int) -> Answering:
-        """The stage of answering so many prompts, as wide and as deep as trees may get."""
+        """The sampling stage for `prompts` prompts, with full-size trees."""
         held = 0 if self.form == "response" else self.widest * (self.max_tokens - 1)
-        read = self.samples if self.form == "response" else 2  # all that were drawn, or the best and the worst
+        read = self.samples if self.form == "response" else 2  # all samples, or the best and the worst
         sampled = prompts * self.tokens_at_most
         drawn = self.form == "response"
         return Answering(title, prompts, sampled, together, self.longest, self.streams, drawn, held, read)
@@ -123,21 +127,24 @@ def answer(
     vocabulary: Vocabulary,
     keys: Callable[[Prompt, int], mx.array],
 ) -> list[Tree]:
-    """A tree for every prompt. `vocabulary`: of the objects named again; `keys`: of a prompt's n-th drawn answer."""
+    """A tree for every prompt.
+
+    `vocabulary` finds objects that a sentence repeats; `keys(prompt, n)` is the random key of its n-th sampled answer.
+    """
     prefix = policy.prefill(policy.image_features(images), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
-    judge = _SentenceScorer(policy, score, settings, images, vocabulary)
+    scorer = _SentenceScorer(policy, score, settings, images, vocabulary)
     if settings.form == "sentence":
-        trees = grow(policy.decoder, prefix, judge.stops, settings.growth, judge.keep)
+        trees = grow(policy.decoder, prefix, scorer.stops, settings.growth, scorer.keep)
     else:
         drawn = _draw(policy, prefix, settings, [keys(p, n) for p in prompts for n in range(settings.samples)])
-        trees = _unforked(policy, prefix, drawn, judge.stops)
-        judge.keep(trees)
-    ends = [judge.best_and_worst(nodes) for nodes in trees]
+        trees = _unforked(policy, prefix, drawn, scorer.stops)
+        scorer.keep(trees)
+    ends = [scorer.best_and_worst(nodes) for nodes in trees]
     texts = [[policy.tokenizer.decode(node.answer, skip_special_tokens=True).strip() for node in two] for two in ends]
     ids = [[policy.response_ids(text) for text in two] or [[policy.end]] * 2 for two in texts]
     logps = np.array(policy.score(prefix, ids), dtype=np.float64).tolist()
     rows = zip(prompts, trees, ends, texts, ids, logps, strict=True)
-    return [_tree(judge, prompt, nodes, two, two_texts, some, sums) for prompt, nodes, two, two_texts, some, sums in rows]
+    return [_tree(scorer, prompt, nodes, two, two_texts, some, sums) for prompt, nodes, two, two_texts, some, sums in rows]
 
 
 def rewards(
@@ -149,29 +156,35 @@ def rewards(
     images: Sequence[Path],
     vocabulary: Vocabulary,
 ) -> list[list[float]]:
-    """What whole answers, as many to each prompt, are worth; -inf where one is broken or has no end."""
-    judge = _SentenceScorer(policy, score, settings, images, vocabulary)
-    trees = _unforked(policy, prefix, answers, judge.stops)
-    judge.keep(trees)
-    return [[judge.worth(node) for node in {node.stream: node for node in nodes}.values()] for nodes in trees]
+    """Rewards of complete answers, the same number per prompt.
+
+    -inf for a broken answer, and for one without an end token.
+    """
+    scorer = _SentenceScorer(policy, score, settings, images, vocabulary)
+    trees = _unforked(policy, prefix, answers, scorer.stops)
+    scorer.keep(trees)
+    return [[scorer.worth(node) for node in {node.stream: node for node in nodes}.values()] for nodes in trees]
 
 
 def full_stop(policy: Policy) -> int:
-    """The token that ends a sentence: "." in one piece. Tokens that only hold one, such as "...", do not."""
+    """The token that ends a sentence, ".".
+
+    Longer tokens that contain a full stop, such as "...", do not end a sentence.
+    """
     token = policy.tokenizer.convert_tokens_to_ids(".")
     if token in (None, policy.tokenizer.unk_token_id):
-        raise UserError("This model's tokenizer has no token '.', so its sentences cannot be told apart.")
+        raise UserError("CSR splits answers at the token '.', which this model's tokenizer does not have.")
     return token
 
 
 def _draw(policy: Policy, prefix: Prefix, settings: AnswerSettings, keys: list[mx.array]) -> list[list[list[int]]]:
-    """Whole answers' tokens, `samples` to each prompt."""
+    """The tokens of sampled answers, `samples` per prompt."""
     answers = [answer.ids for answer in policy.generate(prefix, settings.sampling, keys, settings.samples)]
     return [answers[start : start + settings.samples] for start in range(0, len(answers), settings.samples)]
 
 
 def _unforked(policy: Policy, prefix: Prefix, answers: Sequence[list[list[int]]], stops: Stops) -> list[list[Node]]:
-    """Whole answers, as many to each prompt, as trees that fork at the root alone."""
+    """Complete answers, the same number per prompt, as trees that fork only at the root."""
     logps = np.array(policy.read(prefix, list(answers)).logps).tolist()
     trees = []
     for prompt, some in enumerate(answers):
@@ -182,7 +195,7 @@ def _unforked(policy: Policy, prefix: Prefix, answers: Sequence[list[list[int]]]
 
 @dataclass
 class _SentenceScore:
-    """What the judge says of a node; see `Sentence`."""
+    """A node's scores; see `Sentence`."""
 
     text: str
     fate: Fate
@@ -192,100 +205,103 @@ class _SentenceScore:
 
 
 class _SentenceScorer:
-    """Scores nodes as they come, level by level, and says which grow on."""
+    """Scores new nodes level by level, and decides which keep growing."""
 
     def __init__(self, policy: Policy, score: Score, settings: AnswerSettings, images: Sequence[Path], vocabulary: Vocabulary):
         self.score, self.settings, self.images, self.tokenizer = score, settings, images, policy.tokenizer
         self.vocabulary = vocabulary
         self.stops = Stops(full_stop(policy), policy.end)
-        self.verdicts: dict[Node, _SentenceScore] = {}
+        self.scored: dict[Node, _SentenceScore] = {}
 
     def keep(self, level: list[list[Node]]) -> list[list[Node]]:
-        """Score new nodes of every prompt, parents before their children, and return those that grow on."""
+        """Score every prompt's new nodes; return those that keep growing.
+
+        Parents must come before their children.
+        """
         nodes = [node for some in level for node in some]
         texts = self.tokenizer.batch_decode([node.ids for node in nodes], skip_special_tokens=True)
         for node, text in zip(nodes, texts, strict=True):
-            self.verdicts[node] = _SentenceScore(text.strip(), self._fate(node))
+            self.scored[node] = _SentenceScore(text.strip(), self._fate(node))
             if not self._is_sound(node):
-                self.verdicts[node].fate = "broken"
-        spoken = [node for node in nodes if self.verdicts[node].fate != "broken" and node.ids != (self.stops.end,)]
-        scores = self.score([self.images[n.prompt] for n in spoken], [self.verdicts[n].text for n in spoken])
+                self.scored[node].fate = "broken"
+        spoken = [node for node in nodes if self.scored[node].fate != "broken" and node.ids != (self.stops.end,)]
+        scores = self.score([self.images[n.prompt] for n in spoken], [self.scored[n].text for n in spoken])
         for node, score in zip(spoken, scores, strict=True):
-            self.verdicts[node].image = score
+            self.scored[node].image = score
         for _, siblings in groupby(nodes, key=lambda node: id(node.parent)):
             self._reward(list(siblings))
-        return [self._grow_on([node for node in some if self.verdicts[node].fate == "pruned"]) for some in level]
+        return [self._grow_on([node for node in some if self.scored[node].fate == "pruned"]) for some in level]
 
     def best_and_worst(self, nodes: Sequence[Node]) -> list[Node]:
-        """The last nodes of the best and the worst whole answer, the first of equal ones; none if there is only one text.
+        """The last nodes of the best and the worst answer.
 
-        Whole is what the model itself ended: a pair gets an end token, and after any other answer that would teach to stop
-        where the model did not.
+        Ties go to the first; none if all answers are the same text. Only answers that the model itself ended count:
+        training appends an end token, and after any other answer that would teach the model to stop where it did not.
         """
-        whole = [node for node in nodes if self.verdicts[node].fate == "final"]
+        whole = [node for node in nodes if self.scored[node].fate == "final"]
         by_reward = sorted(whole, key=lambda node: -self._total_of(node))
         if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
             return []
         return [by_reward[0], by_reward[-1]]
 
     def worth(self, node: Node) -> float:
-        """The reward of the answer that ends with this node."""
-        total = self.verdicts[node].total
+        """The reward of the answer that ends at this node."""
+        total = self.scored[node].total
         return total if total is not None and node.ids[-1] == self.stops.end else -math.inf
 
     def _fate(self, node: Node) -> Fate:
-        """Of a sound node, before it may grow on."""
+        """The fate of a sound node, before survivors are chosen."""
         if node.ids[-1] == self.stops.end:
             return "final"
         return "cut" if node.final else "pruned"
 
     def _is_sound(self, node: Node) -> bool:
-        """An end token alone is, where something was said before; nothing is that follows what is not."""
-        if node.parent in self.verdicts and self.verdicts[node.parent].fate == "broken":
+        """Not broken, and not after a broken one; an end token alone is sound where a sentence comes before it."""
+        if node.parent in self.scored and self.scored[node.parent].fate == "broken":
             return False
-        return len(node.path) > 1 if node.ids == (self.stops.end,) else not is_broken(self.verdicts[node].text)
+        return len(node.path) > 1 if node.ids == (self.stops.end,) else not is_broken(self.scored[node].text)
 
     def _reward(self, siblings: list[Node]) -> None:
-        """Reward what follows one node, and the answers that these sentences end."""
-        sound = [node for node in siblings if self.verdicts[node].fate != "broken"]
+        """Reward one node's children, and the answers that end with them."""
+        sound = [node for node in siblings if self.scored[node].fate != "broken"]
         kind = self.settings.reward.language
         language = [language_score(node.logps, node.penalised, kind) for node in sound]
-        rewards = sibling_rewards(language, [self.verdicts[node].image for node in sound], self.settings.reward)
+        rewards = sibling_rewards(language, [self.scored[node].image for node in sound], self.settings.reward)
         for node, reward in zip(sound, rewards, strict=True):
-            verdict = self.verdicts[node]
-            verdict.reward = reward - self.settings.reward.repeat_penalty * self._is_repeat(node)
-            verdict.total = answer_reward([self._reward_of(n) for n in node.path], self.settings.reward.over)
+            scored = self.scored[node]
+            scored.reward = reward - self.settings.reward.repeat_penalty * self._is_repeat(node)
+            scored.total = answer_reward([self._reward_of(n) for n in node.path], self.settings.reward.over)
 
     def _grow_on(self, open_nodes: list[Node]) -> list[Node]:
         by_language = self.settings.prune == "language"
         scores = [sum(fmean(n.penalised) for n in node.path) if by_language else self._total_of(node) for node in open_nodes]
         kept = survivors(scores, self.settings.num_beam_groups, self.settings.keep_best, self.settings.keep_worst)
         for place in kept:
-            self.verdicts[open_nodes[place]].fate = "grown"
+            self.scored[open_nodes[place]].fate = "grown"
         return [open_nodes[place] for place in kept]
 
     def _is_repeat(self, node: Node) -> bool:
-        """Whether every object that a sentence names, and it names some, was named before in its answer."""
-        *before, now = ({m.canonical for m in self.vocabulary.mentions(self.verdicts[n].text)} for n in node.path)
+        """Whether a sentence names objects, and all of them were named before in its answer."""
+        *before, now = ({m.canonical for m in self.vocabulary.mentions(self.scored[n].text)} for n in node.path)
         return bool(now) and now <= set().union(*before)
 
     def _said(self, node: Node) -> list[str]:
-        """The sentences of the answer up to here."""
-        return [text for n in node.path if (text := self.verdicts[n].text)]
+        """The sentences of the answer up to this node."""
+        return [text for n in node.path if (text := self.scored[n].text)]
 
     def _reward_of(self, node: Node) -> float:
-        reward = self.verdicts[node].reward
-        assert reward is not None  # of what is sound
+        reward = self.scored[node].reward
+        assert reward is not None  # every sound node has one
         return reward
 
     def _total_of(self, node: Node) -> float:
-        total = self.verdicts[node].total
-        assert total is not None  # of what is sound
+        total = self.scored[node].total
+        assert total is not None  # every sound node has one
         return total
 
 
 def _tree(
-    judge: _SentenceScorer,
+    scorer: _SentenceScorer,
     prompt: Prompt,
     nodes: list[Node],
     ends: list[Node],
@@ -293,7 +309,7 @@ def _tree(
     ids: list[list[int]],
     logps: list[float],
 ) -> Tree:
-    """The record of a tree. `ends`, `texts`, `ids` and `logps` are the best and the worst answer's."""
+    """The record of a tree. `ends`, `texts`, `ids` and `logps` belong to the best and the worst answer."""
     places = {node: place for place, node in enumerate(nodes)}
     sentences = tuple(
         Sentence(
@@ -302,7 +318,7 @@ def _tree(
             ids=node.ids,
             logp=sum(node.logps),
             penalised=sum(node.penalised),
-            **vars(judge.verdicts[node]),
+            **vars(scorer.scored[node]),
         )
         for node in nodes
     )

@@ -1,12 +1,12 @@
-"""The sentence tree: answers that grow sentence by sentence, several different ones from each, all after one prefill.
+"""The sentence tree: diverse beam search, one sentence per level.
 
 From every open node `num_beam_groups` streams run in lock step. At each step a stream takes the likeliest token after a
 penalty for every earlier stream of its node that chose the same token at this step (diverse beam search, Vijayakumar et al.
-2016, arXiv 1610.02424, with one beam a group, as CSR's sampler uses it). A stream ends at a full stop, at the end token, or
-when it is too long; `keep` then says which of the new sentences grow on.
+2016, arXiv 1610.02424, with one beam per group, as CSR's sampler uses it). A stream ends at a full stop, at the end token,
+or at its length limit; `keep` then selects the new sentences that keep growing.
 
-The keys and values of image and prompt exist once (inference/prefix_cache), those of a sentence once in its node; a stream
-that has ended leaves the batch. Nodes hold token ids: nothing is tokenised or cut out of a text.
+All trees share one prefill: the keys and values of image and prompt exist once (inference/prefix_cache), those of a
+sentence once, in its node. A stream that has ended leaves the batch. Nodes hold token ids, so nothing is tokenised again.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,9 @@ class Growth:
 
     num_beam_groups    streams from every node, 1 and up
     diversity_penalty  nats off for every earlier stream that chose the same token at the same step, 0 and up
-    sentence_tokens    longest stretch of one node; a longer sentence goes on in the next one
+    sentence_tokens    most tokens in one node; a longer sentence continues in the next one
     max_tokens         an answer of this many tokens or more grows no further
+
     The first two are named as in transformers' group beam search.
     """
 
@@ -50,7 +51,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Stops:
-    """The tokens that end a sentence: the full stop, and the end of the whole answer."""
+    """The tokens that end a sentence: full stop, end token."""
 
     full_stop: int
     end: int
@@ -61,10 +62,10 @@ class Stops:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One sentence, or an answer's beginning: the root, which has no tokens.
+    """One sentence, or the root, which has no tokens.
 
     prompt     the row of the prefix
-    stream     which of its node's streams it came from, 0 the one that is never penalised
+    stream     which of its parent's streams it came from; stream 0 is never penalised
     ids        its tokens, the full stop or end token included
     logps      log p(token | all before it), in nats
     penalised  the same minus the penalties
@@ -81,17 +82,17 @@ class Node:
 
     @property
     def path(self) -> list["Node"]:
-        """The sentences from the first one to this, without the root."""
+        """The sentences up to this one, without the root."""
         return [] if self.parent is None else [*self.parent.path, self]
 
     @property
     def answer(self) -> list[int]:
-        """The token ids of the whole answer up to here."""
+        """The token ids of the answer up to this node."""
         return [token for node in self.path for token in node.ids]
 
 
 Keep = Callable[[list[list[Node]]], list[list[Node]]]
-"""The new sentences of each prompt -> those of them that grow on. What is final never does."""
+"""The new sentences of each prompt -> those of them that keep growing. Final ones never do."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ class Choice:
 
 
 def diverse_step(logps: Float[np.ndarray, "g v"], penalty: float, stops: Stops) -> list[Choice]:
-    """One step of the streams of one node, in their order.
+    """One step of one node's streams, in order.
 
-        token_g = argmax of logps_g - penalty * (how many streams before g voted for the token)
+        token_g = argmax of logps_g - penalty * (number of streams before g that voted for the token)
 
-    A stream votes for its token; one that stops votes for its best other token, and has no vote in later steps. (That is
+    A stream votes for its token; one that stops votes for its best other token, and has no vote in later steps. (This is
     what transformers 4.37's group beam search does when each group has one beam.)
     """
     votes = np.zeros(len(logps[0]), dtype=np.float32)
@@ -125,7 +126,10 @@ def diverse_step(logps: Float[np.ndarray, "g v"], penalty: float, stops: Stops) 
 
 
 def grow(decoder: Decoder, prefix: Prefix, stops: Stops, growth: Growth, keep: Keep) -> list[list[Node]]:
-    """Grow one tree for every row of the prefix; returns each tree's sentences, level by level, without the root."""
+    """Grow one tree for every row of the prefix.
+
+    Returns each tree's sentences, level by level, without the root.
+    """
     roots = [Node(prompt) for prompt in range(len(prefix.mask))]
     trees: list[list[Node]] = [[] for _ in roots]
     grower = _Grower(decoder, prefix, stops, growth)
@@ -142,7 +146,7 @@ def grow(decoder: Decoder, prefix: Prefix, stops: Stops, growth: Growth, keep: K
 
 @dataclass(frozen=True, eq=False)
 class _Stream:
-    """A sentence in the making."""
+    """A sentence being sampled."""
 
     parent: Node
     number: int
@@ -156,10 +160,10 @@ class _Stream:
 
 
 class _Grower:
-    """Grows a level, and holds the keys and values that the next one needs, each node's own alone.
+    """Grows one level at a time, and keeps the keys and values that the next level needs.
 
-    The last token of a node is read only if the node grows on. So a node's own keys and values are those of its parent's
-    last token and of all its tokens but the last.
+    A node's last token is read only if the node keeps growing. So the keys and values kept for a node are those of its
+    parent's last token and of all its own tokens but the last.
     """
 
     def __init__(self, decoder: Decoder, prefix: Prefix, stops: Stops, growth: Growth):
@@ -167,7 +171,7 @@ class _Grower:
         self.kv: dict[Node, KeysValues] = {}  # one (keys, values) pair a layer, [heads, tokens, d] each
 
     def level(self, parents: list[Node]) -> list[Node]:
-        """The children of all these nodes, in the order of nodes and streams."""
+        """The nodes' children, ordered by node and stream."""
         state, branches, start = self._open(parents)
         forks = np.repeat(np.arange(len(parents)), self.growth.num_beam_groups)
         branches, state = branches.pick(forks), state[mx.array(forks)]
@@ -190,12 +194,12 @@ class _Grower:
         return [children[stream] for stream in everyone]
 
     def forget_all_but(self, nodes: list[Node]) -> None:
-        """Drop the keys and values of every node that no longer leads to one of these."""
+        """Drop cached keys and values of all other paths."""
         needed = {node for leaf in nodes for node in leaf.path}
         self.kv = {node: kv for node, kv in self.kv.items() if node in needed}
 
     def _open(self, nodes: list[Node]) -> tuple[Float[mx.array, "n e"], Continuations, int]:
-        """Nodes of one level as a batch: the state that predicts their next token, and where what comes now begins."""
+        """Nodes of one level as a batch: the state that predicts their next token, the cache, and its length."""
         owners, paths = np.array([node.prompt for node in nodes]), [node.path for node in nodes]
         if not paths[0]:
             nothing = [(_nothing(keys, len(nodes)), _nothing(values, len(nodes))) for keys, values in self.prefix.kv]
@@ -214,7 +218,7 @@ class _Grower:
         return states[:, 0], branches, mask.shape[1]
 
     def _suffixes(self, paths: list[list[Node]], layer: int, side: int, lengths: np.ndarray) -> mx.array:
-        """The keys (side 0) or values (1) of whole paths in one layer, right-padded: [n, heads, s, d]."""
+        """The keys (side 0) or values (1) of complete paths in one layer, right-padded: [n, heads, s, d]."""
         rows = []
         for path, length in zip(paths, lengths.tolist(), strict=True):
             whole = mx.concatenate([self.kv[node][layer][side] for node in path], axis=1)
@@ -242,12 +246,15 @@ def _own(array: mx.array, row: int, start: int) -> mx.array:
 
 
 def _nothing(array: mx.array, rows: int) -> mx.array:
-    """No token's keys or values, for so many rows."""
+    """Keys or values of zero tokens, for `rows` rows."""
     return mx.zeros((rows, array.shape[1], 0, array.shape[3]), array.dtype)
 
 
 def chain(prompt: int, stream: int, ids: list[int], logps: list[float], stops: Stops) -> list[Node]:
-    """A whole answer as nodes, a sentence each: a tree that never forks. An answer without its end token is not final."""
+    """A complete answer as nodes, one per sentence.
+
+    A tree that never forks. An answer without an end token is not final.
+    """
     ends = [place + 1 for place, token in enumerate(ids) if token in stops]
     node, nodes = Node(prompt), []
     for start, end in pairwise([0, *ends, *([len(ids)] if ids[-1] not in stops else [])]):

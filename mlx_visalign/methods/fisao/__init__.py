@@ -1,23 +1,24 @@
 """FiSAO (reconstructed): fine-grained self-alignment optimization (Cui et al., arXiv 2410.14148).
 
 The model's own vision encoder with its text encoder (CLIP) scores every object that an answer names against the image. The
-score, measured against those of correct and of hallucinated mentions, is a reward for that word alone; PPO learns from it.
-No labels, no judge, no preference pairs.
+score, compared with those of correct and of hallucinated mentions, is a reward for that word alone; PPO learns from it.
+No labels, no separate reward model, no preference pairs.
 
 RECONSTRUCTED, not a port: no code was published, and the paper's equations 7 and 8, its algorithm and its
-hyper-parameters could not be read. From the paper: the verifier, the reward against a baseline of correct and
+hyper-parameters could not be read. From the paper: the object scorer, the reward against a baseline of correct and
 hallucinated objects found with CHAIR, an object vocabulary, thresholds, the model's own answers. Ours:
 - reinforcement learning is taken to be PPO, with TRL's defaults and a linear critic cut off from the policy.
 - the reward's shapes (`band`, `affine`), clipped to [-1, 1], and `oracle`, an ablation that needs labels.
-- the object as the vocabulary names it, singular, is what is scored: a piece of a word means nothing to CLIP.
-- the whole reward lies on the mention's last token, so that it does not depend on how many tokens a word has; every other
-  token earns only its share of the KL.
-- only the first mention of an object may earn something (`repeat` may make further ones cost), every one may lose.
-- rewards have no weight against the KL but `kl_coef`: advantages are whitened, so only the ratio counts.
-- pseudo-labels for calibration where nobody knows what is in the images: the model's own certain yes or no to "is there
-  a ...?". That it was so stands in calibration.json, in the pictures and in the adapter's config.
-- word debiasing (`debias_images`), the weight of what is right (`praise`), and the guards: a rollout ends early where the
-  policy left it behind; the training stops far from the reference, and where answers get short or name little.
+- the scored phrase is the object's singular name in the vocabulary: a piece of a word means nothing to CLIP.
+- all of the reward is on the mention's last token, so that it does not depend on how many tokens a word has; every other
+  token gets only its share of the KL penalty.
+- only the first mention of an object may earn a positive reward (`repeat` may penalise further ones); any may be penalised.
+- `kl_coef` alone weighs rewards against the KL: advantages are whitened, so only the ratio counts.
+- pseudo-labels for calibration of unlabelled images: the model's own confident yes or no to "is there a ...?".
+  calibration.json, the pictures and the adapter's config say that they were used.
+- word debiasing (`debias_images`), the weight of positive rewards (`praise`), and the guards: updates on a rollout stop
+  once the policy has moved too far from it; training stops when the policy is far from the reference, and when answers get
+  short or name few objects.
 """
 
 import json
@@ -50,9 +51,9 @@ from mlx_visalign.utils.files import read_json, write_atomically
 from mlx_visalign.utils.schema import require
 
 TITLE = "FiSAO (reconstructed): what each word of an answer earns"
-LEGEND = "Every object that an answer names is scored against the image; the score, as a reward, is the word's colour."
+LEGEND = "Every object that an answer names is scored against the image. A word's colour is its reward."
 RECONSTRUCTED = "Reconstructed, because the paper's reward equation and hyper-parameters could not be read."
-LOOKED_AT, SHOWN = 12, 3  # images of the picture
+LOOKED_AT, SHOWN = 12, 3  # the picture: the worst 3 of the first 12 images
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ class Settings:
     """FiSAO's settings.
 
     clip                the folder of the CLIP that scores mentions; none: the tiny model's own
-    clip_aspect         its images: padded as LLaVA's are, which shares the tower's work, or cropped
-    phrase              what the scorer reads of a mention; {} is the object, as in "a photo of a {}"
+    clip_aspect         its images: padded as LLaVA's are, which shares the vision tower's work, or cropped
+    phrase              the text that the scorer gets for a mention; {} is the object, as in "a photo of a {}"
     labels              what is in the images: a list as in `evaluation/object_labels`, or a world such as "tiny-world";
                         used for calibration (and by the oracle) only. None: pseudo-labels
-    calibration_images  so many images, or fewer, are described for the calibration
-    min_mentions        calibration needs so many correct and so many hallucinated mentions
-    debias_images       from every score the phrase's mean over so many images is taken off; 0: off
-    reward              from a score to a reward
+    calibration_images  maximum number of images described for calibration
+    min_mentions        number of correct, and of hallucinated, mentions that calibration needs
+    debias_images       subtract the phrase's mean score over this many images from every score; 0: off
+    reward              how a score becomes a reward
     max_tokens          longest answer, end token included
     batch               images described together for the calibration
     train               PPO on the model's own answers
@@ -87,9 +88,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if "{}" not in self.phrase:
-            raise UserError(f"phrase is '{self.phrase}'; it must hold {{}} where the object's name goes.")
+            raise UserError(f"phrase is '{self.phrase}'; it must contain {{}} in place of the object's name.")
         if self.reward.shape == "oracle" and self.labels is None:
-            raise UserError("The reward 'oracle' is what labels say: name them with labels, or take band or affine.")
+            raise UserError("The reward 'oracle' needs labels: set labels, or use band or affine.")
         require(
             self,
             calibration_images=(self.calibration_images >= 1, "1 or more"),
@@ -100,11 +101,14 @@ class Settings:
         )
 
     def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that rollouts answer: those that ask for more than a yes or a no."""
+        """The prompts of rollouts: those that ask for descriptions."""
         return descriptions(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """Answers for the calibration; rollouts, whose prompts are read once more without the adapter; PPO."""
+        """Calibration, rollouts and PPO.
+
+        Rollouts read their prompts a second time, without the adapter.
+        """
         asked = len(self.prompts_used(prompts))
         trained = self.train.prompts_trained(asked)
         described, rolled = min(asked, self.calibration_images), trained // self.train.num_ppo_epochs
@@ -127,10 +131,13 @@ class Settings:
 
 
 def train(job: Job, settings: Settings) -> None:
-    """Calibration, rollouts and updates, adapter; done once, and gone on with after any stop."""
+    """Calibrate, train with PPO on rollouts, save the adapter.
+
+    Finished steps are not repeated; a stopped training resumes.
+    """
     prompts = descriptions(job.prompts)
     if not prompts:
-        raise UserError("FiSAO rewards the objects that descriptions name, and none of the prompts asks for a description.")
+        raise UserError("FiSAO rewards objects named in descriptions, but none of the prompts asks for a description.")
     scorer = make_scorer(job, settings)
     calibration = measure(job, settings, scorer)
     train_on_rollouts(
@@ -138,7 +145,7 @@ def train(job: Job, settings: Settings) -> None:
         prompts,
         make_reward(job, settings, scorer, calibration),
         settings.train,
-        Sampling(settings.max_tokens, temperature=1.0),  # what a ratio is of: the policy as it is
+        Sampling(settings.max_tokens, temperature=1.0),  # PPO's ratio is between unscaled probabilities
         job.run.folder,
         job.seed,
         locate=job.image,
@@ -150,7 +157,7 @@ def train(job: Job, settings: Settings) -> None:
 
 
 def make_scorer(job: Job, settings: Settings) -> ObjectScorer:
-    """The scorer of objects: the job's own, or CLIP."""
+    """The object scorer: the job's own score, or CLIP."""
     if job.score is not None:
         score, name = job.score, job.score_name
     else:
@@ -161,7 +168,10 @@ def make_scorer(job: Job, settings: Settings) -> ObjectScorer:
 
 
 def measure(job: Job, settings: Settings, scorer: ObjectScorer) -> Calibration:
-    """The stage `calibration`: what the policy says at the start, with scores and labels; and calibration.json of it."""
+    """The stage `calibration`, and calibration.json.
+
+    Objects named by the untrained policy, with scores and labels.
+    """
     prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
     truth = None
     if settings.labels is not None:
@@ -178,8 +188,8 @@ def measure(job: Job, settings: Settings, scorer: ObjectScorer) -> Calibration:
         title="calibrating the scorer",
     )
     found = calibrate(scored, "pseudo" if truth is None else "given", settings.min_mentions)
-    told = {"calibration": found.to_row(), "scoring": scoring}
-    write_atomically(job.run.folder / "calibration.json", json.dumps(told, indent=1))
+    saved = {"calibration": found.to_row(), "scoring": scoring}
+    write_atomically(job.run.folder / "calibration.json", json.dumps(saved, indent=1))
     say(found.in_words)
     return found
 
@@ -193,7 +203,10 @@ def make_reward(job: Job, settings: Settings, scorer: ObjectScorer, calibration:
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
-    """For the untrained baseline: the sum of what an answer's words earn, by the run's own calibration."""
+    """Scores answers by summed rewards, for the best-of-n baseline.
+
+    Uses the run's own calibration.
+    """
     scorer = make_scorer(job, settings)
     reward = make_reward(job, settings, scorer, measure(job, settings, scorer))
 
@@ -207,8 +220,10 @@ def ranking(job: Job, settings: Settings) -> Rank:
 
 
 def picture(job: Job, settings: Settings) -> None:
-    """`plots/fisao.png`: answers before and after with every word in the colour of its reward; `calibration.png`: the
-    scores that rewards are measured against; `fisao.html`: both.
+    """Write `plots/fisao.png`, `calibration.png` and `fisao.html`.
+
+    Answers before and after training with rewarded words coloured, the scores that rewards are calibrated on, and both as
+    HTML.
     """
     plots, scorer = job.run.plots, make_scorer(job, settings)
     calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
@@ -223,7 +238,7 @@ def picture(job: Job, settings: Settings) -> None:
 
 
 def _before_and_after(job: Job, settings: Settings, reward: ObjectReward) -> list[RewardedImage]:
-    """The images where the words of the first answer cost most, with both answers."""
+    """The images whose answers before training had the largest penalties, with both answers."""
     prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
     with adapter_at(job.policy.model, 0):
         before = _rewarded(job, settings, reward, "before", prompts)
@@ -235,7 +250,7 @@ def _before_and_after(job: Job, settings: Settings, reward: ObjectReward) -> lis
 def _rewarded(
     job: Job, settings: Settings, reward: ObjectReward, heading: str, prompts: Sequence[Prompt]
 ) -> list[RewardedAnswer]:
-    """Greedy answers with their rewards."""
+    """Greedy answers, with their rewarded words."""
     found: list[RewardedAnswer] = []
     for start in range(0, len(prompts), settings.batch):
         some = prompts[start : start + settings.batch]
@@ -248,7 +263,7 @@ def _rewarded(
 
 
 def _scoring(job: Job, settings: Settings, scorer: ObjectScorer) -> dict[str, Any]:
-    """What scores and labels depend on beside the answers."""
+    """What scores and labels depend on besides the answers."""
     chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
     return chosen | {"scorer": scorer.name, "vocabulary": fingerprint(job.vocabulary.entries)}
 

@@ -1,7 +1,7 @@
-"""Calibration of a scorer: its scores of objects that are there against those of objects that are made up.
+"""Calibrates an object scorer on correct and hallucinated mentions.
 
-From mentions in a model's own descriptions, each scored and known (or believed) to be right or wrong, come the two means
-that a reward is measured against. The scorer must tell the two apart, or it has nothing to teach.
+Mentions in the model's own descriptions are scored and labelled right or wrong (or pseudo-labelled). Their two mean scores
+are the baseline of rewards. The scorer must separate the two kinds, or its rewards would teach nothing.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,15 @@ from mlx_visalign.runs.worlds import find_world
 from mlx_visalign.utils.errors import UserError, listed
 from mlx_visalign.utils.formatting import with_minus
 
-LEAST_AUC = 0.60  # below it a scorer tells right from wrong hardly better than a coin
+LEAST_AUC = 0.60  # below this, a scorer is hardly better than chance
 
 
 @dataclass(frozen=True)
 class Scored(Record):
-    """An object named in a description of `image`, with its score. `correct`: whether it is there; None: not known."""
+    """An object named in a description, with its score.
+
+    `correct`: whether it is in the image; None: unknown.
+    """
 
     id: str
     image: str
@@ -36,10 +39,12 @@ class Scored(Record):
 
 @dataclass(frozen=True)
 class Calibration(Record):
-    """Scores of correct and of hallucinated mentions: their means, standard deviations and counts.
+    """Statistics of correct and of hallucinated mentions' scores.
+
+    Means, standard deviations and counts.
 
     auc     probability that a correct mention scores higher than a hallucinated one; ties count half
-    labels  "given": somebody knew what is in the images; "pseudo": the model's own yes and no stood for it
+    labels  "given": from labels of the images; "pseudo": from the model's own yes and no
     """
 
     labels: Literal["given", "pseudo"]
@@ -53,16 +58,18 @@ class Calibration(Record):
 
     @property
     def in_words(self) -> str:
-        pseudo = "PSEUDO-labels, the model's own yes and no, not by the truth"
-        labels = "the labels that were given" if self.labels == "given" else pseudo
+        pseudo = "PSEUDO-labels: the model's own yes and no, not ground truth"
+        labels = "the given labels" if self.labels == "given" else pseudo
         correct, hallucinated = (with_minus(f"{mean:.4g}") for mean in (self.correct_mean, self.hallucinated_mean))
         return (
-            f"The scorer gives {self.correct} correct mentions {correct} in the mean and {self.hallucinated} "
-            f"hallucinated ones {hallucinated} (AUC {self.auc:.3f}, a coin: 0.5; by {labels})."
+            f"Mean score of {self.correct} correct mentions: {correct}; of {self.hallucinated} hallucinated ones: "
+            f"{hallucinated}. AUC {self.auc:.3f} (chance: 0.5), by {labels}."
         )
 
     def reward(self, score: float, shape: Literal["band", "affine"], margin: float) -> float:
-        """A score as a reward in [-1, 1], with c and h the two means and d = c - h.
+        """A score as a reward in [-1, 1].
+
+        With c and h the mean scores of correct and hallucinated mentions, and d = c - h:
 
         band    min(1, (s - c) / d) from c + margin up; max(-1, (s - h) / d) from h - margin down; 0 between
         affine  2 (s - (c + h) / 2) / d, clipped
@@ -76,31 +83,31 @@ class Calibration(Record):
 
 
 def read_labels(source: str, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
-    """The objects in those of the images that `source` knows: a world by its name, or a list (see `object_labels`).
+    """The objects in those images that `source` has labels for.
 
-    Raises `UserError` for a file that is no such list, an object that the vocabulary does not know, or a source that
-    knows none of the images.
+    `source` is a world's name, or a list (see `object_labels`). Raises `UserError` for a file that is no such list, an
+    object that is not in the vocabulary, or a source without labels of any of the images.
     """
     world = find_world(source)
     known = listed_labels(Path(source), images, vocabulary) if world is None else world.labels(images)
     if not known:
-        raise UserError(listed(f"labels: {source} says of none of the {len(images)} images what is in it", images))
+        raise UserError(listed(f"labels: {source} has no labels for any of these images", images))
     return known
 
 
 def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least: int) -> Calibration:
     """The calibration of these mentions.
 
-    Raises `UserError`, saying why, where there are fewer than `least` of a side or the scorer tells them apart hardly or
-    the wrong way round.
+    Raises `UserError` where there are fewer than `least` mentions of a kind, or the scorer does not separate the two kinds
+    (AUC below 0.6, or means in the wrong order).
     """
     correct, hallucinated = (
         np.array([row.score for row in rows if row.correct is side], dtype=float) for side in (True, False)
     )
     if min(len(correct), len(hallucinated)) < least:
         raise UserError(
-            f"Calibration found {len(correct)} correct and {len(hallucinated)} hallucinated mentions, and needs {least} of "
-            "each. Give it more images (--max-images, calibration_images) or labels, or lower min_mentions."
+            f"Calibration needs {least} correct and {least} hallucinated mentions, and found {len(correct)} and "
+            f"{len(hallucinated)}. Use more images (--max-images, calibration_images), give labels, or lower min_mentions."
         )
     found = Calibration(
         labels=labels,
@@ -114,21 +121,27 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
     )
     if found.correct_mean <= found.hallucinated_mean or found.auc < LEAST_AUC:
         raise UserError(
-            f"This scorer cannot tell what is there from what is made up: correct mentions score {found.correct_mean:.4f} in "
-            f"the mean, hallucinated ones {found.hallucinated_mean:.4f}, and it ranks them with an AUC of {found.auc:.2f} "
-            f"(a coin: 0.50; needed: {LEAST_AUC:.2f}). Try another phrase, word debiasing (debias_images), or another scorer."
+            "This scorer does not separate correct from hallucinated mentions: their mean scores are "
+            f"{found.correct_mean:.4f} and {found.hallucinated_mean:.4f}, with an AUC of {found.auc:.2f} (chance: 0.50; "
+            f"needed: {LEAST_AUC:.2f}). Try another phrase, word debiasing (debias_images), or another scorer."
         )
     return found
 
 
 def separation(correct: Float[np.ndarray, "c"], hallucinated: Float[np.ndarray, "h"]) -> float:
-    """The probability that a correct mention scores higher than a hallucinated one, a tie counting half (the AUC)."""
+    """The AUC: P(a correct mention outscores a hallucinated one).
+
+    Ties count half.
+    """
     below, up_to = (np.searchsorted(np.sort(hallucinated), correct, side=side) for side in ("left", "right"))
     return float((below + up_to).mean() / 2 / len(hallucinated))
 
 
 def believed(yes: float) -> bool | None:
-    """A pseudo-label from the model's own probability of a yes: there above 0.7, not there below 0.3, else not known."""
+    """A pseudo-label from the model's own probability of "yes".
+
+    Above 0.7 the object is there, below 0.3 it is not, in between it is unknown.
+    """
     if 0.3 <= yes <= 0.7:
         return None
     return yes > 0.5

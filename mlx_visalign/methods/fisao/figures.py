@@ -1,4 +1,4 @@
-"""Pictures of rewards: answers with every word in the colour of its reward, and what the scorer's numbers are worth."""
+"""Pictures of rewards: coloured answers, and the scorer's calibration."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ EDGE = "\N{NO-BREAK SPACE}"  # within a colour of the scale
 
 @dataclass(frozen=True)
 class RewardedAnswer:
-    """An answer under a heading such as "before", and what was rewarded in it."""
+    """An answer, its heading ("before"), and its rewarded words."""
 
     heading: str
     text: str
@@ -41,14 +41,20 @@ class RewardedImage:
 
 
 def shade(reward: float) -> str:
-    """A background colour: from grey at 0 to blue at 1 and red at -1."""
+    """A reward's background colour.
+
+    Grey at 0, blue at 1, red at -1.
+    """
     share, end = min(1.0, abs(reward)), GOOD if reward > 0 else BAD
     red, green, blue = (round(zero + share * (full - zero)) for zero, full in zip(NOTHING, end, strict=True))
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def coloured(answer: RewardedAnswer) -> tuple[Span, ...]:
-    """The answer's text, what was rewarded with its reward behind it and on its colour."""
+    """The answer's text with rewarded words coloured.
+
+    Each is followed by its reward.
+    """
     spans, at = [], 0
     for part in answer.rewarded:
         spans.append(Span(answer.text[at : part.start]))
@@ -63,12 +69,12 @@ def _signed(reward: float) -> str:
 
 
 def words_sheet(images: Sequence[RewardedImage], title: str, legend: str) -> Image.Image:
-    """The images with their answers, a colour to every rewarded word."""
+    """A sheet of images and answers with rewarded words coloured."""
     return contact_sheet(_cells(images), min(COLUMNS, len(images)), title, _scale(legend))
 
 
 def words_gallery(images: Sequence[RewardedImage], legend: str) -> Html:
-    """What `words_sheet` draws, for a page."""
+    """What `words_sheet` draws, as HTML."""
     return gallery(_cells(images), _scale(legend))
 
 
@@ -82,8 +88,9 @@ def _scale(legend: str) -> list[Caption]:
 
 
 def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callable[[float], float], path: Path) -> None:
-    """The scores of correct and of hallucinated mentions as two histograms, with their means, the AUC, and below them the
-    reward that each score earns.
+    """Draw histograms of correct and of hallucinated mentions' scores.
+
+    With their means, the AUC, and below them the reward that each score earns.
     """
     sides = [np.array([row.score for row in rows if row.correct is side]) for side in (True, False)]
     edges = np.histogram_bin_edges(np.concatenate(sides), bins=40)
@@ -91,13 +98,13 @@ def draw_calibration(rows: Sequence[Scored], found: Calibration, reward: Callabl
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(12, 1))
-        kinds = (("there", BLUE, found.correct_mean), ("made up", RED, found.hallucinated_mean))
+        kinds = (("correct", BLUE, found.correct_mean), ("hallucinated", RED, found.hallucinated_mean))
         for scores, (name, colour, mean) in zip(sides, kinds, strict=True):
             weights = np.full(len(scores), 100 / len(scores))
             label = f"{name}: {len(scores)} mentions, mean {with_minus(f'{mean:.3g}')}"
             axes.hist(scores, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=label)
             axes.axvline(mean, color=colour, linewidth=2, linestyle=(0, (4, 2)))
-        axes.set_title("Does the score tell what is there?", pad=62)
+        axes.set_title("Does the score separate correct from hallucinated?", pad=62)
         axes.set_ylabel("% of its kind")
         below_title = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "alignment": "left"}
         axes.legend(title=f"AUC {found.auc:.3f}{by}", **below_title)

@@ -1,4 +1,4 @@
-"""Object rewards: the score of every object that an answer names, as a reward of that word."""
+"""Object rewards: the scores of named objects, as word rewards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from mlx_visalign.utils.schema import require
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """From a score to a reward.
+    """How a score becomes a reward.
 
-    shape   band or affine, see `Calibration.reward`; oracle: 1 for what is there and -1 for what is not, by labels
+    shape   band or affine, see `Calibration.reward`; oracle: 1 for a correct object and -1 for a hallucinated one, by labels
     margin  of the band, in units of the score; below 0 it narrows the dead zone
-    praise  weight of rewards above 0, beside those below; above 0
-    repeat  most that a further mention of an object in the same answer earns; at most 0
+    praise  weight of positive rewards against negative ones; above 0
+    repeat  upper bound on the reward of naming an object again in the same answer; at most 0
     """
 
     shape: Literal["band", "affine", "oracle"] = "band"
@@ -44,10 +44,12 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class ObjectScorer:
-    """How well phrases fit images. `name` tells the scorer from others, where settings are compared.
+    """Scores how well phrases fit images.
 
-    `template` is what the scorer reads of a phrase, {} being the phrase. Words have levels of their own, whatever the
-    image; a phrase's mean score over the images `unrelated` is taken off its score, if there are any.
+    name       identifies the scorer where settings are compared
+    template   the text that is scored; {} is the phrase
+    unrelated  images for debiasing: a phrase's mean score over them is subtracted from its score, because some words score
+               higher than others on any image
     """
 
     name: str
@@ -56,7 +58,7 @@ class ObjectScorer:
     unrelated: tuple[Path, ...] = ()
 
     def __call__(self, images: Sequence[Path], phrases: Sequence[str]) -> list[float]:
-        """One score an image and phrase."""
+        """One score per (image, phrase)."""
         if not images:
             return []
         texts = [self.template.replace("{}", phrase) for phrase in phrases]
@@ -74,7 +76,10 @@ class ObjectScorer:
 
 @dataclass(frozen=True)
 class ObjectReward:
-    """Rewards the objects that answers name. `truth` is for the oracle."""
+    """Rewards the objects that answers name.
+
+    `truth` is used by the oracle alone.
+    """
 
     reader: Reader
     scorer: ObjectScorer
@@ -90,7 +95,9 @@ class ObjectReward:
         return [self._rewarded(prompt.image, ms, scores) for prompt, ms in zip(prompts, found, strict=True)]
 
     def _rewarded(self, image: str, mentions: Sequence[TokenMention], scores: Iterator[float]) -> tuple[Rewarded, ...]:
-        """The next of `scores` belong to these mentions. Only the first mention of an object may earn anything."""
+        """Rewards of these mentions, which take the next of `scores`. Only an object's first mention may earn more than
+        `repeat`.
+        """
         rewarded: list[Rewarded] = []
         seen: set[str] = set()
         for mention in mentions:
@@ -110,7 +117,10 @@ class ObjectReward:
         return self.settings.praise if canonical in self.truth[image] else -1.0
 
     def of_score(self, score: float) -> float:
-        """What a first mention with this score earns; the oracle knows of no score and earns nothing."""
+        """The reward of a first mention with this score.
+
+        0 for the oracle, which uses no scores.
+        """
         if self.settings.shape == "oracle":
             return 0.0
         reward = self.calibration.reward(score, self.settings.shape, self.settings.margin)
@@ -126,9 +136,9 @@ def score_mentions(
     truth: Annotations | None,
     sampling: Sampling,
 ) -> list[dict[str, Any]]:
-    """Rows of `calibration.Scored`: answer some prompts, score every object named, and say whether it is there.
+    """Rows of `calibration.Scored` for some prompts.
 
-    Without `truth` what the policy itself is sure of stands for it.
+    Answer the prompts, score every object named, and label it: by `truth`, or else by the policy's own pseudo-labels.
     """
     paths = [locate(prompt.image) for prompt in prompts]
     prefix = policy.prefill(policy.image_features(paths), [policy.prompt_ids(prompt.prompt) for prompt in prompts])
@@ -150,7 +160,10 @@ def score_mentions(
 
 
 def yes_probabilities(policy: Policy, image: Path, names: Sequence[str]) -> list[float]:
-    """How sure the policy is that each object is in the image: p(yes) / (p(yes) + p(no)) of its answer's first token."""
+    """The policy's confidence that each object is in the image.
+
+    p(yes) / (p(yes) + p(no)), for the first token of its answer.
+    """
     if not names:
         return []
     asked = [split_prompt(policy, question(name)) for name in names]

@@ -1,7 +1,6 @@
-"""Where an answer names an object: which of its own tokens, and by which phrase.
+"""Object mentions in an answer, located by token.
 
-An answer is never tokenised again: its tokens are decoded one after the other, and what each adds to the text tells
-where in the text it stands.
+An answer is never tokenised again: its tokens are decoded one by one, and the text that each adds gives its position.
 """
 
 import os
@@ -16,9 +15,11 @@ from mlx_visalign.data.object_vocabulary import Vocabulary, plural
 
 @dataclass(frozen=True)
 class TokenMention:
-    """An object named in an answer: by which singular phrase, at characters start to end (end not included), and from
-    the token `first` to the token `last` (included). A token that holds the end of one word and the start of another
-    belongs to both.
+    """An object named in an answer.
+
+    phrase       the name used, in the singular
+    start, end   its characters, end not included
+    first, last  its tokens, last included; a token that ends one word and begins another belongs to both
     """
 
     canonical: str
@@ -37,11 +38,14 @@ class Reader:
     vocabulary: Vocabulary
 
     def text(self, ids: Sequence[int]) -> str:
-        """The answer's text as the positions of its mentions count it: nothing is stripped."""
+        """The answer's text, nothing stripped.
+
+        The positions of mentions refer to it.
+        """
         return self._decoded([ids])[0]
 
     def mentions(self, ids: Sequence[int]) -> list[TokenMention]:
-        """Every naming of an object in an answer, in its order."""
+        """Every mention of an object in an answer, in order."""
         text = self.text(ids)
         ends = self.token_ends(ids)
         return [
@@ -57,10 +61,10 @@ class Reader:
         ]
 
     def token_ends(self, ids: Sequence[int]) -> list[int]:
-        """For each token, how many characters of the text are there once it is read.
+        """For each token, the text's length up to it.
 
-        A character made of several byte tokens is there with the last of them; before that its bytes decode to something
-        else, which is why only what agrees with the whole text counts. Special tokens add nothing.
+        A character made of several byte tokens counts with the last of them: before that its bytes decode to something
+        else, so only the common prefix with the complete text is counted. Special tokens add nothing.
         """
         whole = self.text(ids)
         starts = self._decoded([ids[: count + 1] for count in range(len(ids))])
@@ -71,9 +75,9 @@ class Reader:
 
     @cached_property
     def _phrases(self) -> dict[str, str]:
-        """The singular phrase of every form in which the vocabulary may find one."""
+        """The singular phrase for every form that the vocabulary may find."""
         phrases = [phrase for entry in self.vocabulary.entries for phrase in entry.phrases]
-        # A phrase of the vocabulary is itself, even where it looks like the plural of another.
+        # The vocabulary's own phrases map to themselves, even where one looks like the plural of another.
         return {_plain(plural(phrase)): _plain(phrase) for phrase in phrases} | {_plain(p): _plain(p) for p in phrases}
 
 

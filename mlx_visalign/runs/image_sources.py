@@ -1,7 +1,7 @@
-"""Image sources: where a run's images come from, what is asked about them, and what its model is measured on.
+"""Image sources: a run's images, prompts and benchmark.
 
-There are three: a world whose content is known (see `worlds`), images of one's own with questions made up about them, and
-a file of prompts. What a run's stages, dry run and report need of them is asked here; nobody else tells the three apart.
+There are three: a world with known content (see `worlds`), the user's images with generated questions, and a file of
+prompts. Stages, dry run and report use the `ImageSource` interface; no other module distinguishes the three.
 """
 
 import os
@@ -20,16 +20,16 @@ from mlx_visalign.runs.recipe import Recipe
 from mlx_visalign.runs.worlds import World, find_world
 from mlx_visalign.utils.formatting import counted
 
-PICTURES = 24  # of the user's images, described before and after; on them nothing is measured but length
+PICTURES = 24  # images without labels described before and after; only the descriptions' length is measured on them
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A run's images, and what is asked and known about them.
+    """A run's images, with prompts, vocabulary and benchmark.
 
-    place     where the images are, as the settings of the stage `prompts` keep it
+    place     where the images are, as saved in the settings of the stage `prompts`
     title     what was trained on, for the report
-    argument  what follows --images in a command that the report shows
+    argument  the value of --images in commands that the report shows
     """
 
     @property
@@ -42,19 +42,28 @@ class ImageSource(Protocol):
     def argument(self) -> str: ...
 
     def read(self) -> tuple[list[Photo], list[Prompt]]:
-        """The images and the prompts about them; paths absolute, or relative to the run's folder."""
+        """The images and the prompts about them.
+
+        Paths are absolute, or relative to the run's folder.
+        """
 
     def draw(self, folder: Path) -> None:
-        """Write images that are made for the run into its folder."""
+        """Write generated images into the run's folder."""
 
     def require_unchanged(self, contents: Mapping[str, str]) -> None:
-        """UserError where an image's content, by its path, is no longer what it was."""
+        """Raise `UserError` for an image whose content has changed.
+
+        `contents` are content ids by path.
+        """
 
     def vocabulary(self) -> Vocabulary:
         """The objects that answers may name."""
 
     def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
-        """What the model describes and answers before and after; `folder` is the run's."""
+        """What is measured before and after training.
+
+        `folder` is the run's.
+        """
 
     def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
         """How many images the benchmark has."""
@@ -70,7 +79,7 @@ def source_of(recipe: Recipe) -> ImageSource:
 
 @dataclass(frozen=True)
 class WorldSource:
-    """A world's images, which are measured on others of the same world."""
+    """A world's images, measured on others of that world."""
 
     recipe: Recipe
     world: World
@@ -95,7 +104,7 @@ class WorldSource:
         self.world.draw(folder, self._count, self.recipe.seed)
 
     def require_unchanged(self, contents: Mapping[str, str]) -> None:
-        """Nothing to compare: every start draws the same images."""
+        """Do nothing: the same images are drawn every time."""
 
     def vocabulary(self) -> Vocabulary:
         return self.world.mix(0).vocabulary
@@ -108,12 +117,12 @@ class WorldSource:
 
     @property
     def _count(self) -> int:
-        return self.recipe.max_images or 0  # a recipe for a world says how many
+        return self.recipe.max_images or 0  # a recipe for a world always sets it
 
 
 @dataclass(frozen=True)
 class _OwnImages:
-    """What folders and prompt files share: images of unknown content that stay where they are."""
+    """What folders and prompt files share: unlabelled images that stay where they are."""
 
     recipe: Recipe
 
@@ -131,7 +140,7 @@ class _OwnImages:
         return f"the images in {called(self.recipe.images or self.recipe.prompts or ())}"
 
     def draw(self, folder: Path) -> None:
-        """Nothing to draw: the images are files."""
+        """Do nothing: the images are files."""
 
     def require_unchanged(self, contents: Mapping[str, str]) -> None:
         require_unchanged(contents)
@@ -140,7 +149,7 @@ class _OwnImages:
         return find_vocabulary(self.recipe.vocabulary)
 
     def benchmark(self, trained: Sequence[Prompt], held_out: Sequence[Prompt], folder: Path) -> Benchmark:
-        """Held-out images, or trained ones where none is held out."""
+        """Held-out images, or trained ones if none are held out."""
         images = _first_images(held_out or trained)
         were = "that was" if len(images) == 1 else "that were"
         name = f"{counted(len(images), 'image')} {were} {'not ' if held_out else ''}trained on"
@@ -152,7 +161,7 @@ class _OwnImages:
 
 @dataclass(frozen=True)
 class FolderSource(_OwnImages):
-    """Images in folders and files, with questions made up about them."""
+    """Images in folders and files, with generated questions."""
 
     def read(self) -> tuple[list[Photo], list[Prompt]]:
         recipe = self.recipe
@@ -163,7 +172,7 @@ class FolderSource(_OwnImages):
 
 @dataclass(frozen=True)
 class PromptFileSource(_OwnImages):
-    """A file of prompts, and the images that these are about."""
+    """A file of prompts, and the images they are about."""
 
     def read(self) -> tuple[list[Photo], list[Prompt]]:
         recipe = self.recipe

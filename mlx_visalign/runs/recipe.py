@@ -1,4 +1,4 @@
-"""A recipe: which model is aligned, on which images, by which method and with which settings.
+"""A recipe: model, images, method and settings of a run.
 
 It is a YAML file (see `config`) with the fields of `Recipe` and, under `settings`, those of the method's `Settings`.
 """
@@ -16,37 +16,37 @@ from mlx_visalign.utils.files import read_text
 from mlx_visalign.utils.provenance import as_json
 from mlx_visalign.utils.schema import build, convert, dotted, nearest, require, unknown, with_new_names, within
 
-# Inside the package once installed, beside it in a checkout.
+# Inside the installed package, beside the package in a checkout.
 RECIPES = next(path for path in (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes") if path.is_dir())
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is aligned, on which images.
+    """The fields of a recipe, without the method's settings.
 
     method      a method's name, such as seva
-    model       the folder of a LLaVA, one on the Hub (owner/name), or "tiny", the embedded one; not named, it is the one
-                that belongs to the world of `images`, and must be named for any other images
-    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or a world whose
-                content is known (see `worlds`), such as "tiny-world"
-    prompts     a prompts.jsonl to ask instead of the questions made up about `images`, which then says where its images
-                are (none: in the file's own folder) and nothing more
-    max_images  maximum number of images, at least 1; of a world exactly so many
+    model       a LLaVA folder, a model on the Hub (owner/name), or "tiny", the built-in one; optional where `images` is a
+                world that has a model of its own
+    images      a folder of unlabelled images, several folders or files, a pattern such as "photos/*.jpg", or a world with
+                known content (see `worlds`), such as "tiny-world"
+    prompts     a prompts.jsonl that replaces the generated questions; `images` is then only the folder of its images
+                (none: the file's own folder)
+    max_images  maximum number of images, at least 1; for a world the exact number
     questions_per_image
                 existence questions about each image, 0 or more
-    vocabulary  a file of objects they may be about beside COCO's 80
-    scorer      "file.py:function" or "module:function": a function of one's own that scores texts against images in CLIP's
-                place, of the form `scorers.Score`
+    vocabulary  a file of objects to ask about, in addition to COCO's 80
+    scorer      "file.py:function" or "module:function" that scores texts against images in place of CLIP, of the form
+                `scorers.Score`
     reward_function
-                "file.py", whose function `reward` it then is, "file.py:function" or "module:function": one's own rating of
-                answers to prompts about images, of the form `scorers.Reward`, for methods that take one
-    skip_bad    leave out images and rows of `prompts` that cannot be used, where one otherwise stops the run
+                "file.py" (its function `reward`), "file.py:function" or "module:function" that rates answers to prompts about
+                images, of the form `scorers.Reward`; for methods that take one
+    skip_bad    leave out images and rows of `prompts` that cannot be used; by default one of them stops the run
     cache_gb    memory for the image features of clean images, 0 or more; at 7B an image takes 1.2 MB
     eval_images
-                on how many images of a world the model is measured before and after, at least 1
-    split       of which split of the world these are: held-out ones are for reporting, never for choosing settings
-    controls    train and measure the controls too (see `controls`), which takes images whose content is known
-    seed        everything random depends on it and on nothing else; in a world also which images
+                number of a world's images that the model is measured on before and after, at least 1
+    split       the world's split they are from: held-out images are for reporting, never for choosing settings
+    controls    also train and measure the controls (see `controls`); needs images with known content
+    seed        the only source of randomness; in a world it also selects the images
     """
 
     method: str
@@ -66,16 +66,18 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from mlx_visalign.runs.worlds import WORLDS, find_world  # only now, for it brings MLX along
+        from mlx_visalign.runs.worlds import WORLDS, find_world  # imported late: it imports MLX
 
         world = find_world(self.images)
         if (self.images is None and self.prompts is None) or (self.prompts is not None and world is not None):
             raise UserError("Name either a folder of images (--images) or a file of prompts about images (--prompts).")
         if isinstance(self.images, tuple):
-            worlds = [f"{name}, which stands alone" for name in self.images if name in WORLDS]
-            wanted = worlds if self.prompts is None else ["where the images of --prompts are"]
-            if wanted:
-                raise UserError(f"--images names {len(self.images):,} files or folders. Name one folder: {wanted[0]}.")
+            if self.prompts is not None:
+                names = f"--images names {len(self.images):,} files or folders."
+                raise UserError(f"{names} With --prompts, name one folder: the one that holds the prompts' images.")
+            for name in self.images:
+                if name in WORLDS:
+                    raise UserError(f"--images: {name} cannot be combined with other images.")
         if not self.model:
             object.__setattr__(self, "model", named_model(None, default=None if world is None else world.model))
         require(
@@ -87,11 +89,11 @@ class Recipe:
             seed=(self.seed >= 0, "0 or more"),
         )
         if world is not None and self.max_images is None:
-            raise UserError(f"How many {world.title}? Say it with --max-images (the demo takes 600).")
+            raise UserError(f"How many {world.title}? Set --max-images (the demo uses 600).")
         if self.controls and world is None:
             raise UserError(
-                "Controls need images whose content is known, or they measure nothing, and of your own images nobody knows it: "
-                f"leave --controls out, or take --images {' or '.join(WORLDS)}."
+                "Controls need images whose content is known, and your own images have no labels: leave out --controls, or "
+                f"use --images {' or '.join(WORLDS)}."
             )
 
 
@@ -105,24 +107,27 @@ class Plan:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every setting by its name; as YAML it is a recipe again."""
+        """All settings by name; written as YAML, a recipe."""
         return as_json({**asdict(self.recipe), "settings": asdict(self.settings)})
 
 
 def named_model(model: str | None, default: str | None) -> str:
-    """The model that was named, or else the default. UserError where there is none, for people mean their own model."""
+    """The named model, or the default.
+
+    Raises `UserError` if there is neither: the tiny model is never a silent fallback for the user's own.
+    """
     if model is None:
         model = default
     if model is not None:
         return model
     raise UserError(
         "Which model? Name a LLaVA folder or one on the Hub: --model MODEL (model= in Python, `model:` in a recipe). "
-        "The embedded toy is called tiny."
+        "The built-in toy model is tiny."
     )
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file, by its path or, for those that come with the package, by its name."""
+    """A recipe's file, by path or built-in name."""
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if os.path.isfile(path):  # Path.is_file raises for a name that is too long
             return path
@@ -130,7 +135,7 @@ def find_recipe(name: str) -> Path:
 
 
 def list_recipes() -> dict[str, str]:
-    """The recipes that come with the package, and what each says of itself in its first line."""
+    """The built-in recipes, each with its first line."""
     return {path.stem: read_text(path).partition("\n")[0].strip("# ") for path in sorted(RECIPES.glob("*.yaml"))}
 
 
@@ -141,9 +146,9 @@ def make_plan(
     overrides: Mapping[str, Any] | None = None,
     called: Callable[[str], str] = str,
 ) -> Plan:
-    """Read a recipe. `find_method` gives a method by its name.
+    """Read a recipe into a checked plan.
 
-    `overrides` are as in `load_recipe`, and `called` gives one as its user wrote it.
+    `find_method` returns a method by name. `overrides` are as in `load_recipe`; `called` names one as the user wrote it.
     """
 
     def make(values: dict[str, Any]) -> Plan:
@@ -151,7 +156,7 @@ def make_plan(
 
     try:
         return with_overrides(make, path, preset, overrides or {}, called)
-    except UserError as error:  # nobody wrote a recipe that comes with the package, so nothing is wrong with it
+    except UserError as error:  # a fault is never in a built-in recipe, so its path is left out of the message
         refuse([fault.removeprefix(f"{path}: " if path.parent == RECIPES else "") for fault in error.each])
         raise
 
@@ -161,7 +166,7 @@ def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any])
     settings = values.pop("settings", {})
     if "method" not in values:
         raise UserError(
-            f"{where}: no method is named. Add a line such as `method: seva`, or say `visalign run METHOD -c FILE`."
+            f"{where}: no method is named. Add a line such as `method: seva`, or use `visalign run METHOD -c FILE`."
         )
     name = convert(values["method"], str, f"{where}: method")
 
@@ -173,7 +178,7 @@ def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any])
         method = named_method()
     except UserError:
         both: list[Callable[[], Any]] = [named_method, partial(build, Recipe, values, where)]
-        collect(both)  # which raises the faults of both
+        collect(both)  # raises the faults of both together
         raise
     own = [field.name for field in fields(Recipe)]
     jobs: list[Callable[[], Any]] = [
@@ -185,40 +190,40 @@ def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any])
     with within(where):
         _require_there(recipe, checked)
     if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
-        raise UserError(f"{where}: scorer: the method {recipe.method} scores nothing.")
+        raise UserError(f"{where}: scorer: the method {recipe.method} uses no scorer.")
     if recipe.reward_function is not None and not getattr(checked, "NEEDS_REWARD", False):
         raise UserError(f"{where}: reward_function: the method {recipe.method} takes no reward of your own.")
     return Plan(recipe, method, checked)
 
 
 def _without(settings: Any, names: Sequence[str]) -> Any:
-    """The settings but those of these names; what is no mapping is left for `build` to refuse."""
+    """The settings without these names; anything but a mapping is left for `build` to refuse."""
     if not isinstance(settings, Mapping):
         return settings
     return {name: value for name, value in settings.items() if name not in names}
 
 
 def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: str) -> None:
-    """UserError for a setting of the method that stands beside `settings`, and for what belongs there and stands in it."""
+    """Raise `UserError` for unknown names beside `settings`, and for fields of the recipe inside it."""
     own = [field.name for field in fields(Recipe)]
     known = [*own, *(f"settings.{setting}" for setting in dotted(kind))]
     inside = [name for name in settings if name in own] if isinstance(settings, Mapping) else []
     refuse(
         [f"{where}: {unknown(name, known)}" for name in values if name not in own]
-        + [f"{where}: settings: {n} is no setting of the method; it stands beside `settings`, not in it." for n in inside]
+        + [f"{where}: settings: {n} is not a setting of the method; write it beside `settings`, not in it." for n in inside]
     )
 
 
 def _require_there(recipe: Recipe, settings: Any) -> None:
-    """What is missing is told now, and not when everything before it is done."""
-    from mlx_visalign.data.image_folder import places  # only now, for these bring MLX along
+    """Raise `UserError` for files that do not exist, before any work starts."""
+    from mlx_visalign.data.image_folder import places  # imported late: these import MLX
     from mlx_visalign.models.hub import find_config
     from mlx_visalign.runs.worlds import find_world
 
     models = {"model": recipe.model, "settings: clip": getattr(settings, "clip", None)}
     files = {name: asdict(recipe)[name] for name in ("prompts", "vocabulary")}
     lost = [name for name, model in models.items() if model not in (None, "tiny") and not os.path.exists(find_config(model))]
-    problems = [f"{n}: there is no file or folder {models[n]}, and it is no name on the Hub (owner/name)." for n in lost]
+    problems = [f"{n}: there is no file or folder {models[n]}, and it is not a name on the Hub (owner/name)." for n in lost]
     problems += [f"{n}: there is no file or folder {path}." for n, path in files.items() if path and not os.path.exists(path)]
     if recipe.images is not None and find_world(recipe.images) is None:
         try:

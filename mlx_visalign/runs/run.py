@@ -1,4 +1,4 @@
-"""A run: its folder, which one process at a time may work in, and the stages that are done there."""
+"""A run: its locked folder, and the stages in it."""
 
 import json
 import platform
@@ -28,27 +28,31 @@ PACKAGES = ("mlx-visalign", "mlx", "mlx-lm", "mlx-vlm", "transformers", "tokeniz
 
 
 class Run(RunFolder):
-    """The folder of one run. Looking at it is free; the first write claims it until `close`, or the process's end.
+    """A run's folder, locked by one process at a time.
 
-    `reuse` is the folder of another run whose finished stages are taken over where their settings agree.
-    As a context manager it also tells, on Ctrl-C, what `command` goes on from there.
+    Reading needs no lock; the first write locks the folder until `close`, or until the process ends.
+    `reuse` is the folder of another run whose finished stages are copied where their settings agree.
+    As a context manager it prints, on Ctrl-C, the `command` that resumes the run.
     """
 
     def __init__(self, folder: Path | str, *, reuse: Path | str | None = None, command: str = "the same command"):
-        super().__init__(check_links(named(folder)))  # read too, to go on from what is there
+        super().__init__(check_links(named(folder)))  # an existing folder is read, to resume the run
         self.reuse = None if reuse is None else Path(reuse)
         if self.reuse is not None:
             if not self.reuse.is_dir():
-                raise UserError(f"The run to reuse, {self.reuse}, is not a folder. Name the folder of an earlier run.")
+                raise UserError(f"--reuse: {self.reuse} is not a folder. Name the folder of an earlier run.")
             check_links(self.reuse)
         self.command = command
-        self.after_stage: Callable[[], None] | None = None  # called when a stage is done, to show what is there so far
-        self.died_in: str | None = None  # what an earlier process was doing here when it was killed
+        self.after_stage: Callable[[], None] | None = None  # called after each stage, to refresh the report page
+        self.died_in: str | None = None  # what an earlier process was doing when it was killed
         self._doing: str | None = None
         self._lock: BinaryIO | None = None
 
     def join_metrics(self, rounds: int) -> None:
-        """Make `metrics.jsonl` of those of the rounds so far, the updates counted on."""
+        """Concatenate the rounds' metrics into `metrics.jsonl`.
+
+        Updates are numbered continuously.
+        """
         rows = [
             {**row, "iteration": 0, "round": number}
             for number in range(1, rounds + 1)
@@ -57,7 +61,7 @@ class Run(RunFolder):
         write_atomically(self.metrics, "".join(json.dumps(row | {"iteration": i}) + "\n" for i, row in enumerate(rows, 1)))
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Claim the folder and write down what is to be done (`config.yaml`) and with what (`versions.json`)."""
+        """Lock the folder, write `config.yaml` and `versions.json`."""
         self._claim()
         write_atomically(self.config, yaml.safe_dump(as_json(config), sort_keys=False, allow_unicode=True))
         write_atomically(self.versions, json.dumps(installed_versions(), indent=1))
@@ -65,12 +69,13 @@ class Run(RunFolder):
     def stage(
         self, name: str, items: Sequence[Any], work: Work, *, settings: Mapping[str, Any], batch: int, title: str
     ) -> list[Row]:
-        """The rows of `NAME.jsonl`, made now as far as they are not there yet.
+        """The rows of `NAME.jsonl`; missing ones are computed now.
 
         `work` takes up to `batch` consecutive items and returns any number of JSON rows; it must not depend on anything
         but the items and `settings`. Rows with a count named "tokens" make the bar show tokens/s.
 
-        UserError if rows are there that other settings or items made, naming the setting, both values and the file.
+        Raises `UserError` if rows exist that were made with other settings or items, naming the setting, both values and
+        the file.
         """
         return self._finished(name, items, work, settings, batch, title).rows()
 
@@ -85,7 +90,10 @@ class Run(RunFolder):
         batch: int,
         title: str,
     ) -> list[R]:
-        """The rows of a `stage` as records. UserError, with file and line, for a row that was spoilt since."""
+        """The rows of a `stage` as records.
+
+        Raises `UserError`, with file and line, for a row that has been damaged since.
+        """
         return read_jsonl(self._finished(name, items, work, settings, batch, title).whole, kind)
 
     def _finished(
@@ -104,7 +112,10 @@ class Run(RunFolder):
 
     @contextmanager
     def working(self, place: str) -> Iterator[None]:
-        """Within the block the folder says what is being done; whoever is killed cannot take that back."""
+        """Keep a marker file that names the current work.
+
+        The marker survives a kill, so that the next process can report where this one died.
+        """
         before = self._doing
         self._says(place)
         try:
@@ -124,7 +135,7 @@ class Run(RunFolder):
         return self.folder / ".working"
 
     def close(self) -> None:
-        """Let other processes work in the folder."""
+        """Unlock the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -136,7 +147,7 @@ class Run(RunFolder):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         if isinstance(error, KeyboardInterrupt):
-            say(f"Stopped. What is finished is kept in {self.folder}; to go on, run:\n  {self.command}")
+            say(f"Stopped. Finished work is kept in {self.folder}; to resume, run:\n  {self.command}")
 
     def _claim(self) -> None:
         if self._lock is not None:
@@ -144,7 +155,7 @@ class Run(RunFolder):
         self._lock = claim(self.folder / ".lock")
         if self._lock is None:
             raise UserError(
-                f"Another process is working in {self.folder}. Wait until it ends, stop it, or use another output folder."
+                f"Another process is using {self.folder}. Wait for it to end, stop it, or use another output folder."
             )
         if self._working.exists():
             self.died_in = self._working.read_text(encoding="utf-8")
@@ -152,15 +163,19 @@ class Run(RunFolder):
 
 
 def read_versions(file: Path) -> dict[str, str]:
-    """What `Run.start` wrote down of the machine and its packages. UserError for anything else."""
+    """The versions that `Run.start` wrote.
+
+    Raises `UserError` for any other content.
+    """
     return convert(parse_json(read_text(file), str(file)), dict[str, str], str(file))
 
 
 def installed_versions() -> dict[str, str]:
+    """Versions of Python, the platform and `PACKAGES`."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # a bare checkout is not installed
+        except PackageNotFoundError:  # a checkout that was never installed
             versions[package] = "not installed"
     return versions

@@ -1,4 +1,4 @@
-"""The names of a run's files. They stand here and nowhere else."""
+"""The names of a run's files, defined only here."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mlx_visalign.data.training_log import METRICS
 
 
 class RunFolder:
-    """Where everything of a run is. Nothing is opened or made."""
+    """Paths of a run's files; opens and creates nothing."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -16,18 +16,18 @@ class RunFolder:
         self.prompts = folder / "prompts.jsonl"
         self.held_out_pairs = folder / "held_out_pairs.jsonl"
         self.metrics = folder / METRICS
-        self.rounds = folder / "rounds.json"  # what each round cost and brought, of a method that has rounds
+        self.rounds = folder / "rounds.json"  # each round's cost and figures, for methods with rounds
         self.adapter = folder / "adapter"
         self.report = folder / "report.json"
         self.page = folder / "report.html"
         self.plots = folder / "plots"
 
     def rows(self, name: str) -> Path:
-        """The finished rows of a stage."""
+        """The file of a stage's finished rows."""
         return self.folder / f"{name}.jsonl"
 
     def pairs(self) -> list[Path]:
-        """The pairs that were trained on, a file for each round that has any."""
+        """The files of trained pairs, one per round."""
         files = [self.rows(stage_name("pairs", 1))]
         while (file := self.rows(stage_name("pairs", len(files) + 1))).exists():
             files.append(file)
@@ -43,5 +43,8 @@ class RunFolder:
 
 
 def stage_name(what: str, round_number: int = 1, held_out: bool = False) -> str:
-    """pairs, pairs-2, pairs-3 ... by round; held_out_pairs for those about held-out images."""
+    """A stage's name by round: pairs, pairs-2, pairs-3 ...
+
+    held_out_pairs for pairs about held-out images.
+    """
     return ("held_out_" if held_out else "") + what + (f"-{round_number}" if round_number > 1 else "")

@@ -1,9 +1,9 @@
-"""A stage is a file: a list of items goes through `work` in batches, and NAME.jsonl is there when all of it is done.
+"""A stage: items processed in batches into one resumable file.
 
 NAME.settings.json   what the rows depend on, written first
-NAME.partial.jsonl   while it runs: a line for each finished batch, {"items": how many, "rows": [...]}, flushed and
-                     synced; a kill costs the batch in hand, and the line it tore is dropped
-NAME.jsonl           the rows, one a line; present means done
+NAME.partial.jsonl   while it runs: a line for each finished batch, {"items": count, "rows": [...]}, flushed and synced;
+                     a kill loses the current batch, and an incomplete line is dropped
+NAME.jsonl           the rows, one per line; the stage is complete if the file exists
 """
 
 import hashlib
@@ -25,7 +25,10 @@ Work = Callable[[Any], list[Row]]
 
 
 def fingerprint(items: Sequence[Any]) -> str:
-    """Tells one list of items from another. Items are records, rows or plain values, known by their `repr`."""
+    """A digest of a list of items.
+
+    Items are records, rows or plain values, compared by their `repr`.
+    """
     digest = hashlib.sha256("\n".join(map(repr, items)).encode("utf-8", "surrogatepass"))
     return f"{len(items)} of digest {digest.hexdigest()[:16]}"
 
@@ -40,44 +43,47 @@ class Stage:
         self.settings_file = folder / f"{name}.settings.json"
 
     def begun(self, settings: dict[str, Any]) -> bool:
-        """Whether rows are there already. UserError if they were made with other settings than these."""
+        """Whether rows exist already.
+
+        Raises `UserError` if they were made with other settings.
+        """
         if not (self.whole.exists() or self.partial.exists()):
             return False
         if not self.settings_file.exists():
             raise UserError(
-                f"{self.whole.parent} holds rows of the stage {self.name} but no {self.settings_file.name}, so nobody "
-                "can tell what they were made with. Move them away to have them made, or use another output folder."
+                f"{self.whole.parent} has rows of the stage {self.name} but no {self.settings_file.name}, so the settings "
+                "they were made with are unknown. Move them away, or use another output folder."
             )
         require_same(self.settings(), settings, self.settings_file)
         return True
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the rows were made with."""
+        """The saved settings of the rows."""
         settings = parse_json(read_text(self.settings_file), str(self.settings_file))
         if not isinstance(settings, dict):
             raise UserError(
-                f"{self.settings_file} should hold named settings, got {shown(settings)}. Restore it, or move it away."
+                f"{self.settings_file} must contain named settings, got {shown(settings)}. Restore it, or move it away."
             )
         return settings
 
     def adopt(self, other: "Stage", settings: dict[str, Any]) -> None:
-        """Copy another run's finished rows if they were made with these settings, and say which way it went.
+        """Copy another run's finished rows, if made with these settings.
 
-        Rows are copied as they are: a path in them must not be relative to the run's folder.
+        Prints what was decided. Rows are copied unchanged: paths in them must not be relative to the run's folder.
         """
         if not (other.whole.exists() and other.settings_file.exists()):
-            say(f"{self.name}: {other.whole} is not there to be reused")
+            say(f"{self.name}: not reused, because {other.whole} does not exist")
             return
         difference = first_difference(other.settings(), settings)
         if difference is not None:
-            say(f"{self.name}: made anew, because {why(difference)} for {other.whole}")
+            say(f"{self.name}: not reused, because {why(difference)} in {other.whole}")
             return
         write_atomically(self.settings_file, read_text(other.settings_file))
         write_atomically(self.whole, read_text(other.whole))
-        say(f"{self.name}: taken from {other.whole}")
+        say(f"{self.name}: reused from {other.whole}")
 
     def complete(self, items: Sequence[Any], work: Work, settings: dict[str, Any], batch: int, title: str) -> None:
-        """Do what is left to do, from the first batch on that is not in the partial file."""
+        """Process the batches that are not in the partial file."""
         if not self.whole.exists():
             write_atomically(self.settings_file, json.dumps(settings, indent=1))
             rows = self._work_through(items, work, batch, title)
@@ -101,7 +107,7 @@ class Stage:
         return [row for entry in entries for row in entry["rows"]]
 
     def _finished_batches(self) -> list[dict[str, Any]]:
-        """The batches in the partial file; what a kill tore off at its end is cut away."""
+        """The batches in the partial file; an incomplete last line is truncated."""
         entries = []
         with appending(self.partial) as file:
             file.seek(0)
@@ -124,7 +130,7 @@ class Stage:
             line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
         except ValueError as error:
             names = ", ".join(str(row.get("id", "one without an id")) for row in entry["rows"])
-            raise UserError(f"{self.name}: a number is not finite in one of the rows {names}.") from error
+            raise UserError(f"{self.name}: one of the rows {names} contains a number that is not finite.") from error
         with appending(self.partial) as file:
             file.write(f"{line}\n".encode())
             file.flush()

@@ -1,8 +1,8 @@
-"""Worlds: images whose content is known, found by name in one table.
+"""Registry of worlds: images with known content.
 
-A world is drawn, as the tiny one is, or a public benchmark with its annotations. `images: tiny-world` in a recipe trains on
-one and measures on it, `labels: tiny-world` takes its labels. A new world is a file with a class that has the parts of `World`,
-in a room before this one, and its line in `WORLDS`.
+A world is drawn, like the tiny one, or is a public benchmark with its annotations. In a recipe, `images: tiny-world` trains
+and measures on one, and `labels: tiny-world` uses its labels. A new world is a class with the parts of `World`, in a room
+before this one, and an entry in `WORLDS`.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from mlx_visalign.tiny_world.source import TinyWorld
 class World(Protocol):
     """Images with known objects.
 
-    name   in recipes and after --images
-    title  the plural of its images, for sentences: "scenes of the tiny world"
-    model  which model is aligned on them where none is named; None: one must be named
+    name   its name in recipes and after --images
+    title  what its images are called, in the plural: "scenes of the tiny world"
+    model  the model to align where none is named; None: the user must name one
     """
 
     @property
@@ -35,19 +35,31 @@ class World(Protocol):
     def model(self) -> str | None: ...
 
     def photos(self, count: int, seed: int) -> list[Photo]:
-        """`count` images to train on, others for every seed; paths absolute, or relative to a run's folder."""
+        """`count` training images, different for every seed.
+
+        Paths are absolute, or relative to a run's folder.
+        """
 
     def draw(self, folder: Path, count: int, seed: int) -> None:
-        """Write the same images into a run's folder; nothing to do where they are files already."""
+        """Write these images into a run's folder.
+
+        Does nothing where they are files already.
+        """
 
     def mix(self, questions: int) -> Mix:
-        """What is asked about each image, with the vocabulary of its objects."""
+        """The mix of prompts per image, with its vocabulary."""
 
     def benchmark(self, split: str, count: int) -> Benchmark:
-        """`count` images of the split "validation" or "held-out", none of which is ever trained on."""
+        """`count` images of the split "validation" or "held-out".
+
+        None of them is ever trained on.
+        """
 
     def labels(self, images: Sequence[str]) -> Annotations:
-        """The objects in those of the images, named by their paths, that are this world's."""
+        """The objects in those images that belong to this world.
+
+        `images` are paths.
+        """
 
 
 _worlds: tuple[World, ...] = (TinyWorld(),)
@@ -55,5 +67,8 @@ WORLDS: dict[str, World] = {world.name: world for world in _worlds}
 
 
 def find_world(name: object) -> World | None:
-    """The world called `name`; None for anything else that a recipe's `images` may be."""
+    """The world called `name`, or None.
+
+    `name` may be anything that a recipe's `images` may be.
+    """
     return WORLDS.get(name) if isinstance(name, str) else None

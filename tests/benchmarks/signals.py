@@ -40,7 +40,7 @@ from mlx_visalign.inference.policy import TINY
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 VISALIGN = Path(sys.executable).with_name("visalign")
 BROKEN = (b"Traceback", b"Exception ignored", b"Fatal Python error")
-SENTENCES = (b"to go on, run", b"Nothing unfinished is left")  # what is said of a stop, at most one of them
+SENTENCES = (b"to resume, run", b"Nothing unfinished is left")  # what is said of a stop, at most one of them
 
 
 @dataclass

@@ -216,7 +216,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(visalign, model, tmp_path, monkey
     command = ["run", "seva", "--model", model, "--images", photos, "--output", tmp_path / "run"]
     code, _, err = visalign(*command)
     assert code == 130
-    assert f"to go on, run:\n  visalign run seva --model {model} --images '{photos}' --output {tmp_path / 'run'}" in err
+    assert f"to resume, run:\n  visalign run seva --model {model} --images '{photos}' --output {tmp_path / 'run'}" in err
 
 
 def test_a_dry_run_of_the_demo_writes_nothing(visalign, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_eval_keeps_what_it_did_and_goes_on(visalign, model, tmp_path, monkeypat
     answer = evaluate._ask
     monkeypatch.setattr(evaluate, "_ask", stop)
     code, _, err = visalign(*command)
-    assert code == 130 and f"to go on, run:\n  visalign eval --model {model} --count 10" in err
+    assert code == 130 and f"to resume, run:\n  visalign eval --model {model} --count 10" in err
     code, out, _ = visalign(*command)
     assert code == 0 and asked == [8, 2, 2]  # the first eight were not asked again
     assert json.loads((tmp_path / "kept/figures.json").read_text()) == json.loads(out)

@@ -58,7 +58,7 @@ def test_a_process_of_its_own_says_the_same(name, kit, tmp_path):
         (row("asked.jsonl", 3, "prompt"), "asked.jsonl:3: the field 'prompt' is missing"),
         (row("asked.jsonl", 3, kind=5), "asked.jsonl:3: kind must be one of"),
         (row("asked.jsonl", 1, image=None), "asked.jsonl:1: image must be text"),
-        (put("asked.settings.json", "[1]"), "asked.settings.json should hold named settings"),
+        (put("asked.settings.json", "[1]"), "asked.settings.json must contain named settings"),
         (put("asked.settings.json", b"\xff"), "asked.settings.json is not UTF-8"),
     ],
 )

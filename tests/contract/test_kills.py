@@ -44,7 +44,7 @@ def end_after(recipe, folder, lines, signum):
         assert process.returncode == -signum
     else:
         assert process.returncode == 128 + signum
-        assert said.count(b"to go on, run") == 1 and b"Traceback" not in said
+        assert said.count(b"to resume, run") == 1 and b"Traceback" not in said
     assert not (folder / "report.json").exists()
 
 

@@ -267,7 +267,7 @@ RECIPES = [
     Case(
         "a scorer for a method that scores nothing",
         f"{RECIPE}",
-        "scores nothing",
+        "uses no scorer",
         recipe("model: tiny\nmethod: seva\nimages: photos\nscorer: a:b"),
     ),
     Case(
@@ -367,7 +367,7 @@ RUNS = [
         row("runs/fisao/rollouts/0000002.jsonl", 2, blind_logps=[-0.5]),
     ),
     Case("a rollout that is gone", FISAO, "rollouts/0000002.jsonl", gone("runs/fisao/rollouts/0000002.jsonl")),
-    Case("a run to reuse that is not there", f"{PHOTOS} --reuse nowhere", "nowhere, is not a folder"),
+    Case("a run to reuse that is not there", f"{PHOTOS} --reuse nowhere", "nowhere is not a folder"),
     Case(
         "a broken run to reuse",
         "run -c seva.yaml --reuse runs/seva --output out",

@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, t
     with pytest.raises(KeyboardInterrupt):
         align(tmp_path / "run", on_metrics=stop)
     told = capsys.readouterr().err
-    assert "to go on, run" in told
+    assert "to resume, run" in told
     assert all(f"\nanswering{images}: " in told for images in ("", ", held-out images"))
     align(tmp_path / "run")
     for name in ("adapter/adapters.safetensors", "after.jsonl"):
@@ -150,7 +150,7 @@ def test_another_learning_rate_reuses_the_answers(finished, align, tmp_path, cap
     align(tmp_path, reuse=finished[0], settings={"train": TRAIN | {"learning_rate": 1e-3}})
     told = capsys.readouterr().err
     for stage in ("prompts", "before", "responses", "pairs"):
-        assert f"{stage}: taken from" in told
+        assert f"{stage}: reused from" in told
         assert (tmp_path / f"{stage}.jsonl").read_bytes() == (finished[0] / f"{stage}.jsonl").read_bytes()
 
 

@@ -65,8 +65,8 @@ WRONG = {
     "'train.beta'?",
     "align(output=out, images=out, model='tiny', settings={'view': None})": "The setting view must be text, got nothing",
     "align(output=out, images=out, model='tiny', settings={'train': {'lora': {'rank': 0}}})": "train.lora.rank is 0; it must",
-    "align(output=out, images=out, model='tiny', settings={'max_images': 1})": "max_images is no setting of the method; it",
-    "align(output=out, images=out, model='tiny', scorer=len)": "The argument scorer=: the method seva scores nothing.",
+    "align(output=out, images=out, model='tiny', settings={'max_images': 1})": "max_images is not a setting of the method; ",
+    "align(output=out, images=out, model='tiny', scorer=len)": "The argument scorer=: the method seva uses no scorer.",
     "align(output=out, images=out, model='tiny', on_metrics=5)": "on_metrics must be a function that takes a dict, got 5.",
     "align(output=out, images=out, model='tiny', preset='lapdog')": "Did you mean 'laptop'?",
 }

@@ -252,8 +252,8 @@ def test_a_run_remembers_where_its_images_were(folder, tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"images": ["a", "tiny-world"], "max_images": 3}, "tiny-world, which stands alone"),
-        ({"images": ["a", "b"], "prompts": "p.jsonl"}, "where the images of --prompts are"),
+        ({"images": ["a", "tiny-world"], "max_images": 3}, "tiny-world cannot be combined"),
+        ({"images": ["a", "b"], "prompts": "p.jsonl"}, "With --prompts, name one folder"),
     ],
 )
 def test_several_images_where_one_folder_is_meant(values, said):

@@ -78,9 +78,9 @@ def test_a_stage_of_another_run_is_taken_where_its_settings_agree(tmp_path, caps
         stage(run, name="pairs", beta=0.2)
         stage(run, name="scored")
     told = capsys.readouterr().err
-    assert "responses: taken from" in told
-    assert "pairs: made anew, because beta is 0.2 here and 0.1 for" in told
-    assert "scored.jsonl is not there to be reused" in told
+    assert "responses: reused from" in told
+    assert "pairs: not reused, because beta is 0.2 here and 0.1 in" in told
+    assert "scored.jsonl does not exist" in told
     with Run(tmp_path / "new") as run:
         assert stage(run, work=never, name="responses", seed=1) == rows
 
@@ -96,7 +96,7 @@ HOLD = "import sys; from mlx_visalign.runs.run import Run; run = Run(sys.argv[1]
 def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
-    with pytest.raises(UserError, match="Another process is working in"):
+    with pytest.raises(UserError, match="Another process is using"):
         stage(Run(tmp_path))
     holder.kill()
     holder.communicate()
@@ -115,7 +115,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(tmp_path, capsys):
 
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, command="visalign run seva --images photos") as run:
         stage(run, work=press)
-    assert "to go on, run:\n  visalign run seva --images photos" in capsys.readouterr().err
+    assert "to resume, run:\n  visalign run seva --images photos" in capsys.readouterr().err
 
 
 # -- death ----------------------------------------------------------------------------------------------------------------

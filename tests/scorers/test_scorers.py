@@ -93,7 +93,7 @@ def test_what_is_no_function_says_so(name):
 
 def test_a_method_that_scores_nothing_refuses_a_scorer():
     values = {"model": "tiny", "images": ".", "scorer": "json:dumps"}
-    with pytest.raises(UserError, match="seva scores nothing"):
+    with pytest.raises(UserError, match="seva uses no scorer"):
         make_plan(find_recipe("seva"), methods.find, None, values)
     assert make_plan(find_recipe("csr"), methods.find, None, values).recipe.scorer == "json:dumps"
 

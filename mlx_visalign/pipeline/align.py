@@ -1,4 +1,4 @@
-"""A recipe carried out, from images to report: prompts, the method's own stages, and what is measured before and after."""
+"""Runs a recipe, from images to report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
 from mlx_visalign.pipeline.controls import controls_of, measure_control
-from mlx_visalign.pipeline.dry_run import forecast_of, foretold, own_functions, protocol_of
+from mlx_visalign.pipeline.dry_run import forecast_of, own_functions, protocol_of, too_little_training
 from mlx_visalign.pipeline.evaluations import measure
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.doctor import require_same_model, require_sound
@@ -40,20 +40,20 @@ def run_recipe(
     score: Score | None = None,
     reward: Reward | None = None,
 ) -> Row:
-    """Align a model and report on it: returns what report.json holds.
+    """Align a model; returns the report (report.json).
 
-    Whatever the run's folder holds already is not done again. `on_metrics` gets the row of every update; `score` and
-    `reward` are the functions that the recipe's `scorer` and `reward` name; they are found by these names if not given.
+    Steps that are finished in the run's folder are not repeated. `on_metrics` gets the row of every update; `score` and
+    `reward` are the functions that the recipe's `scorer` and `reward_function` name, and are found by these names if not given.
     """
     begun = load_recipe(run.config) if run.config.exists() else plan.config
-    # Controls that a finished run has, and that nobody asks for now, stay.
+    # A finished run with controls also answers a request without them.
     if run.report.exists() and begun in (plan.config, plan.config | {"controls": True}):
-        say(f"{run.folder}: this run is finished and nothing is left to do.")
+        say(f"{run.folder}: this run is complete; nothing is left to do.")
         return read_report(run.report)
     if begun.get("method") != plan.recipe.method:
         raise UserError(
-            f"{run.folder} holds a run of the method {begun.get('method')}, and this is one of {plan.recipe.method}. "
-            "Name another folder with --output; --reuse takes over what the two have in common."
+            f"{run.folder} contains a run of the method {begun.get('method')}, not of {plan.recipe.method}. "
+            "Choose another folder with --output; --reuse copies the stages that both have in common."
         )
     require_same_model(run.config, run.checked, plan.recipe.model)
     score, reward = own_functions(plan, score, reward)
@@ -79,8 +79,8 @@ def _carry_out(
     reward: Reward | None,
 ) -> Row:
     prompts, kept = ask(plan.recipe, run)
-    too_little = foretold(plan, prompts)
-    if too_little and not run.metrics.exists():  # or else the training has begun, and says it itself
+    too_little = too_little_training(plan, prompts)
+    if too_little and not run.metrics.exists():  # once the training has begun, it warns by itself
         say(f"warning: {too_little}")
     expected = forecast_of(plan, prompts, kept)
     warn_if_too_large(plan.recipe.model, expected)
@@ -102,7 +102,7 @@ def _carry_out(
     plan.method.picture(job, plan.settings)
     held_out_pairs = _held_out_accuracy(job, plan.settings.train)
     controls = _measure_controls(plan, job, before, page) if plan.recipe.controls else {}
-    run.start(plan.config)  # as it ended: settings that no stage depends on may have changed since it began
+    run.start(plan.config)  # again: settings that no stage depends on may have changed since the run began
     training = _finished_rows(run)
     page.report = report = make_report(
         before,
@@ -118,12 +118,12 @@ def _carry_out(
     if controls:
         report["controls"] = controls
     page.write()
-    write_report(report, before, after, training, run.report, run.plots)  # last: where it is, all is done
+    write_report(report, before, after, training, run.report, run.plots)  # last: its presence marks the run complete
     return report
 
 
 def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callable[[Row], None]:
-    """What follows the training: the page, then whatever the caller wants."""
+    """The callback for metrics: refreshes the page, then calls the caller's."""
 
     def follow(row: Row) -> None:
         page.refresh()
@@ -134,24 +134,24 @@ def _shown(page: ReportPage, on_metrics: Callable[[Row], None] | None) -> Callab
 
 
 def _rounds(run: Run, measured: Sequence[Evaluation]) -> list[Row]:
-    """What each round cost and brought, and what was measured after it."""
+    """Each round's cost, and the figures measured after it."""
     costs = parse_json(read_text(run.rounds), str(run.rounds))
     return [cost | {"figures": as_rows(evaluation.figures)} for cost, evaluation in zip(costs, measured, strict=True)]
 
 
 def _finished_rows(run: Run) -> list[Row]:
-    """A training's rows. UserError where none can be read any more, or the first of them was spoilt."""
+    """A finished training's rows. Raises `UserError` if there are none, or the first is damaged."""
     rows = read_metrics(run.metrics)
     if not rows or not {"iterations_per_second", "learning_rate"} <= rows[0].keys():
         raise UserError(
-            f"{run.metrics} is damaged: no row of an update can be read, and the report is made of them. Bring it back from a "
-            "copy, or start again with another output folder."
+            f"{run.metrics} is damaged: the report needs its rows, and none can be read. Restore it from a copy, or start "
+            "again with another output folder."
         )
     return rows
 
 
 def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
-    """Why the training, or a round of it, can hardly have changed the model."""
+    """Why the training, or one of its rounds, hardly changed the model; None if it was long enough."""
     train = plan.settings.train
     if not isinstance(train, PreferenceSettings):
         return look_back(training, train, None)
@@ -166,7 +166,7 @@ def _looked_back(plan: Plan, run: Run, training: Sequence[Row]) -> str | None:
 
 
 def _measure_controls(plan: Plan, job: Job, before: Evaluation, page: ReportPage) -> Row:
-    """What each control changes, by the name that a report has for it."""
+    """What each control changed, by the control's name in reports."""
     found = {}
     for control in controls_of(plan.settings):
         name = NAMES[control]
@@ -181,7 +181,7 @@ def _measure_controls(plan: Plan, job: Job, before: Evaluation, page: ReportPage
 
 
 def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> dict[str, float] | None:
-    """How well the trained model tells the answers of held-out pairs apart; None if the method made no such pair."""
+    """The trained model's reward accuracy on held-out pairs; None if the method made no such pairs."""
     file = job.run.held_out_pairs
     pairs = [job.located(pair) for pair in read_jsonl(file, Pair)] if file.exists() else []
     if not pairs or not isinstance(training, PreferenceSettings):
@@ -190,7 +190,7 @@ def _held_out_accuracy(job: Job, training: PreferenceSettings | PPOSettings) -> 
 
 
 def _measure_trained(job: Job, before: Evaluation) -> Evaluation:
-    """What was asked before, in after.jsonl, after-2.jsonl ..., by the adapter's rounds: a further one keeps those so far."""
+    """The same evaluation after training, in after.jsonl, after-2.jsonl ... by round, so that earlier rounds' are kept."""
     rounds = len(read_adapter(job.run.adapter)[0]["round_ranks"])
     moment = "after" if rounds == 1 else f"after-{rounds}"
     return measure(job, before.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, before.protocol)

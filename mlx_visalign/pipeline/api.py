@@ -1,4 +1,4 @@
-"""What the command line does, for notebooks."""
+"""The Python API: what the commands do, for notebooks."""
 
 import html
 import os
@@ -28,7 +28,7 @@ from mlx_visalign.utils.schema import build, shown
 
 
 class Aligned(dict[str, Any]):
-    """A finished run: the report as a dict, the places of what it made.
+    """A finished run: its report, and where its files are.
 
     adapter  the adapter's folder, for `load(model, adapter_path=...)`
     page     report.html, which a notebook shows in place of this object
@@ -54,17 +54,21 @@ def align(
     follow_links: bool = False,
     **values: Any,
 ) -> Aligned:
-    """Align a model as `visalign run` does, and return the report (what report.json holds) with the places of what was made.
+    """Align a model as `visalign run` does.
 
-    recipe      a method's name, a recipe file, or a file with a method of your own (its name ends in .py)
-    output      the run's folder; with the same one and the same settings a stopped run goes on
-    on_metrics  gets a row, a dict, after every update: print it, plot it, or raise KeyboardInterrupt to stop
+    Returns the report (the content of report.json) with the paths of adapter and page.
+
+    recipe      a method's name, a recipe file, or a Python file with a method of your own (FILE.py)
+    output      the run's folder; the same folder with the same settings resumes a stopped run
+    preset      one of the recipe's presets
+    reuse       the folder of another run whose finished stages are copied where their settings agree
+    on_metrics  called with a row, a dict, after every update: print it, plot it, or raise KeyboardInterrupt to stop
     settings    the method's settings that differ from the recipe: {"view": "crop", "train": {"epochs": 2}}; None sets null
     follow_links  whether links in your folders may lead out of them
     values      fields of `Recipe` that differ: model, images, max_images, seed and so on; None sets null. `scorer` and
                 `reward_function` may be the functions themselves
 
-    Raises `UserError`, in a sentence, for whatever is missing, unknown, of the wrong type or out of its range.
+    Raises `UserError` for anything missing, unknown, of the wrong type or out of range.
     """
     _require("recipe", recipe, (str, Path), "a method's name or a recipe file")
     _require("output", output, (str, Path), "a folder's path")
@@ -96,16 +100,16 @@ def dpo_train(
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> Path:
-    """Train a policy with DPO on pairs of your own; returns the adapter's folder.
+    """Train a policy with DPO; returns the adapter's folder.
 
     pairs       `Pair`s, whose images are paths, or a file in any of the formats that `visalign train` reads
-    output      the folder of adapter and training log; with the same one and the same settings a stopped training goes on
-    on_metrics  gets a row, a dict, after every update
+    output      the folder of adapter and training log; the same folder with the same settings resumes a stopped training
+    on_metrics  called with a row, a dict, after every update
     settings    fields of `PreferenceSettings`: beta, epochs, iters, learning_rate, lora={"rank": 16} and so on
 
-    The reference is the policy as it is when it comes, scored once before; afterwards it holds what was learned, and
-    `policy.adapter_off()` is the reference again. Raises `UserError` for a setting that is unknown or out of its range,
-    pairs that do not fit, and an output folder that is another training's.
+    The reference is the policy as given, scored once before training. Afterwards the policy has the trained adapter, and
+    `policy.adapter_off()` is the reference again. Raises `UserError` for a setting that is unknown or out of range, pairs
+    that do not fit, and the output folder of another training.
     """
     _require("policy", policy, (Policy,), "a loaded policy")
     _require("output", output, (str, Path), "a folder's path")
@@ -116,7 +120,7 @@ def dpo_train(
         placed = [PlacedPair(_pair(pair, number), f"pairs[{number}]") for number, pair in enumerate(pairs)]
     wanted = build(PreferenceSettings, _plain(settings), "dpo_train")
     if adapters(policy.model):
-        raise UserError("The policy has an adapter, and would be its own reference: load the model anew and train that.")
+        raise UserError("The policy has an adapter already. Load the model again, without an adapter, and train that.")
     fitting = pairs_that_fit(policy, placed, skip_bad=False)
     with Run(output) as run:
         require_own(run.folder)
@@ -131,31 +135,31 @@ def _pair(pair: object, number: int) -> Pair:
         raise UserError(f"pairs[{number}] must be a Pair, got {shown(pair)}.")
     for image in pair.images:
         check_image(image)
-    return replace(pair, images=tuple(os.path.abspath(image) for image in pair.images))  # a run's are relative to its folder
+    return replace(pair, images=tuple(os.path.abspath(image) for image in pair.images))  # relative would mean the run's folder
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    """By which a run knows a function again."""
+    """The name by which a run recognises a function."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths as texts, as recipes have them."""
-    return {name: _in_words(value) for name, value in values.items()}
+    """Paths as strings, as in recipes."""
+    return {name: _as_text(value) for name, value in values.items()}
 
 
 def _as_given(name: str) -> str:
-    """An override as its user wrote it: the argument max_images=, or the setting train.epochs."""
+    """An override as the user wrote it: the argument max_images=, or the setting train.epochs."""
     return f"The setting {name.removeprefix('settings.')}" if name.startswith("settings.") else f"The argument {name}="
 
 
-def _require(name: str, value: object, kinds: tuple[type, ...], words: str) -> None:
+def _require(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
     if not isinstance(value, kinds):
-        raise UserError(f"The argument {name}= must be {words}, got {shown(value)}.")
+        raise UserError(f"The argument {name}= must be {expected}, got {shown(value)}.")
 
 
-def _in_words(value: Any) -> Any:
+def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_in_words(one) for one in value]
+        return [_as_text(one) for one in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,7 +1,7 @@
-"""The untrained baseline: of several sampled answers of the base, the one that the method's own judge likes best.
+"""Best-of-n baseline, without training.
 
-What a judge can tell, he can also be asked at every answer: a training pays where it does better than that, or as well
-with one answer instead of eight.
+The method's own reward picks among n samples of the untrained model. Training is worthwhile only if it beats this, or
+matches it with one answer instead of eight.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ SAMPLES = 8  # at temperature 1
 
 
 def best_of(job: Job, rank: Rank, images: dict[str, Path], protocol: Protocol) -> Callable[[Sequence[str]], list[Response]]:
-    """What describes some of the images: each time the best of `SAMPLES` answers that the policy draws; the first of equals.
+    """A function that describes images by best-of-n sampling.
 
-    What is drawn for an image depends on the job's seed and the image alone.
+    For every image, the policy samples `SAMPLES` answers and `rank` picks the best; ties go to the first. The samples for
+    an image depend only on the job's seed and the image.
     """
     policy, ids = job.policy, job.policy.prompt_ids(protocol.prompt)
     sampling = Sampling(protocol.max_tokens, temperature=1.0)
@@ -41,14 +42,17 @@ def best_of(job: Job, rank: Rank, images: dict[str, Path], protocol: Protocol) -
 
 
 def with_descriptions(evaluation: Evaluation, descriptions: Sequence[Response]) -> Evaluation:
-    """The same answers to questions, other descriptions."""
+    """The evaluation, with its descriptions replaced."""
     protocol = evaluation.protocol
     others = [response for response in evaluation.responses if response.prompt != protocol.prompt]
     return Evaluation(evaluation.benchmark, protocol, [*descriptions, *others])
 
 
 def as_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-    """The benchmark's images as files, for scorers read files; those that were drawn are put into `folder`."""
+    """The benchmark's images as files, which scorers need.
+
+    Drawn images are written to `folder`.
+    """
     files = {}
     for image, picture in benchmark.pictures.items():
         if isinstance(picture, str | Path):

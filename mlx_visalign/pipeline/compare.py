@@ -1,4 +1,7 @@
-"""Two models side by side: the same images, the same question, the same random keys."""
+"""Two models side by side.
+
+Both get the same images, the same question and the same random keys.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +26,7 @@ from mlx_visalign.runs.worlds import find_world
 from mlx_visalign.utils.console import progress
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
+from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.seeding import key_for
 
 BATCH = 8  # images read together
@@ -30,7 +34,7 @@ BATCH = 8  # images read together
 
 @dataclass(frozen=True)
 class Contender:
-    """A model, with the first `rounds` rounds of an adapter on top."""
+    """A model, with an adapter's first `rounds` rounds."""
 
     name: str
     model: str
@@ -39,27 +43,33 @@ class Contender:
 
 
 def contender(name: str, model: str | None) -> Contender:
-    """The model or adapter called `name`: a folder, one on the Hub, or "tiny"; ADAPTER@2 is its first two rounds.
+    """The model or adapter called `name`.
 
-    An adapter is one for `model`. A run's folder stands for its adapter. Raises `UserError` for a round that the adapter
-    does not have, for no model, and for an adapter where no `model` is named.
+    A folder, one on the Hub, or "tiny"; a run's folder means its adapter, and ADAPTER@2 means the adapter's first two
+    rounds. `model` is the adapter's base. Raises `UserError` for a round that the adapter does not have, for a name that is
+    not a model, and for an adapter without a `model`.
     """
     path, _, number = name.rpartition("@") if name.rpartition("@")[2].isdecimal() else (name, "", "")
     folder = find_model(path)
     found = [place for place in (folder, folder / "adapter") if (place / CONFIG).is_file()]
     if not found:
-        read_json(find_folder(name) / "config.json")  # fails now, not after the other one has answered
+        read_json(find_folder(name) / "config.json")  # fails here, before the other model has answered
         return Contender(name, name)
     rounds = len(read_config(found[0])[2])
     if number and int(number) > rounds:
-        raise UserError(f"{name}: this adapter has {rounds} rounds; name one from 0, the model without it, to {rounds}.")
+        raise UserError(
+            f"{name}: this adapter has {counted(rounds, 'round')}. Name a round from 0 (the model without it) to {rounds}."
+        )
     if model is None:
-        raise UserError(f"{name} is an adapter: name the model that it is for with --model MODEL.")
+        raise UserError(f"{name} is an adapter. Name its base model with --model MODEL.")
     return Contender(name, model, found[0], int(number or rounds))
 
 
 def images_to_compare(images: str | Sequence[str], count: int) -> Benchmark:
-    """The first `count` images of folders and files, or a world's validation images with their labels."""
+    """The first `count` images of folders, files or a world.
+
+    A world's are validation images, with their labels.
+    """
     world = find_world(images)
     if world is not None:
         return replace(world.benchmark("validation", count), questions={}, exercises=[])
@@ -68,7 +78,10 @@ def images_to_compare(images: str | Sequence[str], count: int) -> Benchmark:
 
 
 def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Sampling, seed: int) -> Evaluation:
-    """The model's answers. The key of an answer depends on the seed and the image alone."""
+    """The model's answers.
+
+    An answer's random key depends only on the seed and the image.
+    """
     policy, images = load(one.model, one.adapter), list(benchmark.pictures)
     ids = policy.prompt_ids(protocol.prompt)
     sampling = replace(sampling, max_tokens=answer_length(policy, protocol.prompt, sampling.max_tokens))
@@ -87,7 +100,10 @@ def ask(one: Contender, benchmark: Benchmark, protocol: Protocol, sampling: Samp
 
 
 def compare_page(first: Evaluation, second: Evaluation, names: tuple[str, str]) -> str:
-    """The web page: figures, if the images have labels, then every image with both answers."""
+    """The web page: figures, and every image with both answers.
+
+    Figures need labels.
+    """
     benchmark = first.benchmark
     title = f"{names[0]} and {names[1]}"
     figures = {"before": as_rows(first.figures), "after": as_rows(second.figures), "change": as_rows(changes(first, second))}
@@ -98,7 +114,7 @@ def compare_page(first: Evaluation, second: Evaluation, names: tuple[str, str]) 
         tag("p", benchmark.limits, cls="note"),
         section("Figures", figures_table(figures, names), meanings(first.counts), paragraphs([UNITS], "soft")),
         section(
-            "What they said",
+            "Answers",
             tag("p", tally(first, second, names)),
             gallery(before_after_cells(first, second, names, len(benchmark.pictures)), legend(benchmark)),
         ),

@@ -1,10 +1,12 @@
-"""Controls: trainings that should not help, or help less, if a method does what it says, and what goes without one.
+"""Control runs (ablations), to compare a method with.
 
-random   the method's pairs, the preferred side drawn by a coin
-shorter  the method's pairs, the shorter answer preferred; equally long ones are left out
-blind    the same pairs, or the same answers with the same rewards, learned from as if every image were blank: what is
-         gained so needs no looking. It is sampled, judged and evaluated with the images as ever
-best     no training: of several answers of the base, the one that the method's own judge likes best (`best_of_n`)
+If the method works as claimed, these help less, or not at all:
+
+random   the method's pairs, with the preferred side chosen by a coin flip
+shorter  the method's pairs, with the shorter answer preferred; equally long ones are left out
+blind    trained on the same pairs, or on the same answers with the same rewards, but with a blank image in place of every
+         image: gains do not come from seeing. Sampling, scoring and evaluation use the real images
+best     no training: the method's own reward picks among several answers of the base (`best_of_n`)
 """
 
 import os
@@ -33,31 +35,38 @@ from mlx_visalign.utils.seeding import number_for
 Control = Literal["random", "shorter", "blind", "best"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 BLANK = "blank.png"
-UNGUARDED = {"max_kl": 1e9, "min_share": 0.0}  # a control is measured however far it strays from the base
+UNGUARDED = {"max_kl": 1e9, "min_share": 0.0}  # a control is trained to its end, however far it moves from the base
 
 
 def controls_of(settings: Any) -> tuple[Control, ...]:
-    """The controls of a method with these settings: without pairs there is no side to swap."""
+    """The controls that apply to a method with these settings.
+
+    Swapping sides needs pairs.
+    """
     return CONTROLS if isinstance(settings.train, PreferenceSettings) else ("blind", "best")
 
 
 def measure_control(
     control: Control, made: Job, folder: Path, method: Any, settings: Any, base: Evaluation, moment: str
 ) -> Evaluation:
-    """What a control of the finished run `made` comes to, its policy fresh from the base: asked what `base` was asked.
+    """Train and evaluate a control of the finished run `made`.
 
-    All of it goes to `folder`, is done once, and gone on with after any stop; the answers are in MOMENT.jsonl.
+    `made.policy` is freshly loaded from the base; the control is evaluated as `base` was. Everything is written to
+    `folder`, is done once, and resumes after a stop; the answers are in MOMENT.jsonl.
     """
     job = own_job(made, folder)
     with closing(job.run):
-        if control == "best":  # what judges may need what the run found out
+        if control == "best":  # ranks with `made`, since scorers may use the run's results, such as a calibration
             return measure_best(job, method.ranking(made, settings), base, moment, {"settings": asdict(settings)})
         train_control(control, job, made.run.folder, method, settings)
         return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
 
 
 def own_job(job: Job, folder: Path) -> Job:
-    """The same seed, prompts and policy for a control, in a folder of its own that may move with the run's."""
+    """A control's job, in a folder of its own.
+
+    Same seed, prompts and policy. Image paths are relative, so that the control may move with its run.
+    """
     prompts = [replace(prompt, image=os.path.relpath(job.image(prompt.image), folder)) for prompt in job.prompts]
     run = Run(folder)
     run.after_stage = job.run.after_stage
@@ -65,7 +74,10 @@ def own_job(job: Job, folder: Path) -> Job:
 
 
 def train_control(control: Control, job: Job, made: Path, method: Any, settings: Any) -> None:
-    """Train `job.policy`, fresh from its base, as the method's run in the folder `made` was, but for the control."""
+    """Train `job.policy` like the run `made`, but as a control.
+
+    The policy is freshly loaded from its base; `made` is the folder of the method's run.
+    """
     if control == "blind":
         _draw_blank(job)
     if isinstance(settings.train, PreferenceSettings):
@@ -74,29 +86,35 @@ def train_control(control: Control, job: Job, made: Path, method: Any, settings:
         unguarded = replace(settings, train=replace(settings.train, **UNGUARDED))
         method.train(replace(job, blank=job.image(BLANK)), unguarded)
     else:
-        raise UserError(f"The control {control!r} needs pairs, and this method makes none.")
+        raise UserError(f"The control {control!r} needs pairs, but this method makes none.")
 
 
 def controlled(control: Control, pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """The pairs as the control has them. Blind ones have lost their reference, which saw the images."""
+    """The pairs, changed as the control requires.
+
+    Blind pairs lose their reference, which was computed with the images.
+    """
     if control == "blind":
         return [replace(pair, images=(BLANK,), reference_logps=None) for pair in pairs]
     if control == "random":
         coins = np.random.default_rng(number_for(seed, "control")).random(len(pairs)) < 0.5
         return [swapped(pair) if coin else pair for pair, coin in zip(pairs, coins, strict=True)]
-    words = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]
-    return [swapped(p) if c > r else p for p, (c, r) in zip(pairs, words, strict=True) if c != r]
+    lengths = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]  # in words
+    return [swapped(p) if c > r else p for p, (c, r) in zip(pairs, lengths, strict=True) if c != r]
 
 
 def swapped(pair: Pair) -> Pair:
-    """The pair the other way round, with its reference about the clean image."""
+    """The pair with its sides swapped.
+
+    Only the reference on the clean image is kept.
+    """
     logps = pair.reference_logps
     turned = None if logps is None else {"chosen": logps["rejected"], "rejected": logps["chosen"]}
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen, reference_logps=turned)
 
 
 def _train_on_pairs(control: Control, job: Job, made: RunFolder, settings: Any) -> None:
-    """The method's own rounds on its pairs as the control has them. The reference of a later one is the control itself."""
+    """Train the method's rounds on the control's pairs. In later rounds the control itself is the reference."""
     loss, files = settings.train.loss, made.pairs()
 
     def pairs_of(one: Round) -> list[Pair]:
@@ -114,7 +132,7 @@ def _from(folder: Path, made: Path, pair: Pair) -> Pair:
 
 
 def _draw_blank(job: Job) -> None:
-    """An image of the mean colour, which is 0 to the tower."""
+    """Write an image of the mean colour, which the vision tower sees as 0."""
     preprocessing = job.policy.preprocessing
     with replacing(job.image(BLANK), durable=False) as file:
         Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Dry run: work, memory and time estimated from the recipe alone, without a model."""
+"""Dry run: work, memory and time estimated without a model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +26,18 @@ from mlx_visalign.utils.errors import UserError
 
 
 def protocol_of(plan: Plan) -> Protocol:
-    """What the model is asked before and after: its answers may be as long as those it learns from."""
+    """The protocol of evaluations before and after training.
+
+    Answers may be as long as those that the model is trained on.
+    """
     return Protocol(max_tokens=plan.settings.max_tokens)
 
 
 def own_functions(plan: Plan, score: Score | None = None, reward: Reward | None = None) -> tuple[Score | None, Reward | None]:
-    """The user's own scorer and reward, found by the names in the recipe unless they are given.
+    """The user's scorer and reward, from the recipe unless given.
 
-    Raises `UserError` where one is missing that the method needs, and where a CLIP is needed and none is named: before the
-    images are read, not hours later.
+    Raises `UserError` if the method needs a reward, or a CLIP, and none is named. Called before the images are read, not
+    hours later.
     """
     recipe = plan.recipe
     if score is None and recipe.scorer is not None:
@@ -52,11 +55,14 @@ def own_functions(plan: Plan, score: Score | None = None, reward: Reward | None 
 
 
 def upper_bounds(plan: Plan) -> Row:
-    """Upper bounds on a run's work, and its memory and time; only the model's answers show how many of them make a pair."""
+    """Upper bounds on a run's work, memory and time.
+
+    How many answers make a pair is known only once the model has answered.
+    """
     own_functions(plan)
     with TemporaryDirectory() as folder, Run(folder) as run:
         prompts, kept = ask(plan.recipe, run, draw=False)
-    too_little = foretold(plan, prompts)
+    too_little = too_little_training(plan, prompts)
     return {
         **({"too_little": too_little} if too_little else {}),
         "images": len({prompt.image for prompt in prompts}),
@@ -68,14 +74,17 @@ def upper_bounds(plan: Plan) -> Row:
     }
 
 
-def foretold(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
-    """Why the run will hardly change its model, even if every prompt made a pair; None where that cannot be told yet."""
+def too_little_training(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
+    """Why the run will hardly change its model, or None.
+
+    Assumes that every prompt makes a pair, so None does not mean that the training is long enough.
+    """
     train, count = plan.settings.train, len(plan.settings.prompts_used(prompts))
     return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
 
 
 def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
-    """Prompts and tokens of each stage, and updates of the training; each at most."""
+    """Upper bounds on each stage's prompts and tokens, and on updates."""
     workload, settings = plan.settings.workload(prompts), plan.settings
     return {
         **({"rounds": workload.rounds} if workload.rounds > 1 else {}),
@@ -89,12 +98,12 @@ def _controls(plan: Plan) -> Row:
     """The control runs, whose time is not estimated."""
     names = controls_of(plan.settings)
     trainings = len(names) - names.count("best")
-    words = f"{trainings} more trainings and {SAMPLES * plan.recipe.eval_images:,} more answers, not part of these estimates"
-    return {"controls": f"{', '.join(names)}: {words}"}
+    work = f"{trainings} more trainings and {SAMPLES * plan.recipe.eval_images:,} more answers, not in these estimates"
+    return {"controls": f"{', '.join(names)}: {work}"}
 
 
 def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
-    """Memory and time of the method's own stages, and of the answers before and after."""
+    """Memory and time of the method's stages and both evaluations."""
     workload = plan.settings.workload(prompts)
     measured = 2 * source_of(plan.recipe).benchmark_size(prompts, kept)  # before and after
     longest = protocol_of(plan).max_tokens

@@ -1,4 +1,4 @@
-"""Evaluations that are kept: a stage of a run each, so that they are made once and can be looked at again."""
+"""Cached evaluations, one stage file each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,22 +16,31 @@ READ_TOGETHER = 8  # images
 
 
 def measure(job: Job, benchmark: Benchmark, moment: str, depends: Mapping[str, Any], protocol: Protocol) -> Evaluation:
-    """The policy's answers about the benchmark, kept in MOMENT.jsonl. `depends`: what made the policy what it is."""
+    """Evaluate the policy; its answers are kept in MOMENT.jsonl.
+
+    `depends` identifies the policy, for example by its adapter's fingerprint.
+    """
     images, ask = question_batches(job.policy, benchmark, protocol)
     return Evaluation(benchmark, protocol, _kept(job, benchmark, protocol, moment, images, ask, depends))
 
 
-def measure_best(job: Job, rank: Rank, base: Evaluation, moment: str, judge: Mapping[str, Any]) -> Evaluation:
-    """The untrained policy again, its descriptions the best of several by `rank`; `judge` tells that from others."""
+def measure_best(job: Job, rank: Rank, base: Evaluation, moment: str, ranked_by: Mapping[str, Any]) -> Evaluation:
+    """The untrained policy's evaluation, with best-of-n descriptions.
+
+    `ranked_by` identifies `rank` in the stage's settings.
+    """
     benchmark, protocol = base.benchmark, base.protocol
     images = as_files(benchmark, job.run.folder / "images")
     describe = best_of(job, rank, images, protocol)
-    depends = {**judge, "seed": job.seed, "samples": SAMPLES}
+    depends = {**ranked_by, "seed": job.seed, "samples": SAMPLES}
     return with_descriptions(base, _kept(job, benchmark, protocol, moment, list(images), describe, depends))
 
 
 def contents(benchmark: Benchmark) -> dict[str, str]:
-    """What tells a benchmark from another of the same name: its questions, and its images where they are files."""
+    """Fingerprints of a benchmark's questions and image files.
+
+    They distinguish benchmarks of the same name.
+    """
     asked = [question for questions in benchmark.questions.values() for question in questions]
     files = [content_id(picture) for picture in benchmark.pictures.values() if isinstance(picture, Path)]
     return {"questions": fingerprint([*asked, *benchmark.exercises]), "image_contents": fingerprint(files)}

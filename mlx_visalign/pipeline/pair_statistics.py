@@ -1,4 +1,4 @@
-"""What training will make of pairs: their lengths, and the first pair token by token."""
+"""Pairs as they will be trained: lengths, tokens."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -11,7 +11,10 @@ from mlx_visalign.inference.policy import Policy
 
 
 def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How many tokens the pairs have: {"min", "median", "max"} of each part. Prompts include the image's tokens."""
+    """Token counts of the pairs: {"min", "median", "max"} per part.
+
+    Prompts include the image's tokens.
+    """
     prompts = [len(policy.prompt_ids(pair.prompt)) for pair in pairs]
     chosen = [len(policy.response_ids(pair.chosen)) for pair in pairs]
     rejected = [len(policy.response_ids(pair.rejected)) for pair in pairs]
@@ -30,12 +33,15 @@ def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def longest_answer(measured: dict[str, Any]) -> int:
-    """Tokens of the longest answer among what `measure` found."""
+    """Tokens of the longest answer, from what `measure` returned."""
     return max(measured[part]["max"] for part in ("chosen_tokens", "rejected_tokens"))
 
 
 def show_pair(policy: Policy, pair: Pair) -> Text:
-    """A pair as it is trained: what only conditions in grey, what is trained in colour with a bar between its tokens."""
+    """A pair as it is trained, for the terminal.
+
+    The prompt is grey; trained tokens are coloured and separated by bars.
+    """
     prompt = policy.prompt_ids(pair.prompt)
     start = prompt.index(policy.image_token)
     before, after = prompt[:start], prompt[start + policy.image_tokens :]

@@ -1,4 +1,4 @@
-"""Training on a file of pairs: what is read, what it needs, and the reference's scores."""
+"""Training on a file of pairs: reading, workload, reference scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,30 +21,36 @@ REFERENCE_BATCH = 8  # pairs scored together
 
 
 def read_pairs(data: str, images: Path | None, skip_bad: bool) -> tuple[list[PlacedPair], str]:
-    """The pairs with their places, and their format's name. A file in a run's folder may be about images that the run knows."""
+    """The pairs with their places, and their format's name.
+
+    For a file in a run's folder, images are also looked up where the run's images are.
+    """
     file = Path(data)
     return read_placed_pairs(file, images, skip_bad, images_of_run(file.parent))
 
 
 def workload_of(pairs: Sequence[Pair], settings: PreferenceSettings, longest: int) -> Workload:
-    """What a training on pairs does: the answers are read once for the reference, and then trained on."""
+    """The work of training on pairs: reference scoring, then updates."""
     stage = reference_scoring(settings.loss, len(pairs), REFERENCE_BATCH, longest)
     return Workload((stage,), settings.prompts_trained(len(pairs)))
 
 
 def score_reference(policy: Policy, pairs: Sequence[Pair], settings: PreferenceSettings, run: Run, seed: int) -> list[Pair]:
-    """The pairs with the reference's log-probabilities, as a stage of the run."""
+    """The pairs with reference log-probabilities, as a stage."""
     job, contents = Job(run, policy, [], seed), _contents(pairs)
     return job.scored(pairs, "pairs", settings.loss, seed, REFERENCE_BATCH, image_contents=contents)
 
 
 def require_own(folder: Path) -> None:
-    """`train` writes its adapter where other commands read one: it must not write over an adapter it did not make."""
+    """Raise `UserError` for a folder with another command's adapter.
+
+    `train` writes its adapter to --adapter-path, which other commands read from, and must not overwrite theirs.
+    """
     if (folder / WEIGHTS).exists() and not RunFolder(folder).pairs()[0].exists():
-        raise UserError(f"{folder} holds an adapter that `visalign train` did not make. Name another --adapter-path.")
+        raise UserError(f"{folder} has an adapter that `visalign train` did not make. Choose another --adapter-path.")
 
 
 def _contents(pairs: Sequence[Pair]) -> str:
-    """Tells the pairs' images, as they are now, from what any of them was before it changed."""
+    """A fingerprint of the contents of the pairs' images."""
     images = dict.fromkeys(image for pair in pairs for image in pair.images)
     return fingerprint([content_id(Path(image)) for image in images])

@@ -1,4 +1,7 @@
-"""The prompts stage: a run's prompts about its images, kept in prompts.jsonl, and which of them are held out."""
+"""The prompts stage: a run's prompts, kept in prompts.jsonl.
+
+It also decides which images are held out.
+"""
 
 import glob
 import os
@@ -21,10 +24,14 @@ from mlx_visalign.utils.links import leads_out
 
 @dataclass(frozen=True)
 class RunPrompt(Prompt):
-    """A prompt of a run: whether its image is held out, and the id of the content that the image had."""
+    """A prompt of a run, as saved.
+
+    held_out  whether its image is held out
+    content   the image's content id when the stage ran
+    """
 
     held_out: bool = field(kw_only=True)
-    content: str = ""  # runs of earlier versions did not write it down
+    content: str = ""  # missing in runs of earlier versions
 
     @property
     def as_prompt(self) -> Prompt:
@@ -32,13 +39,13 @@ class RunPrompt(Prompt):
 
 
 def ask(recipe: Recipe, run: Run, draw: bool = True) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on, and those about held-out images, a tenth. Both stand in prompts.jsonl.
+    """The training prompts, and those about held-out images.
 
-    `draw`: write images that the source draws into the run's folder.
+    A tenth of the images is held out. Both kinds are in prompts.jsonl. `draw`: write drawn images into the run's folder.
     """
     source = source_of(recipe)
     if draw:
-        source.draw(run.folder)  # whatever the stage does: another run's prompts are reused without their images
+        source.draw(run.folder)  # even if the stage is reused: another run's prompts come without their images
     made_before = run.reuse is not None or run.prompts.exists()
     prompts = run.records(
         RunPrompt,
@@ -56,7 +63,10 @@ def ask(recipe: Recipe, run: Run, draw: bool = True) -> tuple[list[Prompt], list
 
 
 def images_of_run(folder: Path) -> str | None:
-    """The user's folder of images that the run in `folder` is about; None where there is no such run, or none is known."""
+    """The image folder of the run in `folder`, or None.
+
+    None if there is no run, if its images are a world's, or if it did not save a folder.
+    """
     stage = Stage(folder, "prompts")
     known = stage.settings_file.exists() and not leads_out(stage.settings_file, folder)
     images = stage.settings().get("images") if known else None
@@ -67,7 +77,7 @@ def images_of_run(folder: Path) -> str | None:
 
 
 def _is_file(place: str) -> bool:
-    """Or a pattern for files."""
+    """Whether `place` is a file, or a pattern for files."""
     return os.path.isfile(place) or (glob.has_magic(place) and not os.path.exists(place))
 
 
@@ -97,13 +107,13 @@ def _prompt_rows(source: ImageSource) -> list[Row]:
 
 
 def _held_out(photos: Sequence[Photo]) -> set[str]:
-    """The ids of the held-out photos: no photo that is trained on has the same content, or looks the same."""
+    """The ids of the held-out photos; no training photo has the same content as one of them, or looks the same."""
     groups = near_identical(photos)
     kept = held_out((photo.id for photo in photos), groups)
     if groups and kept:
         near = sum(map(len, groups))
         say(
-            f"{near:,} near-identical photos kept on one side ({counted(len(groups), 'group')}: bursts, or copies in another "
-            "size or quality): a group is trained on or held out as a whole."
+            f"{near:,} near-identical photos in {counted(len(groups), 'group')} (bursts, or copies in another size or "
+            "quality): each group is either trained on or held out."
         )
     return kept

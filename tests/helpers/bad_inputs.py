@@ -581,7 +581,7 @@ ADAPTERS = [
     Case(
         "somebody else's adapter in the way",
         "train --model tiny --data pairs.jsonl --adapter-path adapter",
-        "adapter holds an adapter",
+        "adapter has an adapter",
     ),
     Case(
         "a page that cannot be written",

@@ -149,7 +149,7 @@ def test_dpo_trains_on_pairs_of_ones_own(own_pairs, tmp_path, monkeypatch):
         assert policy.logps([own_pairs[0].images[0]], [PAIRS[0][0]], [PAIRS[0][2]]).item() == before.item()
     again = load("tiny", adapter_path=adapter)
     assert again.logps([own_pairs[0].images[0]], [PAIRS[0][0]], [PAIRS[0][2]]).item() == pytest.approx(after.item(), abs=1e-4)
-    with pytest.raises(UserError, match="load the model anew"):
+    with pytest.raises(UserError, match="Load the model again"):
         mlx_visalign.dpo_train(policy, own_pairs, output=tmp_path / "two", **settings)
     write_jsonl(tmp_path / "pairs.jsonl", own_pairs)
     same = mlx_visalign.dpo_train(load("tiny"), tmp_path / "pairs.jsonl", output=tmp_path / "three", **settings)

@@ -1,4 +1,4 @@
-"""Show a pairs file as it will be trained: format, lengths, which tokens count."""
+"""Show a pairs file as it will be trained."""
 
 import argparse
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> Result:
             listed(
                 f"{len(faults):,} of the {counted(len(placed), 'pair')} cannot be trained",
                 faults,
-                "Leave them out: --skip-bad.",
+                "Leave them out with --skip-bad.",
             )
         )
     pairs = [one.pair for one in placed]

@@ -1,8 +1,8 @@
-"""Write a web page with two models' answers about the same images."""
+"""Write a web page that compares two models' answers."""
 
 import argparse
 
-from mlx_visalign.cli.output import Result, told
+from mlx_visalign.cli.output import Result
 from mlx_visalign.utils.arguments import Images, link_option, positive, sampling_options, swallowed
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
@@ -16,10 +16,10 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="A", nargs="?", help="a model, an adapter, or ADAPTER@2: only its first two rounds")
-    parser.add_argument("second", metavar="B", nargs="?", help="the other one")
-    parser.add_argument("--model", help="the model that adapters are for; with --images tiny-world it may be left out: tiny")
-    parser.add_argument("--images", required=True, action=Images, help='"tiny-world" takes scenes whose content is known')
+    parser.add_argument("first", metavar="A", nargs="?", help="a model, an adapter, or ADAPTER@2 (its first two rounds)")
+    parser.add_argument("second", metavar="B", nargs="?", help="the model or adapter to compare with A")
+    parser.add_argument("--model", help="base model of the adapters; default with --images tiny-world: tiny")
+    parser.add_argument("--images", required=True, action=Images, help='images, or "tiny-world": scenes with known content')
     parser.add_argument("--count", type=positive, metavar="N", default=24, help="maximum number of images; %(default)s")
     parser.add_argument("--output", metavar="FILE.html", default="compare.html", help="%(default)s")
     link_option(parser)
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> Result:
 
     output = named(options.output)
     if output.suffix != ".html":
-        raise UserError(f"--output: a web page is written, so a name ending in .html is expected: {output}")
+        raise UserError(f"--output: expected a file name that ends in .html, got {output}.")
     swallowed(options, "images", "first", "second")
     names = (options.first, options.second)
     if None in names:
@@ -49,4 +49,4 @@ def run(options: argparse.Namespace) -> Result:
     protocol = Protocol(asked(options.prompt), options.max_tokens)
     first, second = (ask(one, benchmark, protocol, sampling, options.seed) for one in contenders)
     write_atomically(output, compare_page(first, second, names))
-    return told({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": options.output})
+    return Result.from_dict({"images": len(benchmark.pictures), "answers": tally(first, second, names), "page": options.output})

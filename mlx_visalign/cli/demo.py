@@ -1,4 +1,4 @@
-"""Align the embedded tiny LLaVA with SeVa and show what changed."""
+"""Align the built-in tiny LLaVA and show what changed."""
 
 import argparse
 

@@ -1,4 +1,7 @@
-"""Check a model: masks, cache, batches, template, images, adapter, memory; exit code 2 if something is broken."""
+"""Check a model's masks, cache, template, images, adapter and memory.
+
+The exit code is 2 if a check fails.
+"""
 
 import argparse
 from dataclasses import asdict
@@ -35,6 +38,6 @@ def run(options: argparse.Namespace) -> Result:
     shown = [plain(f"{'ok    ' if each.ok else 'BROKEN'} {each.check:24} {each.found}") for each in findings]
     shown += [plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
     data = {"checks": [asdict(each) for each in findings], **memory}
-    whose = f"{model}: " if options.model else "The embedded toy (name your own with --model): "
+    whose = f"{model}: " if options.model else "The built-in toy model (name your own with --model): "
     shown += [plain(""), lines(for_people(memory)), plain(""), plain(whose + verdict(findings))]
     return Result(data, Group(*shown), all(each.ok for each in findings))

@@ -1,4 +1,4 @@
-"""Measure hallucination, CHAIR and POPE, and what a training may have cost elsewhere."""
+"""Measure hallucination (CHAIR, POPE) and other abilities."""
 
 import argparse
 import json
@@ -24,19 +24,19 @@ EXAMPLES = (
     '--model MODEL --annotations truth.json --images PHOTOS   # {"cat.jpg": ["cat", "sofa"], ...}',
 )
 
-WORLD = "tiny-world"  # measured on where no --annotations name images of one's own
-MEASURED = ("chair", "pope", "capability")  # what --benchmark may name
+WORLD = "tiny-world"  # the benchmark without --annotations
+MEASURED = ("chair", "pope", "capability")  # the choices of --benchmark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     parser.add_argument("--benchmark", metavar="NAMES", default="chair,pope,capability", help="what to measure; %(default)s")
     parser.add_argument("--split", default="validation", choices=SPLITS[2:], help="scenes of the tiny world; %(default)s")
-    parser.add_argument("--count", type=positive, metavar="N", default=500, help="how many scenes; %(default)s")
-    parser.add_argument("--annotations", metavar="FILE", help="images of your own instead: a JSON list of what is in each")
-    parser.add_argument("--images", action=OneFolder, help="where those images are; the file's own folder")
-    parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for beside COCO's 80")
-    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="asks for the description; %(default)s")
+    parser.add_argument("--count", type=positive, metavar="N", default=500, help="number of scenes; %(default)s")
+    parser.add_argument("--annotations", metavar="FILE", help="use your own images: a JSON file of the objects in each")
+    parser.add_argument("--images", action=OneFolder, help="folder of those images; default: the file's own folder")
+    parser.add_argument("--vocabulary", metavar="FILE", help="objects to look for, in addition to COCO's 80")
+    parser.add_argument("--prompt", metavar="TEXT", default=DESCRIBE, help="prompt for the description; %(default)s")
     parser.add_argument("--max-tokens", type=positive, metavar="N", default=256, help="longest description; %(default)s")
     parser.add_argument(
         "--output", metavar="FOLDER", help="keep answers and figures here; the same command again resumes there"
@@ -75,14 +75,14 @@ def run(options: argparse.Namespace) -> Result:
     protocol = Protocol(question, answer_length(policy, question, options.max_tokens))
     if options.output is None:
         figures = evaluate(policy, benchmark, protocol).figures
-        kept = "Nothing is kept of this. With --output FOLDER it is, and a stopped evaluation goes on."
+        kept = "Nothing was saved. With --output FOLDER, answers are saved and a stopped evaluation can resume."
     else:
         adapter = {} if options.adapter_path is None else {"adapter": fingerprint(find_model(options.adapter_path))}
         with Run(options.output, command=options.again) as run:
             job = Job(run, policy, [], seed=0)
             figures = measure(job, benchmark, "answers", {**adapter, **contents(benchmark)}, protocol).figures
             write_atomically(run.folder / "figures.json", json.dumps(as_rows(figures), indent=1))
-        kept = f"Kept in {options.output}: answers.jsonl, figures.json."
+        kept = f"Saved in {options.output}: answers.jsonl, figures.json."
     return Result(as_rows(figures), Group(show_figures(benchmark.name, figures), "", benchmark.limits, "", plain(kept)))
 
 

@@ -1,9 +1,9 @@
-"""Merge an adapter into its model, tensor by tensor."""
+"""Merge an adapter into its base model."""
 
 import argparse
 from pathlib import Path
 
-from mlx_visalign.cli.output import Result, told
+from mlx_visalign.cli.output import Result
 from mlx_visalign.utils.arguments import MODEL, link_option
 
 EXAMPLES = (
@@ -15,20 +15,23 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=f"{MODEL}; only read")
     parser.add_argument(
-        "--adapter-path", metavar="FOLDER", required=True, help="ours, PEFT's, or a LoRA folder of LLaVA's authors"
+        "--adapter-path",
+        metavar="FOLDER",
+        required=True,
+        help="an adapter: ours, PEFT's, or a LoRA folder in the original LLaVA format",
     )
-    parser.add_argument("--mlx-path", metavar="OUT", required=True, help="the new folder")
+    parser.add_argument("--mlx-path", metavar="OUT", required=True, help="folder for the merged model")
     parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="%(default)s; bfloat16 is coarse"
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="%(default)s; bfloat16 is less precise"
     )
-    parser.add_argument("--dequantize", action="store_true", help="from a quantised model make an unquantised one")
+    parser.add_argument("--dequantize", action="store_true", help="write an unquantised model from a quantised one")
     parser.add_argument(
         "--allow-rounding", action="store_true", help="merge even where rounding loses over 10 %% of the adapter's change"
     )
     parser.add_argument(
-        "--base-projector", action="store_true", help="take the base's projector where the trained one is not in a LoRA folder"
+        "--base-projector", action="store_true", help="keep the base's projector if the LoRA folder has no trained one"
     )
-    parser.add_argument("--no-probe", action="store_true", help="do not compare logits, for which both models are loaded")
+    parser.add_argument("--no-probe", action="store_true", help="skip comparing logits, which loads both models")
     link_option(parser)
 
 
@@ -51,4 +54,4 @@ def run(options: argparse.Namespace) -> Result:
     )
     if not options.no_probe:
         figures["probe"] = compare_fused(model, adapter, output)
-    return told(figures)
+    return Result.from_dict(figures)

@@ -15,7 +15,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model_options(parser, required=True)
-    parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="each is asked about alone")
+    parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="images; each is answered separately")
     sampling_options(parser)
 
 

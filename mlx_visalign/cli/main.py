@@ -1,4 +1,4 @@
-"""The command line: `visalign`, `mlx_visalign` and `python -m mlx_visalign`. Each command is a module beside this one."""
+"""The command line: runs a command, returns its exit code."""
 
 import json
 import shlex
@@ -16,7 +16,10 @@ from mlx_visalign.utils.signals import exit_code, working
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
+    """Run a command; returns the exit code.
+
+    0, 2 for a `UserError`, or 128 + signal (130: Ctrl-C) if the command was stopped.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_libraries()
     if not arguments:
@@ -37,18 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(options: Namespace) -> bool:
-    """Do what is asked; is it well? The result goes to stdout, as JSON or for people to read; all else goes to stderr."""
+    """Run a command; False if the exit code should be 2. The result goes to stdout, as text or JSON; all else to stderr."""
     with working():
         result = COMMANDS[options.command].run(options)
         if options.json:
             print(json.dumps(result.data))
         else:
             result.show()
-    return bool(result.well)
+    return bool(result.ok)
 
 
 def _version() -> str:
     try:
         return version("mlx-visalign")
-    except PackageNotFoundError:  # a bare checkout is not installed
+    except PackageNotFoundError:  # a checkout that was never installed
         return "(not installed)"

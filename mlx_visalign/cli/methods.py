@@ -9,7 +9,7 @@ EXAMPLES = ("",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add no arguments."""
 
 
 def run(options: argparse.Namespace) -> Result:

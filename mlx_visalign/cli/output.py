@@ -1,4 +1,4 @@
-"""What a command found, for programs as JSON and for people as words."""
+"""Results of commands, as JSON and as text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,15 @@ from mlx_visalign.utils.console import CODES, Terminal
 
 @dataclass(frozen=True)
 class Result:
-    """What came out, for programs and for people."""
+    """A command's result: `data` for --json, `shown` for people."""
 
     data: Any
     shown: RenderableType
-    well: bool = True  # or else the exit code is 2
+    ok: bool = True  # False: the exit code is 2
+
+    @classmethod
+    def from_dict(cls, figures: dict[str, Any]) -> "Result":
+        return cls(figures, lines(figures))
 
     def show(self) -> None:
         Terminal(highlight=False, markup=False).print(self.shown, crop=False)
@@ -24,11 +28,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Answers:
-    """A result that is shown while it is made: an answer to each image."""
+    """Answers that are shown while they are generated."""
 
     images: Sequence[str]
     pieces: Callable[[str], Iterator[str]]
-    well = True
+    ok = True
 
     @property
     def data(self) -> list[dict[str, str]]:
@@ -42,26 +46,23 @@ class Answers:
             print()
 
 
-def told(figures: dict[str, Any], *more: str) -> Result:
-    return Result(figures, Group(lines(figures), *map(plain, more)))
-
-
 def planned(figures: dict[str, Any], config: str) -> Result:
-    """What a dry run says: the figures, then the settings as a recipe."""
+    """A dry run's result: figures, then settings as YAML."""
     from mlx_visalign.preflight.estimate import for_people
 
     return Result(figures, Group(lines(for_people(figures)), plain(config)))
 
 
 def lines(figures: dict[str, Any]) -> Text:
+    """One line per figure: name and value."""
     width = max([18, *map(len, figures)])
-    return plain("\n".join(f"{name.replace('_', ' '):{width}} {_words(value)}" for name, value in figures.items()))
+    return plain("\n".join(f"{name.replace('_', ' '):{width}} {_as_text(value)}" for name, value in figures.items()))
 
 
 def plain(text: str) -> Text:
-    """Text as it is, whatever the terminal's width: paths and commands can be copied."""
+    """Text that is never wrapped, so paths can be copied."""
     return Text(text.translate(CODES), no_wrap=True, overflow="ignore")
 
 
-def _words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(f"{name} {number:g}" for name, number in value.items()) if isinstance(value, dict) else str(value)

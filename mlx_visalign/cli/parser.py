@@ -1,7 +1,7 @@
-"""The parser of every command. Nothing is imported here that `--help` would wait for.
+"""The command line's parser, and the table of commands.
 
-A command is a module beside this one: its docstring's first line says what it does, EXAMPLES how it is called,
-`add_arguments(parser)` declares its options, and `run(options)` does it, importing what is slow by itself.
+A command is a module beside this one. The first line of its docstring is its help, EXAMPLES are shown below its options,
+`add_arguments(parser)` declares them, and `run(options)` runs it. Slow imports belong into `run`, so that `--help` is fast.
 """
 
 import argparse
@@ -24,8 +24,8 @@ EXAMPLES = """
 
 TO_BEGIN_WITH = """
 To begin with:
-  visalign demo                                       see it work, on a small LLaVA that is built in
-  visalign doctor --model MODEL                       is your model whole, and does it fit this machine?
+  visalign demo                                       see it work on the built-in tiny LLaVA
+  visalign doctor --model MODEL                       check your model, and whether it fits this machine
   visalign run seva --model MODEL --images PHOTOS     align it on a folder of your photos
 """
 
@@ -40,7 +40,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "doctor": doctor,
     "world": world,
-    "convert": converters,  # only to be listed: main hands it over to `convert.cli`, where its options are
+    "convert": converters,  # listed only: `main` passes its arguments on to `convert.cli`
     "fuse": fuse,
     "upload": upload,
     "methods": methods,

@@ -1,4 +1,4 @@
-"""List the recipes that come along."""
+"""List the built-in recipes."""
 
 import argparse
 
@@ -9,7 +9,7 @@ EXAMPLES = ("",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add no arguments."""
 
 
 def run(options: argparse.Namespace) -> Result:

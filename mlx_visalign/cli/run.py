@@ -20,35 +20,33 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", nargs="?", help="a method (see `visalign methods`); its recipe gives the settings")
-    parser.add_argument(
-        "--method-file", metavar="FILE.py", help="a method of your own, in a file that has the parts of a method"
-    )
+    parser.add_argument("--method-file", metavar="FILE.py", help="a Python file with a method of your own")
     parser.add_argument(
         "--reward-file",
         dest="recipe.reward_function",
         metavar="FILE.py",
-        help="for own_reward: a file with a function reward(images, prompts, answers), which returns numbers",
+        help="for own_reward: a Python file with a function reward(images, prompts, answers) that returns numbers",
     )
-    parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file instead, or one of `visalign recipes`")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe file, or one of `visalign recipes`")
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="which of the recipe's presets: laptop, the default, or paper; of csr and fisao also tiny",
+        help="which of the recipe's presets: laptop (the default) or paper; for csr and fisao also tiny",
     )
     parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--images", dest="recipe.images", action=Images, help="unlabelled images; subfolders are included")
     parser.add_argument(
-        "--images", dest="recipe.images", action=Images, help="unlabelled images; of folders those in subfolders too"
+        "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images is the folder of its images"
     )
     parser.add_argument(
-        "--prompts", dest="recipe.prompts", metavar="FILE", help="your own prompts.jsonl; --images: where they are"
+        "--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about, in addition to COCO's 80"
     )
-    parser.add_argument("--vocabulary", dest="recipe.vocabulary", metavar="FILE", help="objects to ask about beside COCO's 80")
     parser.add_argument(
         "--skip-bad",
         dest="recipe.skip_bad",
         action="store_const",
         const=True,
-        help="leave out images that do not open, and bad rows of --prompts",
+        help="skip images and rows of --prompts that cannot be used",
     )
     run_options(parser, "runs/METHOD")
 
@@ -83,14 +81,14 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _require_method(name: str) -> None:
-    """A recipe's name where a method's is expected gets the command that takes it."""
+    """Raise `UserError` for an unknown method; for a recipe's name, with the command that takes it."""
     try:
         methods.find(name)
     except UserError:
         if name == "dpo":
             raise UserError(
-                "DPO on pairs of your own is `visalign train --data PAIRS --model MODEL --adapter-path OUT`."
+                "For DPO on your own pairs, use `visalign train --data PAIRS --model MODEL --adapter-path OUT`."
             ) from None
         if name in list_recipes():
-            raise UserError(f"{name} is a recipe and no method: visalign run -c {name}") from None
+            raise UserError(f"{name} is a recipe, not a method. Use `visalign run -c {name}`.") from None
         raise

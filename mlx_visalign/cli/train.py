@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from mlx_visalign.cli.output import Result, planned, told
+from mlx_visalign.cli.output import Result, planned
 from mlx_visalign.cli.recipe_flags import as_given, data_options, recipe_values, setting, training_options
 from mlx_visalign.runs.recipe import find_recipe
 from mlx_visalign.runs.run import Run
@@ -19,14 +19,14 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_options(parser)
-    parser.add_argument("--adapter-path", metavar="OUT", required=True, help="where the adapter and the training's log go")
-    parser.add_argument("-c", "--config", metavar="RECIPE", default="dpo", help="a recipe of training settings")
+    parser.add_argument("--adapter-path", metavar="OUT", required=True, help="folder for the adapter and the training log")
+    parser.add_argument("-c", "--config", metavar="RECIPE", default="dpo", help="a YAML file of training settings")
     parser.add_argument("--preset", metavar="NAME", help="which of the recipe's presets, if it has any")
     training_options(parser, "recipe.")
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", type=setting, help="any training setting; --set help names them"
+        "--set", metavar="NAME=VALUE", action="append", type=setting, help="any training setting; --set help lists them"
     )
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="everything random depends on it; %(default)s")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="random seed; %(default)s")
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Result:
     with run:
         if run.died_in is not None:
             tell_of_death(run.died_in, expected)
-        if not run.config.exists():  # other settings may yet be refused
+        if not run.config.exists():  # an existing one stays until these settings are accepted
             run.start(config)
         require_sound(policy, run.checked)
         scored = score_reference(policy, pairs, settings, run, options.seed)
@@ -77,4 +77,4 @@ def run(options: argparse.Namespace) -> Result:
             train_on_pairs(policy, scored, settings, run.folder, options.seed)
         policy.save_adapter(run.folder, method="dpo", round=1)
         run.start(config)
-    return told(plan | {"adapter": str(run.folder)})
+    return Result.from_dict(plan | {"adapter": str(run.folder)})

@@ -244,7 +244,7 @@ def test_the_command_tells_and_passes(tmp_path):
         layer.lora_b = 0.1 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(0))
     policy.save_adapter(tmp_path)
     result = doctor("--model", "tiny", "--adapter-path", str(tmp_path))
-    assert result.well and [row["ok"] for row in result.data["checks"]] == [True] * (len(CHECKS) + 2)
+    assert result.ok and [row["ok"] for row in result.data["checks"]] == [True] * (len(CHECKS) + 2)
     shown = result.shown.renderables
     assert shown[-1].plain == f"tiny: All {len(CHECKS) + 2} checks passed."
     assert "fits               every Mac from 8 GB up: " in shown[-3].plain and "gflops" not in shown[-3].plain

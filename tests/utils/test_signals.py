@@ -243,7 +243,7 @@ def test_a_reader_who_has_seen_enough(command):
 
 def test_a_table_nobody_reads():
     writer = closed_pipe()
-    script = f"{BEGIN}\nfrom mlx_visalign.cli.output import told\ndef command(): told({{'a': 1}}).show()\n{END}"
+    script = f"{BEGIN}\nfrom mlx_visalign.cli.output import Result\ndef command(): Result.from_dict({{'a': 1}}).show()\n{END}"
     assert python(script, stdout=writer, stderr=subprocess.PIPE)[0] == 128 + signal.SIGPIPE
     os.close(writer)
 

@@ -117,13 +117,13 @@ class Run(RunFolder):
         The marker survives a kill, so that the next process can report where this one died.
         """
         before = self._doing
-        self._says(place)
+        self._write_marker(place)
         try:
             yield
         finally:
-            self._says(before)
+            self._write_marker(before)
 
-    def _says(self, place: str | None) -> None:
+    def _write_marker(self, place: str | None) -> None:
         self._doing = place
         if place is None:
             remove(self._working)

@@ -173,7 +173,7 @@ ROWS = [
         "words.json",
         put("words.json", '[{"canonical": "a", "phrases": [" "]}]'),
     ),
-    Case("labels of other images", f"{FISAO}-2 --set labels=truth.json", ("truth.json", "none of the")),
+    Case("labels of other images", f"{FISAO}-2 --set labels=truth.json", ("truth.json", "no labels for")),
 ]
 
 RECIPES = [
@@ -265,7 +265,7 @@ RECIPES = [
         "unknown name 'rounds'",
     ),
     Case(
-        "a scorer for a method that scores nothing",
+        "a scorer for a method without one",
         f"{RECIPE}",
         "uses no scorer",
         recipe("model: tiny\nmethod: seva\nimages: photos\nscorer: a:b"),
@@ -607,7 +607,7 @@ LINKS += [
     Case(f"a link in {what}", command, ("links lead out of it", f"{name.rpartition('/')[2]}, to", "--follow-links"), link(name))
     for what, name, command in (
         ("a model", "model/config.json", MODEL),
-        ("a model that judges", "clip/tokenizer.json", CLIP),
+        ("a CLIP that scores", "clip/tokenizer.json", CLIP),
         ("an adapter", "adapter/adapters.safetensors", ADAPTER),
         ("an adapter to be uploaded", "adapter/README.md", "upload --path adapter --upload-repo me/x"),
         ("a run to go on with", "runs/seva/plots", SEVA),

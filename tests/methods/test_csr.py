@@ -92,7 +92,7 @@ def test_lengths_are_balanced_where_asked_for():
     assert [pair.id for pair in csr.pairs(trees, replace(SETTINGS, max_length_gap=1.0), 0)] == ["a"]
 
 
-def test_what_became_of_the_trees_is_told():
+def test_the_summary_of_trees():
     trees = [tree("a", ("A cat.", -0.5), ("A dog.", -0.9)), replace(tree("b", ("A", 0.0), ("B", 0.0)), chosen=None)]
     told = csr.summary(trees, csr.pairs(trees, SETTINGS, 0))
     assert told.startswith(
@@ -160,7 +160,7 @@ def test_a_rounds_pairs_and_reference_are_the_model_it_starts_from(whole):
             np.testing.assert_allclose(again[0], [*pair.reference_logps.values()], atol=5 * SAME_SUM)
 
 
-def test_a_tree_is_judged_as_its_settings_say(whole):
+def test_a_tree_is_scored_as_its_settings_say(whole):
     for found in read_jsonl(whole.run.folder / "trees.jsonl", Tree):
         ends = [s for s in found.sentences if s.fate == "final" and s.total is not None]
         best, worst = (found.sentences[place] for place in (found.chosen, found.rejected))
@@ -236,7 +236,7 @@ def test_other_rewards_in_the_same_folder_are_refused(whole):
         methods.find("csr").train(again, replace(SETTINGS, reward=RewardSettings(image_weight=0.5)))
 
 
-def test_a_users_own_function_judges(tmp_path):
+def test_a_users_own_function_scores(tmp_path):
     """One that likes large things."""
     one = job(tmp_path, score=lambda images, texts: [100.0 * ("large" in text) for text in texts], score_name="mine:large")
     methods.find("csr").train(one, replace(SETTINGS, reward=RewardSettings("paper", 1.0)))
@@ -244,7 +244,7 @@ def test_a_users_own_function_judges(tmp_path):
     assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
 
 
-def test_whole_answers_are_judged_too(tmp_path):
+def test_complete_answers_are_scored_too(tmp_path):
     one, reward = job(tmp_path), RewardSettings("calibrated", over="sum", threshold=10.0, repeat_penalty=1.0)
     settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, reward=reward)
     methods.find("csr").train(one, settings)
@@ -273,7 +273,7 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
     assert any(mx.abs(array[4:]).max() > 0 for name, array in adapter.items() if name.endswith("lora_b"))
 
 
-def test_what_a_run_would_do_is_told(whole):
+def test_a_dry_run_without_a_model(whole):
     work = THREE.workload(whole.prompts)
     assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, [(9, 9 * 6 * 43)])
 

@@ -122,7 +122,7 @@ def test_labels_from_a_list(tmp_path):
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({"b.png": ["red circle"], "z.png": ["blue star"]}))
     assert read_labels(str(file), ["images/a.png", "images/b.png"], WORLD) == {"images/b.png": {"red circle"}}
-    with pytest.raises(UserError, match="no labels for any of these images: a.png"):
+    with pytest.raises(UserError, match=r"no labels for any of these images: a.png"):
         read_labels(str(file), ["a.png"], WORLD)
     file.write_text(json.dumps({"a.png": ["unicorn"]}))
     with pytest.raises(UserError, match="unicorn"):
@@ -160,9 +160,9 @@ def test_a_run_leaves_what_it_did(whole):
     scored = read_jsonl(whole.run.folder / "calibration.jsonl", Scored)
     types = {f"images/scene-{n}.png": set(map(str, scene(n).types)) for n in range(1_000_000, 1_000_012)}
     assert len(scored) > 12 and all(row.correct == (row.canonical in types[row.image]) for row in scored)
-    told = json.loads((whole.run.folder / "calibration.json").read_text())
-    assert told["calibration"]["labels"] == "given" and told["calibration"]["auc"] == 1
-    assert told["scoring"]["scorer"] == "made up" and told["scoring"]["labels"] == "tiny-world"
+    saved = json.loads((whole.run.folder / "calibration.json").read_text())
+    assert saved["calibration"]["labels"] == "given" and saved["calibration"]["auc"] == 1
+    assert saved["scoring"]["scorer"] == "made up" and saved["scoring"]["labels"] == "tiny-world"
     rollouts = [read_jsonl(file, Rollout) for file in sorted((whole.run.folder / "rollouts").glob("*.jsonl"))]
     assert [len(rows) for rows in rollouts] == [4, 4]
     rows = read_metrics(whole.run.metrics)
@@ -202,7 +202,7 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
         assert (tmp_path / name).read_bytes() == (whole.run.folder / name).read_bytes(), name
 
 
-def test_the_tiny_models_own_clip_judges_where_nobody_else_does(tmp_path):
+def test_the_tiny_models_own_clip_is_the_default_scorer(tmp_path):
     one = job(tmp_path, score=None)
     scorer = fisao.make_scorer(one, SETTINGS)
     found = fisao.measure(one, SETTINGS, scorer)

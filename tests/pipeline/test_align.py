@@ -79,7 +79,7 @@ def test_a_training_that_is_too_short_says_so_above_all_else(finished):
     assert page.index("</h1>") < page.index(said) < page.index("SeVa: ") and said in str(show(report).renderables[0].renderable)
 
 
-def test_before_it_starts_it_is_foretold(photos, model, tmp_path, capsys):
+def test_short_trainings_are_announced(photos, model, tmp_path, capsys):
     """In a dry run and before the first answer: even if every prompt made a pair."""
     said = "at most 3 updates, 2 of them at a tenth or more of the learning rate, from at most 54 pairs"
     values = {"images": str(photos), "model": model, **{f"settings.{name}": value for name, value in SETTINGS.items()}}
@@ -154,7 +154,7 @@ def test_another_learning_rate_reuses_the_answers(finished, align, tmp_path, cap
         assert (tmp_path / f"{stage}.jsonl").read_bytes() == (finished[0] / f"{stage}.jsonl").read_bytes()
 
 
-def test_a_judge_that_is_not_named_is_missed_before_the_first_answer(photos, tmp_path, monkeypatch):
+def test_a_clip_must_be_named_before_the_first_answer(photos, tmp_path, monkeypatch):
     shutil.copytree(TINY, tmp_path / "other")
     monkeypatch.setattr("mlx_visalign.scorers.clip.fingerprint", str)
     for settings, said in (
@@ -170,7 +170,7 @@ def plan(**values):
     return make_plan(find_recipe("seva"), methods.find, None, {"model": "tiny"} | values)
 
 
-def test_what_a_run_would_do_is_told_without_a_model(photos, monkeypatch):
+def test_a_dry_run_without_a_model(photos, monkeypatch):
     monkeypatch.setattr("mlx_visalign.inference.policy.load_model", None)
     told = upper_bounds(plan(images=str(photos)))
     memory = told.pop("memory_gb")

@@ -1,4 +1,4 @@
-"""The untrained baseline: of several sampled answers the one that the method's own judge likes best."""
+"""Best-of-n without training: the method's own reward picks among samples of the base."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def longest(prompts, prefix, answers):
     return [[float(len(answer.ids)) for answer in some] for some in answers]
 
 
-def nobody(prompts, prefix, answers):
+def never_called(prompts, prefix, answers):
     raise AssertionError("asked again")
 
 
@@ -54,7 +54,7 @@ def test_answers_to_questions_stay(tmp_path):
     best = measure_best(job, longest, base, "best", {})
     assert best.figures["pope_random"] == base.figures["pope_random"]
     assert any(best.description(image) != base.description(image) for image in made.pictures)
-    assert measure_best(job, nobody, base, "best", {}).responses == best.responses  # kept: nobody is asked again
+    assert measure_best(job, never_called, base, "best", {}).responses == best.responses  # kept: not ranked again
     assert with_descriptions(base, [base.description(image) for image in made.pictures]).figures == base.figures
 
 

@@ -39,7 +39,7 @@ def test_names(run):
         assert contender(f"{name}@1", "model") == Contender(f"{name}@1", "model", folder / "adapter", 1)
     with pytest.raises(UserError, match="nowhere"):
         contender("nowhere", "model")
-    with pytest.raises(UserError, match="has 2 rounds. Name a round from 0"):
+    with pytest.raises(UserError, match=r"has 2 rounds. Name a round from 0"):
         contender(f"{folder}@3", "model")
 
 

@@ -102,7 +102,7 @@ def test_a_stage_of_nothing_is_done_at_once(tmp_path):
 
 
 def test_a_number_that_is_not_finite_is_told_and_not_written(tmp_path):
-    with pytest.raises(UserError, match="toy: one of the rows .* not finite"):
+    with pytest.raises(UserError, match=r"toy: one of the rows .* not finite"):
         complete(tmp_path, work=lambda items: [{"score": float("nan")}])
     assert (tmp_path / "toy.partial.jsonl").read_bytes() == b""
 

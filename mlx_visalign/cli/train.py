@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.preflight.doctor import require_same_model, require_sound
     from mlx_visalign.preflight.estimate import forecast, in_full, tell_of_death, training_needs, warn_if_too_large
     from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
-    from mlx_visalign.training.training_length import foretell
+    from mlx_visalign.training.training_length import short_training_warning
 
     path = find_recipe(options.config)
     settings = with_overrides(
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> Result:
     needs |= {"prompt": measured["prompt_tokens"]["max"], "answer": longest, "images": measured["images"]}
     expected = forecast(options.model, needs, workload_of(pairs, settings, longest))
     loop = settings.loop(len(pairs))
-    too_little = foretell(loop, len(pairs))
+    too_little = short_training_warning(loop, len(pairs))
     plan = {"format": found, **measured, "updates": loop.iters, **({"too_little": too_little} if too_little else {})}
     if options.dry_run:
         return planned(plan | in_full(expected), dump(asdict(settings)))

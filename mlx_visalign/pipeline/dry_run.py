@@ -21,7 +21,7 @@ from mlx_visalign.runs.stage import Row
 from mlx_visalign.scorers import Reward, Score, find_reward, find_scorer
 from mlx_visalign.scorers.clip import require_named_clip
 from mlx_visalign.training.dpo import PreferenceSettings
-from mlx_visalign.training.training_length import foretell
+from mlx_visalign.training.training_length import short_training_warning
 from mlx_visalign.utils.errors import UserError
 
 
@@ -80,7 +80,7 @@ def too_little_training(plan: Plan, prompts: Sequence[Prompt]) -> str | None:
     Assumes that every prompt makes a pair, so None does not mean that the training is long enough.
     """
     train, count = plan.settings.train, len(plan.settings.prompts_used(prompts))
-    return foretell(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
+    return short_training_warning(train.loop(count), count if isinstance(train, PreferenceSettings) else None, at_most=True)
 
 
 def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:

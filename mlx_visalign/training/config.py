@@ -1,4 +1,4 @@
-"""Training settings: the loop's, those that DPO's and PPO's share, and PPO's."""
+"""Training settings: loop, common base, PPO."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,9 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a training runs; `iters` and the schedule count optimiser updates, not batches.
+    """Settings of the training loop.
+
+    `iters` and the schedule count optimiser updates, not batches.
 
     iters                    updates, at least 1
     learning_rate            peak of the schedule, above 0
@@ -51,9 +53,9 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class LearningSettings(ABC):
-    """What the settings of every training of a policy hold: how long it goes on, its batches, the loop's own, the adapter.
+    """Base of the DPO and PPO settings.
 
-    Each of its forms says what they mean there, and may have other defaults.
+    Subclasses document what the settings mean there, and may change the defaults.
     """
 
     epochs: float = 1.0
@@ -71,41 +73,45 @@ class LearningSettings(ABC):
 
     @abstractmethod
     def updates(self, count: int) -> int:
-        """So many make `epochs` passes over `count` pairs or prompts."""
+        """Updates in `epochs` passes over `count` pairs or prompts."""
 
     def loop(self, count: int) -> TrainSettings:
-        """The loop's settings for so many pairs or prompts."""
+        """The loop's settings for `count` pairs or prompts."""
         own = {one.name: vars(self)[one.name] for one in fields(TrainSettings)}
         return TrainSettings(**own | {"iters": self.updates(count) if self.iters is None else self.iters})
 
     def prompts_trained(self, count: int) -> int:
-        """How often a prompt with its answers goes forward and backward, all epochs together, of so many."""
+        """Training passes of single prompts, over all epochs.
+
+        A pass is the forward and backward pass of one of `count` pairs or prompts, with its answers.
+        """
         return self.loop(count).iters * self.batch_size * self.grad_accumulation_steps
 
 
 @dataclass(frozen=True)
 class PPOSettings(LearningSettings):
-    """PPO on a policy's own answers. Names and defaults are TRL's where it has the setting (trl's ppo_config.py).
+    """PPO settings.
 
-    kl_coef              price of a nat away from the reference, against the rewards; 0 or more
-    gamma, lam           discount, and the mix of GAE: how far a token is credited with what comes after it, and how much the
-                         critic's guess is trusted over what came; 0 to 1
-    cliprange            how far the ratio may move in a rollout and still be rewarded for it; above 0
-    cliprange_value      the same for the critic's value
-    vf_coef              weight of the critic's loss beside the policy's; 0 or more
-    critic               a linear head on the final hidden state, or none: V = 0 (lam 1: the reward to come; lam 0: the
-                         token's own reward)
+    Names and defaults are TRL's where TRL has the setting (ppo_config.py).
+
+    kl_coef              weight of the KL penalty, in reward per nat; 0 or more
+    gamma, lam           discount, and the lambda of GAE: 0 trusts the critic alone, 1 the observed rewards alone; 0 to 1
+    cliprange            clip range of the probability ratio, above 0
+    cliprange_value      clip range of the critic's value, above 0
+    vf_coef              weight of the value loss, 0 or more
+    critic               a linear head on the final hidden state, or none: V = 0 (lam 1: the sum of future rewards; lam 0:
+                         the token's own reward)
     rollout_batch_size   answers in one rollout; a multiple of batch_size * grad_accumulation_steps, the answers of an update
     num_ppo_epochs       passes over a rollout, at least 1
-    target_kl            a rollout ends early where the policy has moved further than this from it, in nats a token
-    max_kl               the training stops where it is further than this from the reference, in nats an answer
-    min_share            the training stops where answers have less than this share of their first length or mentions
-    epochs               passes over the prompts, above 0; `iters` updates instead where that is given. Rollouts that end
-                         early leave updates for more of them
-    value_learning_rate  the critic's peak rate
-    grad_checkpoint      recompute layers in the backward pass: about half the memory for half again the time
+    target_kl            a rollout ends early if the policy has moved further than this from it, in nats per token
+    max_kl               training stops if the policy is further than this from the reference, in nats per answer
+    min_share            training stops if length or mentions of the answers fall below this share of the first rollout's
+    epochs               passes over the prompts, above 0; `iters`, if given, sets the number of updates instead. Rollouts
+                         that end early leave updates for further ones
+    value_learning_rate  the critic's peak learning rate
+    grad_checkpoint      recompute layers in the backward pass: about half the memory for 1.5 times the time
     lora                 rank of the adapter and its scale (alpha / rank)
-    The rest is as in the training loop.
+    The other settings are those of the training loop.
     """
 
     kl_coef: float = 0.05
@@ -152,7 +158,7 @@ class PPOSettings(LearningSettings):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the final weights, beside the loop's own settings."""
+        """The settings, besides the loop's, that determine the final weights."""
         fields = asdict(self)
         return {name: fields[name] for name in fields if name not in ("epochs", "iters", "save_every", "grad_checkpoint")}
 
@@ -164,10 +170,11 @@ class PPOSettings(LearningSettings):
 
 
 def schedule_factor(settings: TrainSettings, step: int) -> float:
-    """The share of the peak learning rate at update `step`, counted from 0. In [0, 1].
+    """Share of the peak learning rate at an update.
 
-    With N updates of which w = ceil(warmup_ratio * N) warm up: step / w before w, then with t = (step - w) / (N - w)
-    (1 + cos(pi t)) / 2, 1 - t, or 1. Source: transformers, optimization.py, `get_*_schedule_with_warmup`.
+    `step` counts from 0; the result is in [0, 1]. With N updates of which w = ceil(warmup_ratio * N) are the warm-up:
+    step / w before w, then (1 + cos(pi t)) / 2, 1 - t or 1, with t = (step - w) / (N - w). Source: transformers,
+    optimization.py, `get_*_schedule_with_warmup`.
     """
     warmup_steps = math.ceil(settings.warmup_ratio * settings.iters)
     if step < warmup_steps:

@@ -1,8 +1,8 @@
-"""Preference training: pairs in, an adapter out. The source of batches for the loop, and a preference loss on the policy.
+"""DPO on preference pairs: batches, loss and training.
 
-Reference log-probabilities are data. A pair brings them from the stage that made it, where they were scored while the
-image was still hot; what a loss needs beside them, and pairs from outside, is scored once, before training
-(`with_reference`). The reference is never a second model.
+Reference log-probabilities are data. The stage that makes a pair also scores it, while the image's prefix is still in
+memory; pairs from elsewhere, and what some losses need in addition, are scored once before training (`with_reference`). The
+reference is never a second model.
 """
 
 import math
@@ -37,32 +37,32 @@ from mlx_visalign.training.losses import (
     reward_metrics,
 )
 from mlx_visalign.training.trainer import fit
-from mlx_visalign.training.training_length import foretell
+from mlx_visalign.training.training_length import short_training_warning
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for, number_for
 
-BUCKET = 16  # batches are cut from a shuffled list of this many batches' pairs, sorted by length
-CROP = (0.01, 0.2)  # of an image's area, all that is left of a damaged one
+BUCKET = 16  # this many batches' pairs are sorted by length together
+CROP = (0.01, 0.2)  # share of the area that a damaged image keeps
 
 
 @dataclass(frozen=True)
 class PreferenceSettings(LearningSettings):
-    """How pairs become an adapter.
+    """DPO settings.
 
-    loss_type          sigmoid is DPO; ipo, hinge (SLiC) and robust (rDPO) as in TRL; mdpo also asks the image, see `losses`
-    beta               strength of the pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA); in ipo its tau
-    label_smoothing    sigmoid alone: the probability that a preference is the wrong way round, 0 to below 0.5 (cDPO); a
-                       pair's own, where it is not 0, goes before
-    noise              robust alone: the rate of preferences that are the wrong way round, 0 to below 0.5
-    rpo_alpha          weight of the chosen answers' own likelihood in the loss, 0 and up; DPO alone is content where both
-                       answers get less likely, as long as the rejected one does so faster, and ends in neither (0: DPO)
-    epochs             passes over the pairs, above 0; `iters` updates instead where that is given
-    batch_size         pairs in one forward; times `grad_accumulation_steps`, the pairs of one update
-    grad_checkpoint    recompute layers in the backward pass: about half the memory for half again the time
+    loss_type          sigmoid is DPO; ipo, hinge (SLiC) and robust (rDPO) as in TRL; mdpo also compares images, see `losses`
+    beta               strength of the pull towards the reference, above 0 (0.1 in SeVa, CSR and SIMA); tau of ipo
+    label_smoothing    sigmoid only: the probability that a preference is flipped, 0 to below 0.5 (cDPO); overridden by a
+                       pair's own label_smoothing unless that is 0
+    noise              robust only: the rate of flipped preferences, 0 to below 0.5
+    rpo_alpha          weight of the chosen answers' NLL in the loss, 0 or more (0: DPO). DPO alone can make both answers
+                       less likely, as long as the rejected one falls faster; the NLL prevents that
+    epochs             passes over the pairs, above 0; `iters`, if given, sets the number of updates instead
+    batch_size         pairs per forward pass; times `grad_accumulation_steps`, the pairs of one update
+    grad_checkpoint    recompute layers in the backward pass: about half the memory for 1.5 times the time
     lora               rank of the adapter and its scale (alpha / rank)
-    The rest is as in the training loop.
+    The other settings are those of the training loop.
     """
 
     loss_type: LossType = "sigmoid"
@@ -82,7 +82,7 @@ class PreferenceSettings(LearningSettings):
             epochs=(self.epochs > 0, "above 0"),
             batch_size=(self.batch_size >= 1, "1 or more"),
         )
-        self.loop(1)  # the loop's settings are checked now, not when all answers are there
+        self.loop(1)  # check the loop's settings now, not after all answers have been sampled
 
     @property
     def loss(self) -> PairLoss:
@@ -93,13 +93,16 @@ class PreferenceSettings(LearningSettings):
 
 
 def _rate(value: float, is_used: bool, loss_type: str) -> tuple[bool, str]:
-    """Whether a rate of wrong preferences is in its range, which is 0 where no other loss than `loss_type` uses it."""
+    """Whether a rate of flipped preferences is in range; it must be 0 if the loss in use is not `loss_type`."""
     return (0 <= value < 0.5, "at least 0 and below 0.5") if is_used else (value == 0, f"0 unless loss_type is {loss_type}")
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Some pairs as the model takes them. Damaged images are drawn from `seed` and the pair's id."""
+    """Tokenised pairs.
+
+    How an image is damaged depends on `seed` and the pair's id alone.
+    """
 
     ids: list[str]
     images: list[str]
@@ -121,14 +124,14 @@ class PairBatch:
 
 
 class PairSource:
-    """Batches of pairs, every pair once an epoch, in an order that depends on the seed and the epoch alone.
+    """Shuffled batches of pairs.
 
-    Pairs of like length share a batch, so little is computed for padding and buffers are reused; which batch comes when
-    is random.
+    Every epoch has each pair once, in an order that depends on the seed and the epoch alone. Pairs of similar length share
+    a batch, so little is spent on padding and buffers are reused; the order of batches is random.
     """
 
     def __init__(self, policy: Policy, pairs: Sequence[Pair], batch_size: int, seed: int):
-        """`seed` decides the order, and how images are damaged."""
+        """`seed` determines the order and how images are damaged."""
         self.policy, self.batch_size, self.seed = policy, batch_size, seed
         self.pairs = list(pairs)
         self.lengths = [len(policy.response_ids(p.chosen)) + len(policy.response_ids(p.rejected)) for p in self.pairs]
@@ -142,7 +145,7 @@ class PairSource:
         return pair_batch(self.policy, [self.pairs[i] for i in self._order(epoch)[index]], self.seed)
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Pairs do not change with how the training goes."""
+        """Does nothing: pairs do not depend on the training's progress."""
 
     def state(self) -> dict[str, Any]:
         return {"taken": self.taken}
@@ -162,10 +165,10 @@ class PairSource:
 
 
 def damaged(image: str, key: mx.array) -> Image.Image:
-    """A random crop of 1 to 20 % of an image.
+    """A random crop, 1 to 20 % of the area.
 
-    Its width / height is log-uniform in 3/4..4/3; of images that are very long, or of a few pixels, more may be left (see
-    `random_box`). Source: mDPO (arXiv 2406.11839), whose released code hides image tokens instead (luka-group/mDPO).
+    Width / height is log-uniform in 3/4..4/3; of very long or very small images more may remain (see `random_box`).
+    Source: mDPO (arXiv 2406.11839), whose released code hides image tokens instead (luka-group/mDPO).
     """
     whole = open_image(image)
     box = random_box(key, whole.height, whole.width, CROP)
@@ -173,7 +176,7 @@ def damaged(image: str, key: mx.array) -> Image.Image:
 
 
 def pair_batch(policy: Policy, pairs: Sequence[Pair], seed: int = 0) -> PairBatch:
-    """Tokenise some pairs."""
+    """Tokenise pairs."""
     return PairBatch(
         ids=[pair.id for pair in pairs],
         images=[image for pair in pairs for image in pair.images],
@@ -186,29 +189,29 @@ def pair_batch(policy: Policy, pairs: Sequence[Pair], seed: int = 0) -> PairBatc
 
 
 def require_usable(pairs: Sequence[Pair], settings: PreferenceSettings) -> None:
-    """UserError for a pair that the loss cannot use.
+    """Raise UserError for a pair that the loss cannot use.
 
-    That is one without its reference log-probabilities, as in a stage's file that somebody has edited, and one with a
-    smoothing of its own where the loss knows none.
+    Such a pair lacks reference log-probabilities, as after edits to a stage's file, or has a label_smoothing of its own
+    which the loss does not support.
     """
     for pair in pairs:
         if lacking := [name for name in settings.loss.names if name not in (pair.reference_logps or {})]:
             raise UserError(
-                f"The pair {pair.id} has no reference_logps of {' and '.join(lacking)}, which the loss measures "
-                "against: `with_reference` makes them, and so does the stage that made the pair, once its file is moved away."
+                f"The pair {pair.id} lacks reference_logps of {' and '.join(lacking)}, which the loss needs. "
+                "Add them with `with_reference`, or move the file of the pair's stage away and rerun, which scores it again."
             )
         if pair.label_smoothing and settings.loss_type != "sigmoid":
             raise UserError(
-                f"The pair {pair.id} has a label_smoothing of {pair.label_smoothing}, which {settings.loss_type} does not "
-                "know; expected none (0), or the loss_type sigmoid."
+                f"The pair {pair.id} has a label_smoothing of {pair.label_smoothing}, which the loss {settings.loss_type} "
+                "does not support: expected 0, or the loss_type sigmoid."
             )
 
 
 def pair_logps(policy: Policy, batch: PairBatch, reads: Sequence[Read] = PAIR) -> Float[mx.array, "b k"]:
-    """The policy's summed log-probabilities of each pair's answers, in nats.
+    """Summed log-probabilities of each pair's answers, in nats.
 
-    k answers as in `reads`; the prompt is read once with each variant of the image. The answers are read one after the
-    other: in one batch the shorter one would be padded to the longer one's length.
+    The k columns are the answers in `reads`. The prompt is prefilled once per variant of the image. The answers are scored
+    one after the other: in one batch the shorter would be padded to the longer.
     """
     variants = dict.fromkeys(variant for variant, _ in reads)
     prefixes = {one: policy.prefill(policy.image_features(batch.pictures(one)), batch.prompts) for one in variants}
@@ -224,8 +227,8 @@ def preference_loss(
         loss = mean of settings.loss + rpo_alpha NLL
 
     The NLL is the mean over all tokens of the chosen answers, as in TRL (`loss_type=["sigmoid", "sft"]`); Pang et al. 2024
-    (arXiv 2404.19733, equation 1), whose idea it is, take each answer's own mean. The metric `dpo_loss` is the first term,
-    whichever loss that is, and `loss_at_start` where that begins, unless at ln 2.
+    (arXiv 2404.19733, equation 1), who proposed it, take each answer's own mean. The metric `dpo_loss` is the first term,
+    whatever the loss_type; `loss_at_start` is its value before the first update, logged unless that is ln 2.
     """
     loss = settings.loss
     begins = {} if loss.start == LN2 else {"loss_at_start": mx.array(loss.start)}
@@ -252,9 +255,9 @@ def preference_loss(
 
 
 def with_reference(policy: Policy, pairs: Sequence[Pair], reads: Sequence[Read] = PAIR, seed: int = 0) -> list[Pair]:
-    """Score pairs under the policy as it is now.
+    """Score pairs under the current policy, as the reference.
 
-    A loss measures every later step against that. `seed` must be that of the training, for it decides how images are damaged.
+    `seed` must be the training's, because it determines how images are damaged.
     """
     logps = np.array(pair_logps(policy, pair_batch(policy, pairs, seed), reads), dtype=np.float64)
     names = [name_of(read) for read in reads]
@@ -272,14 +275,15 @@ def train_on_pairs(
     seed: int,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Add one round of LoRA to the policy and train it on pairs. Resumes by itself; see `trainer.fit`.
+    """Train a new round of LoRA on pairs.
 
-    Raises `UserError` where there are no pairs, and where one is not `require_usable`.
+    Resumes automatically; see `trainer.fit`. Raises `UserError` if there are no pairs or the loss cannot use one of them
+    (`require_usable`).
     """
     if not pairs:
-        raise UserError("There are no pairs to train on: all answers were the same, cut off or filtered out.")
-    require_usable(pairs, settings)  # now, and not when the turn comes to the one that has none
-    too_little = foretell(settings.loop(len(pairs)), len(pairs))
+        raise UserError("There are no pairs to train on: all answers were identical, cut off or filtered out.")
+    require_usable(pairs, settings)  # now, not in the middle of the training
+    too_little = short_training_warning(settings.loop(len(pairs)), len(pairs))
     if too_little:
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
@@ -293,7 +297,8 @@ def train_on_pairs(
         "pairs": _digest(pairs),
         "lora": asdict(settings.lora),
     }
-    more = ("loss_type", "label_smoothing", "noise")  # unless they are DPO's, without which trainings were begun
+    # Newer settings enter the identity only if they differ from the defaults, so that older trainings can be resumed.
+    more = ("loss_type", "label_smoothing", "noise")
     depends_on |= {name: vars(settings)[name] for name in more if vars(settings)[name] != getattr(PreferenceSettings, name)}
     watch = Watch()
 
@@ -314,7 +319,7 @@ def train_on_pairs(
 
 
 class Watch:
-    """Says once, while the training still runs, what looks wrong in its metrics."""
+    """Warns, once per sign, when the metrics look wrong."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -331,9 +336,9 @@ class Watch:
 
 
 def _digest(pairs: Sequence[Pair]) -> int:
-    """Tells one list of pairs from another, wherever the images lie.
+    """A digest of the pairs that does not depend on the images' paths.
 
-    As ever, so that trainings may go on which were begun when a reference was two numbers without names.
+    Its text keeps the form from when a reference was two numbers without names, so that older trainings can be resumed.
     """
 
     def known(pair: Pair) -> str:
@@ -345,7 +350,10 @@ def _digest(pairs: Sequence[Pair]) -> int:
 
 
 def reward_accuracy(policy: Policy, pairs: Sequence[Pair], beta: float, batch: int) -> dict[str, float]:
-    """On pairs that were not trained on: how often, and by how much, the chosen answer's reward is the higher."""
+    """Accuracy and mean margin of rewards on held-out pairs.
+
+    Accuracy is the share of pairs whose chosen answer has the higher reward.
+    """
     require_usable(pairs, PreferenceSettings())
     margins: list[float] = []
     for start in range(0, len(pairs), batch):

@@ -1,8 +1,8 @@
-"""Preference losses, and what each of them reads.
+"""Preference losses, and the log-probabilities each one needs.
 
 Pure functions of arrays, each with its formula and source. With d = log pi(answer) - log ref(answer), in nats and summed
-over an answer's tokens, an answer's reward is beta d, and the margin of a pair is the chosen answer's reward minus the
-rejected one's. Policy and reference are one at the start, so there all rewards are 0.
+over an answer's tokens, an answer's reward is beta d, and a pair's margin is the chosen answer's reward minus the rejected
+one's. At the start policy and reference are the same, so all rewards are 0.
 """
 
 import math
@@ -25,18 +25,18 @@ LN2 = math.log(2)
 
 
 def name_of(read: Read) -> str:
-    """The name of a log-probability: chosen, rejected, corrupted_chosen."""
+    """A log-probability's name, such as chosen or corrupted_chosen."""
     variant, side = read
     return side if variant == "clean" else f"{variant}_{side}"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """b pairs as a loss sees them.
+    """Scores of b pairs, the input of a loss.
 
-    rewards    beta d of every answer that the loss reads, by its name
+    rewards    beta d of every answer that the loss reads, by name
     lengths    tokens of the chosen and the rejected answers, end tokens included
-    smoothing  in [0, 0.5): the probability that a preference is the wrong way round
+    smoothing  in [0, 0.5): the probability that a preference is flipped
     """
 
     rewards: Mapping[str, Float[mx.array, "b"]]
@@ -50,11 +50,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A preference loss, and what it asks of a training.
+    """A preference loss and its requirements.
 
-    values  the loss of each pair, 0 and up but for `robust`
-    start   its value at the start, whatever the pair
-    reads   the answers whose log-probabilities it needs, each with the variant of the image that it is about
+    values  the loss of each pair; never negative, except for `robust`
+    start   its value before the first update, the same for every pair
+    reads   the answers whose log-probabilities it needs, each with a variant of the image
     """
 
     values: Callable[[Scored], Float[mx.array, "b"]]
@@ -67,17 +67,20 @@ class PairLoss:
 
     @property
     def prefills(self) -> int:
-        """How often a prompt is read: once with each variant of its image."""
+        """Prefills per prompt: one per variant of the image."""
         return len({variant for variant, _ in self.reads})
 
     @property
     def needs_more(self) -> bool:
-        """Whether it needs more references than a pair brings from the stage that made it."""
+        """Whether pairs lack reference log-probabilities for it.
+
+        The stages that make pairs score only the chosen and the rejected answer about the clean image.
+        """
         return self.reads != PAIR
 
 
 def pair_loss(loss_type: LossType, beta: float, noise: float = 0.0) -> PairLoss:
-    """The loss of that name, which is TRL's but for `mdpo`."""
+    """The loss of that name, as in TRL except `mdpo`."""
     losses = {
         "sigmoid": PairLoss(lambda pairs: sigmoid_loss(pairs.margin, pairs.smoothing)),
         "ipo": PairLoss(partial(_ipo, beta), start=1 / (2 * beta) ** 2),
@@ -102,8 +105,8 @@ def sigmoid_loss(margin: Float[mx.array, "b"], label_smoothing: float | Float[mx
 
         -(1 - e) log sigmoid(margin) - e log sigmoid(-margin)
 
-    with e = `label_smoothing` in [0, 0.5), the probability that a preference is the wrong way round (one for all pairs
-    or one each).
+    with e = `label_smoothing` in [0, 0.5), the probability that a preference is flipped (one number for all pairs, or one
+    per pair).
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), equation 7; smoothing: Mitchell 2023, "A note on DPO with noisy
     preferences", equation 3 (conservative DPO).
@@ -113,7 +116,7 @@ def sigmoid_loss(margin: Float[mx.array, "b"], label_smoothing: float | Float[mx
 
 
 def hinge_loss(margin: Float[mx.array, "b"]) -> Float[mx.array, "b"]:
-    """A hinge on the margin, as in SLiC.
+    """Hinge loss on the margin, as in SLiC.
 
         max(0, 1 - margin)
 
@@ -123,12 +126,12 @@ def hinge_loss(margin: Float[mx.array, "b"]) -> Float[mx.array, "b"]:
 
 
 def robust_loss(margin: Float[mx.array, "b"], noise: float) -> Float[mx.array, "b"]:
-    """Robust DPO (rDPO): unbiased where preferences are flipped.
+    """Robust DPO (rDPO): unbiased under flipped preferences.
 
         (-(1 - e) log sigmoid(margin) + e log sigmoid(-margin)) / (1 - 2 e)
 
-    with e = `noise` in [0, 0.5), the rate of flipped preferences. Its mean over flips is DPO's loss of the true preferences.
-    It has no lower bound.
+    with e = `noise` in [0, 0.5), the rate of flipped preferences. Its expectation over flips is the DPO loss on the true
+    preferences. It has no lower bound.
 
     Source: Chowdhury et al. 2024 (arXiv 2403.00409).
     """
@@ -136,13 +139,13 @@ def robust_loss(margin: Float[mx.array, "b"], noise: float) -> Float[mx.array, "
 
 
 def ipo_loss(difference: Float[mx.array, "b"], beta: float) -> Float[mx.array, "b"]:
-    """Identity preference optimisation (IPO), by token.
+    """Identity preference optimisation (IPO), averaged over tokens.
 
         (difference - 1 / (2 beta)) ** 2
 
     where `difference` is d of the chosen minus d of the rejected answer, each divided by the answer's number of tokens.
 
-    Source: Azar et al. 2023 (arXiv 2310.12036), equation 17, whose tau is beta; by token as in TRL, after its authors.
+    Source: Azar et al. 2023 (arXiv 2310.12036), equation 17, whose tau is beta; averaged as in TRL, on the authors' advice.
     """
     return mx.square(difference - 1 / (2 * beta))
 
@@ -150,12 +153,12 @@ def ipo_loss(difference: Float[mx.array, "b"], beta: float) -> Float[mx.array, "
 def mdpo_loss(
     chosen: Float[mx.array, "b"], rejected: Float[mx.array, "b"], corrupted: Float[mx.array, "b"]
 ) -> Float[mx.array, "b"]:
-    """Multimodal DPO (mDPO): also the image decides.
+    """Multimodal DPO (mDPO), which also compares images.
 
         -log sigmoid(chosen - rejected) - log sigmoid(chosen - corrupted) - log sigmoid(chosen)
 
-    of rewards; `corrupted` is that of the chosen answer about a damaged image. The last term, the anchor, holds the chosen
-    answer's reward above 0.
+    of rewards; `corrupted` is the reward of the chosen answer about a damaged image. The last term, the anchor, pushes the
+    chosen answer's reward above 0.
 
     Source: Wang et al. 2024 (arXiv 2406.11839), and `dpo_loss` in mdpo_trainer.py of luka-group/mDPO.
     """
@@ -163,9 +166,9 @@ def mdpo_loss(
 
 
 def reward_metrics(pairs: Scored) -> dict[str, Float[mx.array, ""]]:
-    """Means over the pairs: rewards, `margin`, `accuracy`.
+    """Mean rewards, `margin` and `accuracy` over the pairs.
 
-    `accuracy` is the share of pairs whose chosen reward is the higher (a tie is not), in [0, 1].
+    `accuracy`, in [0, 1], is the share of pairs whose chosen answer has the higher reward (a tie does not count).
     """
     metrics = {f"{name}_reward": reward for name, reward in pairs.rewards.items()}
     metrics |= {"margin": pairs.margin, "accuracy": (pairs.margin > 0).astype(mx.float32)}

@@ -1,4 +1,4 @@
-"""Which pairs are trained on, whatever method made them, and whether they are enough."""
+"""Pair filters, and a warning if few images gave pairs."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ FEW = 0.2  # of the images
 
 
 def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
-    """Which pairs to keep so that chosen and rejected answers are equally long in the mean, without looking at them.
+    """Indices of pairs with a small mean length gap.
 
-    `gaps` are the chosen answer's tokens minus the rejected one's. While their mean is more than `largest` away from 0,
-    the pair that is furthest off to that side is dropped. Summed log-probabilities reward length, so a gap teaches to say
-    more or to say less, whatever the image shows. Returns indices in their order.
+    `gaps` are the chosen answer's tokens minus the rejected one's. While their mean is more than `largest` away from 0, the
+    pair with the largest gap in that direction is dropped. Summed log-probabilities depend on length, so a gap teaches the
+    model to say more or less, whatever the image shows. Indices are in ascending order.
     """
     kept = sorted(range(len(gaps)), key=lambda i: gaps[i])
     total = sum(gaps)
@@ -24,10 +24,13 @@ def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
 
 
 def warn_if_few(pairs: Sequence[Pair], prompts: Sequence[Prompt], cure: str) -> None:
-    """Say it where the pairs are about few of the images that were asked about; `cure` is what makes more of them."""
+    """Warn if only few of the images gave pairs.
+
+    `cure` is the method's advice on how to get more.
+    """
     asked, paired = {prompt.image for prompt in prompts}, {image for pair in pairs for image in pair.images}
     if len(paired) < FEW * len(asked):
         say(
             f"warning: only {len(paired)} of {counted(len(asked), 'image')} gave a pair ({counted(len(pairs), 'pair')} in "
-            f"all), which is little to learn from. {cure}"
+            f"total), which is little to learn from. {cure}"
         )

@@ -1,6 +1,6 @@
-"""Reinforcement learning with PPO: prompts and a judge in, an adapter out. The loss on the policy and its critic.
+"""PPO: the loss of policy and critic, and training.
 
-The critic is an optimiser group of its own; it is kept in checkpoints and never enters the adapter.
+The critic is an optimiser group of its own; it is saved in checkpoints but never in the adapter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from mlx_visalign.training import ppo_losses as ppo
 from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.rollouts import RewardFunction, RolloutBatch, RolloutSource
 from mlx_visalign.training.trainer import fit
-from mlx_visalign.training.training_length import foretell
+from mlx_visalign.training.training_length import short_training_warning
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.seeding import number_for
 
@@ -26,7 +26,7 @@ from mlx_visalign.utils.seeding import number_for
 def ppo_loss(
     policy: Policy, critic: ValueHead | None, settings: PPOSettings
 ) -> Callable[[RolloutBatch], tuple[mx.array, dict[str, mx.array]]]:
-    """PPO on a batch of answers, with the metrics the training log shows."""
+    """The loss on a batch of answers, with its metrics."""
 
     def loss(batch: RolloutBatch) -> tuple[mx.array, dict[str, mx.array]]:
         prefix = policy.prefill(policy.image_features(batch.images), batch.prompts)
@@ -37,8 +37,8 @@ def ppo_loss(
             values = critic(reading.states)[:, :-1]
             error = ppo.value_loss(values, batch.values, batch.returns, reading.mask, settings.cliprange_value)
             value, metrics["value_loss"] = value + settings.vf_coef * error, error
-        told = {name: mx.array(number) for name, number in batch.figures.items()}
-        return value, metrics | told | {"tokens": reading.mask.sum()}
+        rollout = {name: mx.array(number) for name, number in batch.figures.items()}
+        return value, metrics | rollout | {"tokens": reading.mask.sum()}
 
     return loss
 
@@ -46,7 +46,7 @@ def ppo_loss(
 def train_on_rollouts(
     policy: Policy,
     prompts: Sequence[Prompt],
-    judge: RewardFunction,
+    reward_function: RewardFunction,
     settings: PPOSettings,
     sampling: Sampling,
     folder: Path,
@@ -57,19 +57,20 @@ def train_on_rollouts(
     depends_on: Mapping[str, Any],
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Add one round of LoRA to the policy and train it with PPO on its own answers. Resumes by itself; see `trainer.fit`.
+    """Train a new round of LoRA with PPO.
 
-    `judge` rewards an answer's words, `locate` finds a prompt's image, `depends_on` is what the judge depends on. With
-    `blank`, an image, the same experience is learned from as if every prompt had been about that one.
+    Resumes automatically; see `trainer.fit`. `locate` finds a prompt's image; `depends_on` is what the reward function
+    depends on. With `blank`, an image, the policy samples and is rewarded as usual but trains as if every prompt had that
+    image.
     """
     loop = settings.loop(len(prompts))
-    too_little = foretell(loop, None)
+    too_little = short_training_warning(loop, None)
     if too_little:
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.grad_checkpoint
     critic = None if settings.critic == "none" else ValueHead(policy.decoder.norm.weight.shape[0])
-    source = RolloutSource(policy, critic, prompts, judge, settings, sampling, folder, seed, locate, blank)
+    source = RolloutSource(policy, critic, prompts, reward_function, settings, sampling, folder, seed, locate, blank)
     asked = {"seed": seed, "base": policy.base, "prompts": number_for(*prompts), "max_tokens": sampling.max_tokens}
     fit(
         {"adapter": policy.model} if critic is None else {"adapter": policy.model, "value": critic},

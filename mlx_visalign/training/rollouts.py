@@ -1,11 +1,11 @@
-"""Rollouts: the policy answers, its words are rewarded, and it learns from them for a few updates. PPO's source of batches.
+"""PPO rollouts: sample answers, reward them, batch them.
 
 One prefill of image and prompt serves sampling, log-probabilities and values; a second one, with the newest round of the
-adapter off, gives the reference's log-probabilities. Log-probabilities come from the forward pass of the update itself, in
-the same batches, and not from sampling: so before a rollout's first update every ratio is exactly 1.
+adapter off, gives the reference log-probabilities. Log-probabilities come from the forward pass that the updates use, in the
+same batches, not from sampling, so before a rollout's first update every ratio is exactly 1.
 
-FOLDER/rollouts/0000012.jsonl  an answer a line with all that its updates need, written before the first of them: a
-                               kill in the middle of them resumes with the same numbers
+FOLDER/rollouts/0000012.jsonl  one answer per line with everything its updates need, written before the first update, so
+                               that a run killed between updates resumes with the same numbers
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,17 +29,17 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.seeding import key_for, number_for
 from mlx_visalign.utils.tolerances import SAME_RATIO
 
-FEW_REWARDED = 0.2  # a smaller share of rewards that are not 0 is worth a word
-EMPTY_ROLLOUTS = 10  # so many in a row without any reward end a training
+FEW_REWARDED = 0.2  # warn if a smaller share of rewards is not 0
+EMPTY_ROLLOUTS = 10  # training stops after this many in a row without any reward
 
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[list[int]]], list[tuple[Rewarded, ...]]]
-"""Prompts and the tokens of an answer to each -> what is rewarded in each answer. The reward goes to the last token."""
+"""Prompts and an answer's tokens for each -> the rewarded spans of each answer. A span's last token gets its reward."""
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Some answers as an update takes them; `figures` are those of the whole rollout."""
+    """A batch of answers; `figures` describe the whole rollout."""
 
     ids: list[str]
     images: list[Path]
@@ -53,9 +53,10 @@ class RolloutBatch:
 
 
 class RolloutSource:
-    """Batches of the policy's own answers: `num_ppo_epochs` passes over each rollout, and then a new one.
+    """Batches of the policy's own answers.
 
-    Prompts are taken in an order that depends on the seed and the epoch alone, rollouts going over an epoch's end.
+    Each rollout is used for `num_ppo_epochs` passes, then a new one is sampled. The order of prompts depends on the seed and
+    the epoch alone; a rollout may span two epochs.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RolloutSource:
         policy: Policy,
         critic: ValueHead | None,
         prompts: Sequence[Prompt],
-        judge: RewardFunction,
+        reward_function: RewardFunction,
         settings: PPOSettings,
         sampling: Sampling,
         folder: Path,
@@ -71,18 +72,18 @@ class RolloutSource:
         locate: Callable[[str], Path],
         blank: Path | None = None,
     ):
-        """`blank`: an image that is learned from in place of every prompt's own. Answers, rewards and their KL stay as seen."""
-        self.policy, self.critic, self.judge, self.settings = policy, critic, judge, settings
+        """`blank`: an image to train on in place of each prompt's own; answers, rewards and KL still use the real image."""
+        self.policy, self.critic, self.reward_function, self.settings = policy, critic, reward_function, settings
         self.sampling, self.folder, self.seed, self.locate = sampling, folder / "rollouts", seed, locate
         self.blank = blank
         self.prompts = {prompt.id: prompt for prompt in prompts}
         self.per_epoch = settings.rollout_batch_size // settings.batch_size
-        self.number, self.taken = -1, settings.num_ppo_epochs * self.per_epoch  # as if one was just used up
+        self.number, self.taken = -1, settings.num_ppo_epochs * self.per_epoch  # as if one had just been used up
         self.start: dict[str, float] = {}  # the first rollout's figures
         self.rows: list[Rollout] = []
         self._order = cache(self._shuffled)
 
-    # -- what the loop sees -------------------------------------------------------------------------------------------
+    # -- interface of the loop -------------------------------------------------------------------------------------------
 
     def next(self) -> RolloutBatch:
         if self.taken >= self.settings.num_ppo_epochs * self.per_epoch:
@@ -93,10 +94,13 @@ class RolloutSource:
         return self._batch(int(order[index]))
 
     def observe(self, metrics: Mapping[str, Any]) -> None:
-        """End the rollout where the policy has moved too far from it for its advantages to mean anything."""
+        """End the rollout early beyond `target_kl`.
+
+        The policy has then moved too far for the rollout's advantages to hold.
+        """
         if self.taken == self.settings.grad_accumulation_steps and metrics["ratio_off"] > SAME_RATIO:
             raise RuntimeError(
-                f"Before its first update a rollout's ratios are off by {metrics['ratio_off']:.2g}: this machine does not "
+                f"The ratios are off by {metrics['ratio_off']:.2g} before a rollout's first update: this machine does not "
                 "compute the same log-probabilities twice."
             )
         if metrics["approx_kl"] > self.settings.target_kl:
@@ -112,17 +116,17 @@ class RolloutSource:
     # -- one rollout --------------------------------------------------------------------------------------------------
 
     def _roll_out(self) -> None:
-        """Answer, reward, weigh, and save; a rollout in which nothing is rewarded has only noise to teach."""
+        """Sample, reward, compute advantages, save. A rollout without any reward is skipped: its advantages are noise."""
         for _ in range(EMPTY_ROLLOUTS):
             self.number, self.taken = self.number + 1, 0
             rows = [row for prompts in self._next_prompts() for row in self._answer(prompts)]
             if any(part.reward for row in rows for part in row.rewarded):
                 break
-            say(f"rollout {self.number}: no word of {len(rows)} answers was rewarded; on to the next")
+            say(f"rollout {self.number}: nothing in {len(rows)} answers was rewarded; sampling the next")
         else:
             raise UserError(
-                f"In {EMPTY_ROLLOUTS} rollouts one after the other no word was rewarded. Do the answers name objects of the "
-                "vocabulary? If they do, the margin may be too wide."
+                f"Nothing was rewarded in {EMPTY_ROLLOUTS} consecutive rollouts. Check that the answers name objects of the "
+                "vocabulary; if they do, the margin may be too wide."
             )
         self.rows = weighed(rows, self.settings)
         write_jsonl(self._file(), self.rows)
@@ -130,11 +134,11 @@ class RolloutSource:
         if not self.start:
             self.start = now
             if now["rewarded"] < FEW_REWARDED:
-                say(f"warning: only {now['rewarded']:.0%} of the words judged earn or lose anything; denser rewards teach more")
+                say(f"warning: only {now['rewarded']:.0%} of the scored mentions have a reward other than 0; more would help")
         self._guard(now)
 
     def _next_prompts(self) -> list[list[tuple[Prompt, int]]]:
-        """The prompts of this rollout in batches, each with the number of its epoch."""
+        """The prompts of this rollout in batches, each with its epoch."""
         size, first = self.settings.batch_size, self.number * self.settings.rollout_batch_size
         places = [divmod(first + i, len(self.prompts)) for i in range(self.settings.rollout_batch_size)]
         drawn = [(self.prompts[self._order(epoch)[index]], epoch) for epoch, index in places]
@@ -161,7 +165,7 @@ class RolloutSource:
         with adapter_at(policy.model, rounds - 1):
             reference = policy.read(policy.prefill(features, ids), responses).logps
         mx.eval(seen.logps, reading.logps, values, reference)
-        rewarded = self.judge(prompts, [answer.ids for answer in answers])
+        rewarded = self.reward_function(prompts, [answer.ids for answer in answers])
         return [
             Rollout(
                 prompt.id,
@@ -171,7 +175,7 @@ class RolloutSource:
                 rewarded[row],
                 numbers(seen.logps[row], len(answer.ids)),
                 numbers(reference[row], len(answer.ids)),
-                # After the end there is nothing to come; where an answer was cut off, the critic's guess stands for it.
+                # Nothing follows a finished answer; for one that was cut off, the critic predicts what would follow.
                 (*numbers(values[row], len(answer.ids)), 0.0 if answer.finished else float(values[row, len(answer.ids)])),
                 blind_logps=() if self.blank is None else numbers(reading.logps[row], len(answer.ids)),
             )
@@ -201,20 +205,20 @@ class RolloutSource:
         return self.folder / f"{self.number:07d}.jsonl"
 
     def _guard(self, now: Mapping[str, float]) -> None:
-        """Stop a policy that runs away, or learns to say nothing."""
+        """Stop a policy that diverges or whose answers collapse."""
         run = self.folder.parent
         cure = (
-            "No adapter was written. Lower the learning rate or raise kl_coef and train into another folder, with --reuse "
-            f"{run} for what was made before the training. The last checkpoints are kept in {run / 'checkpoints'}."
+            "No adapter was written. Lower the learning rate or raise kl_coef, and train into another folder with --reuse "
+            f"{run}, which reuses all stages before the training. The last checkpoints are in {run / 'checkpoints'}."
         )
         if now["kl"] > self.settings.max_kl:
             raise UserError(
-                f"Stopped at rollout {self.number}: the policy is {now['kl']:.1f} nats an answer away from the reference, "
-                f"and max_kl is {self.settings.max_kl:g}. {cure}"
+                f"Stopped at rollout {self.number}: the KL to the reference is {now['kl']:.1f} nats per answer, above "
+                f"max_kl = {self.settings.max_kl:g}. {cure}"
             )
         for name in ("length", "mentions"):
             if now[name] < self.settings.min_share * self.start[name]:
                 raise UserError(
-                    f"Stopped at rollout {self.number}: the mean {name} of an answer fell from {self.start[name]:.1f} to "
-                    f"{now[name]:.1f}. Saying less is the easy way to be right. {cure}"
+                    f"Stopped at rollout {self.number}: the answers' mean {name} fell from {self.start[name]:.1f} to "
+                    f"{now[name]:.1f}. Saying less is an easy way to avoid errors. {cure}"
                 )

@@ -1,7 +1,7 @@
-"""The training loop, the only one: it knows no method, only what is trained, a loss and a source of batches.
+"""The training loop that all methods share.
 
-Rerun after a stop of any kind, it goes on from the newest checkpoint and ends with the same bits as if it had never
-stopped. For that nothing random is stored: what is random in a batch or a loss derives its key from (seed, step).
+Rerun after any interruption, it resumes from the newest checkpoint, and the final weights are bit-identical to those of an
+uninterrupted run. No random state is stored for that: batches and losses derive their keys from (seed, step).
 """
 
 import math
@@ -27,28 +27,34 @@ from mlx_visalign.utils.provenance import as_json
 from mlx_visalign.utils.signals import stop_waits
 
 Loss = Callable[[Any], tuple[mx.array, dict[str, mx.array]]]
-"""A batch -> (scalar loss, scalar metrics). It closes over the models. A metric named `tokens` is a count."""
+"""Batch -> (scalar loss, scalar metrics), closing over the models. A metric named `tokens` is summed, others averaged."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where batches come from: a file of pairs, or a policy that rolls out."""
+    """A source of batches, such as pairs or rollouts."""
 
     def next(self) -> Any:
-        """The next batch. It may look at the weights as they are now."""
+        """The next batch, which may depend on the current weights."""
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """The row of the update just made, so that a source may, say, end a rollout early."""
+        """Receive the metrics of each update.
+
+        A source may react to them, for example end a rollout early.
+        """
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs (JSON) so that `next` gives the very batches it would have given."""
+        """The position, as JSON values.
+
+        After `restore(state)`, `next` returns the same batches as it would have without an interruption.
+        """
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
 @runtime_checkable
 class Named(Protocol):
-    """A batch that can say which records it holds; the guard against NaN names them."""
+    """A batch with record ids, named in NaN errors."""
 
     ids: Sequence[str]
 
@@ -64,14 +70,15 @@ def fit(
     learning_rates: Mapping[str, float] = {},
     depends_on: Mapping[str, Any] = {},
 ) -> None:
-    """Train the trainable parameters of each module in `trained`, in place, a group with an AdamW of its own each.
+    """Train modules in place, resuming from the newest checkpoint.
 
-    `folder` gets `checkpoints/` and `metrics.jsonl`. `learning_rates` gives some groups another peak than the
-    settings'. `depends_on` is whatever else decides the result (beta, a digest of the data; JSON values): a checkpoint
-    made with other values is refused. If `folder` holds a finished training its weights are loaded and that is all.
+    The trainable parameters of each module in `trained` are a group with its own AdamW. `folder` gets `checkpoints/` and
+    `metrics.jsonl`. `learning_rates` overrides the peak rate of some groups. `depends_on` is everything else that
+    determines the result (beta, a digest of the data; JSON values): a checkpoint with other values is refused. If the
+    training in `folder` is finished, its weights are loaded and nothing else happens.
 
-    UserError: a loss or gradient that is not finite (no weight is changed), checkpoints of other settings, a full disk.
-    Ctrl-C (SIGTERM, a closed terminal) finishes the update, writes a checkpoint and raises KeyboardInterrupt.
+    UserError: the loss or a gradient is not finite (no weight is changed), checkpoints have other settings, the disk is
+    full. Ctrl-C (SIGTERM, a closed terminal) finishes the update, writes a checkpoint and raises KeyboardInterrupt.
     """
     identity = _identity(settings, learning_rates, depends_on)
     groups = _Groups(trained, settings, learning_rates)
@@ -86,7 +93,7 @@ def fit(
             try:
                 if on_metrics is not None:
                     on_metrics(row)
-            except KeyboardInterrupt:  # a notebook's way to stop; the update is made, so it is kept
+            except KeyboardInterrupt:  # raised by a notebook; the update is complete, so save it first
                 stop.set()
             bar.advance(1, _note(row))
             if stop.is_set() or step % settings.save_every == 0 or step == settings.iters:
@@ -95,14 +102,14 @@ def fit(
 
 
 def _identity(settings: TrainSettings, learning_rates: Mapping[str, float], depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide the final weights."""
+    """The settings that determine the final weights."""
     identity = {**asdict(settings), "learning_rates": dict(learning_rates), **depends_on}
     del identity["save_every"]
     return as_json(identity)
 
 
 def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: Source) -> int:
-    """Put everything back to the newest checkpoint, or leave it as it is if there is none. Returns updates made."""
+    """Restore the newest checkpoint, if there is one; return the number of updates made."""
     checkpoint = load_checkpoint(folder / "checkpoints", identity)
     step, finished = 0, False
     if checkpoint is not None:
@@ -110,14 +117,14 @@ def _resume(folder: Path, identity: dict[str, Any], groups: "_Groups", source: S
         source.restore(checkpoint.source)
         step = checkpoint.step
         finished = step == identity["iters"]
-        say(f"training: {'already done' if finished else 'going on'} at update {step} of {identity['iters']}")
+        say(f"training: {'already done' if finished else 'resuming'} at update {step} of {identity['iters']}")
     make_folder(folder)
     cut_back(folder / METRICS, step, finished=finished)
     return step
 
 
 class _Groups:
-    """What is trained: each group's module, its optimiser and its peak learning rate."""
+    """Parameter groups: each one's module, optimiser and peak learning rate."""
 
     def __init__(self, trained: Mapping[str, nn.Module], settings: TrainSettings, learning_rates: Mapping[str, float]):
         self.modules = dict(trained)
@@ -127,7 +134,10 @@ class _Groups:
         self.joint.groups = self.modules
 
     def update(self, gradients: dict[str, Any], factor: float) -> None:
-        """One AdamW step of every group at `factor` times its peak rate, evaluated so that no graph grows."""
+        """One AdamW step of every group.
+
+        The learning rate is `factor` times the group's peak. Evaluated at once, so that the graph does not grow.
+        """
         for name, module in self.modules.items():
             optimizer = self.optimizers[name]
             optimizer.learning_rate = self.peaks[name] * factor
@@ -135,7 +145,7 @@ class _Groups:
         mx.eval(self.trees())
 
     def trees(self) -> dict[str, Any]:
-        """All that a checkpoint needs: each group's weights and its optimiser's state."""
+        """Weights and optimiser state of each group."""
         weights = {name: module.trainable_parameters() for name, module in self.modules.items()}
         return weights | {f"{name}.optimizer": optimizer.state for name, optimizer in self.optimizers.items()}
 
@@ -144,8 +154,8 @@ class _Groups:
         saved_shapes = {name: _shapes(tree) for name, tree in checkpoint.arrays.items()}
         if saved_shapes != {name: _shapes(tree) for name, tree in trees.items()}:
             raise UserError(
-                f"The checkpoint of update {checkpoint.step} holds other weights than those to be trained now (another "
-                "rank, other layers or another model). Go back to the model it was made with, or use another folder."
+                f"The checkpoint of update {checkpoint.step} does not match the weights to be trained (another rank, other "
+                "layers or another model). Use the model it was saved with, or another folder."
             )
         for name, module in self.modules.items():
             module.update(tree_unflatten(checkpoint.arrays[name]))
@@ -153,14 +163,14 @@ class _Groups:
 
 
 def _adamw(group: str, module: nn.Module, weight_decay: float) -> optim.AdamW:
-    """AdamW as in torch: betas (0.9, 0.999), eps 1e-8, bias-corrected. Its state has the weights' dtype: float32."""
+    """AdamW as in torch: betas (0.9, 0.999), eps 1e-8, bias-corrected. Its state is float32, as the weights are."""
     parameters = module.trainable_parameters()
     flat = dict(tree_flatten(parameters))
     if not flat:
-        raise UserError(f"Nothing in {group} is to be trained: everything is frozen.")
+        raise UserError(f"There is nothing to train in {group}: all of its weights are frozen.")
     for name, array in flat.items():
         if array.dtype != mx.float32:
-            raise UserError(f"Trained weights must be float32 and {group}.{name} is {array.dtype}; cast it before.")
+            raise UserError(f"Trained weights must be float32, but {group}.{name} is {array.dtype}. Cast it first.")
     optimizer = optim.AdamW(learning_rate=0.0, weight_decay=weight_decay, bias_correction=True)
     optimizer.init(parameters)
     return optimizer
@@ -171,7 +181,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 class _Update:
-    """One optimiser update: batches, gradients, guard, clipping, step, and the row that tells of it."""
+    """One optimiser update: batches, gradients, NaN guard, clipping, step, and its row of metrics."""
 
     def __init__(self, groups: _Groups, loss: Loss, source: Source, settings: TrainSettings):
         self.groups, self.source, self.settings = groups, source, settings
@@ -199,18 +209,18 @@ class _Update:
             batch = self.source.next()
             (loss, values), gradients = self.gradients_of(batch)
             total = tree_map(mx.add, total, gradients) if total else gradients
-            del gradients  # or their buffers would stay beside the sum's
-            for layer in _last_layer_first(total):  # left to itself, MLX takes an order that keeps more at once
+            del gradients  # or their buffers would stay alive besides the sum's
+            for layer in _last_layer_first(total):  # MLX's own order keeps more in memory at once
                 mx.eval(layer)
             mx.eval(loss, values)
-            _, norm = optim.clip_grad_norm(total, math.inf)  # only the norm is used, so only the norm is computed
+            _, norm = optim.clip_grad_norm(total, math.inf)  # lazy: only the norm is used, so only the norm is computed
             _require_finite(loss.item(), norm.item(), batch, step)
             metrics.append({"train_loss": loss.item()} | {name: value.item() for name, value in values.items()})
         return tree_map(lambda gradient: gradient / len(metrics), total), metrics
 
 
 def _last_layer_first(gradients: dict[str, Any]) -> list[list[mx.array]]:
-    """Gradients, those of one layer together, in the order in which the backward pass comes by."""
+    """Gradients grouped by layer, in the order of the backward pass."""
     layers: dict[str, list[mx.array]] = {}
     for name, gradient in dict(tree_flatten(gradients)).items():
         number = re.search(r"\.\d+\.", name)
@@ -219,19 +229,19 @@ def _last_layer_first(gradients: dict[str, Any]) -> list[list[mx.array]]:
 
 
 def _mean_metrics(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over the batches of an update; of `tokens`, a count, the sum."""
+    """Mean over the batches of an update; the sum for `tokens`, which is a count."""
     sums = {name: sum(batch[name] for batch in batches) for name in batches[0]}
     return {name: total if name == "tokens" else total / len(batches) for name, total in sums.items()}
 
 
 def _require_finite(loss: float, norm: float, batch: Any, step: int) -> None:
-    """Stop before AdamW spreads a NaN to every weight, and say which records it came from."""
+    """Stop before AdamW spreads a NaN to every weight, and name the records it came from."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     culprits = f" on the records {', '.join(batch.ids)}" if isinstance(batch, Named) else ""
     raise UserError(
         f"Update {step + 1}: the loss is {loss} and the gradient norm {norm}{culprits}. No weight was changed. "
-        "Look at these records first; if they are sound, a smaller learning rate is the usual cure."
+        "Check these records first; if they are fine, lower the learning rate."
     )
 
 

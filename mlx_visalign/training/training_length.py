@@ -1,6 +1,7 @@
-"""Whether a training is long enough to change a model, said before it, at its start and in its report.
+"""Warnings about trainings too short to change a model.
 
-Rules of thumb, ours: below them nothing was ever seen to change, above them something may.
+They appear in the dry run, at the start and in the report. The limits are our rules of thumb: below them we never saw a
+change, above them there may be one.
 """
 
 from collections.abc import Sequence
@@ -9,30 +10,30 @@ from typing import Any
 from mlx_visalign.training.config import LearningSettings, TrainSettings, schedule_factor
 from mlx_visalign.utils.formatting import counted
 
-UPDATES, PAIRS = 20, 50  # fewer teach next to nothing
-LOOKED_AT = 10_000  # of more updates only so many, evenly apart
-RATE = 0.1  # an update at a smaller share of the peak learning rate moves next to nothing
+UPDATES, PAIRS = 20, 50  # fewer have almost no effect
+LOOKED_AT = 10_000  # of more updates, about this many are looked at, evenly spaced
+RATE = 0.1  # updates below this share of the peak learning rate have almost no effect
 
 
-def foretell(loop: TrainSettings, pairs: int | None, *, at_most: bool = False) -> str | None:
-    """Why a training will hardly change the model, and what helps; None where nothing speaks against it.
+def short_training_warning(loop: TrainSettings, pairs: int | None, *, at_most: bool = False) -> str | None:
+    """Why a training is too short, or None.
 
-    pairs    that are trained on; None where a training takes none
-    at_most  the counts are the most there can be
+    pairs    the number of pairs it trains on; None if it uses none
+    at_most  the counts are upper bounds
     """
     apart = 1 + loop.iters // LOOKED_AT
     moving = min(loop.iters, apart * sum(schedule_factor(loop, step) >= RATE for step in range(0, loop.iters, apart)))
-    return _judge("will hardly change the model", loop.iters, moving, pairs, loop.grad_accumulation_steps, at_most)
+    return _warning("will hardly change the model", loop.iters, moving, pairs, loop.grad_accumulation_steps, at_most)
 
 
 def look_back(rows: Sequence[dict[str, Any]], settings: LearningSettings, pairs: int | None) -> str | None:
-    """The same of a training that is over, by the rows of its metrics."""
+    """The same for a finished training, from its metrics."""
     moving = sum(row["learning_rate"] >= RATE * settings.learning_rate for row in rows)
     verb = "can hardly have changed the model" if any(row["learning_rate"] for row in rows) else "has not changed the model"
-    return _judge(verb, len(rows), moving, pairs, settings.grad_accumulation_steps)
+    return _warning(verb, len(rows), moving, pairs, settings.grad_accumulation_steps)
 
 
-def _judge(
+def _warning(
     verb: str, updates: int, moving: int, pairs: int | None, grad_accumulation_steps: int, at_most: bool = False
 ) -> str | None:
     few_pairs = pairs is not None and pairs < PAIRS
@@ -46,6 +47,5 @@ def _judge(
     less = f", or a smaller grad_accumulation_steps ({grad_accumulation_steps} now)" if grad_accumulation_steps > 1 else ""
     wanted = f"{UPDATES} updates" + (f" and {PAIRS} pairs" if pairs is not None else "")
     return (
-        f"This training {verb}: {found}. {wanted} are the least that teaches anything, and some hundred are better. "
-        f"What helps: more images, more epochs{less}."
+        f"This training {verb}: {found}. It needs at least {wanted}, better some hundreds. Try more images, more epochs{less}."
     )

@@ -1,4 +1,4 @@
-"""What a policy's answer taught: the answer, the words that were rewarded, and the numbers its updates need."""
+"""PPO trajectories: sampled answers with rewards, log-probabilities and advantages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,10 @@ from mlx_visalign.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Rewarded:
-    """Words of an answer and what they earn: the characters from start to end, the tokens from first to last."""
+    """A rewarded span of an answer.
+
+    Characters from `start` to `end`, tokens from `first` to `last`.
+    """
 
     phrase: str
     start: int
@@ -28,10 +31,12 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Rollout(Record):
-    """One sampled answer to the prompt `id`; a number for each token, and in `values` one more for what comes after.
+    """One sampled answer to the prompt `id`.
 
-    blind_logps  in the image-blind control: what ratios are of, because it learns as if the image were blank; the KL is
-                 still that of answers to the image
+    Columns have one number per token; `values` has one more, for after the last token.
+
+    blind_logps  in the image-blind control: log-probabilities given a blank image, to which ratios refer because the control
+                 trains on the blank image; the KL still refers to the real image
     """
 
     id: str
@@ -53,7 +58,7 @@ class Rollout(Record):
         columns = (rollout.logps, rollout.reference_logps, rollout.advantages, rollout.returns, rollout.values[1:])
         blind = (rollout.blind_logps,) if rollout.blind_logps else ()
         if count == 0 or any(len(column) != count for column in columns + blind):
-            raise UserError(f"{where}: expected a number for each of the {count} tokens, and in values one more.")
+            raise UserError(f"{where}: expected one number for each of the {count} tokens, and one more in values.")
         return rollout
 
     @property
@@ -65,7 +70,10 @@ class Rollout(Record):
 
 
 def weighed(rows: Sequence[Rollout], settings: PPOSettings) -> list[Rollout]:
-    """The answers of a rollout with their advantages, whitened over all of them, and returns."""
+    """A rollout's answers with returns and whitened advantages.
+
+    Advantages are whitened over all tokens of the rollout.
+    """
     mask = padded([(True,) * len(row.tokens) for row in rows]).astype(bool)
     rewards, logps, reference = (
         padded(column).astype(np.float64)
@@ -82,8 +90,10 @@ def weighed(rows: Sequence[Rollout], settings: PPOSettings) -> list[Rollout]:
 
 
 def figures(rows: Sequence[Rollout]) -> dict[str, float]:
-    """A rollout's means over its answers: `reward`, `kl` to the reference (nats), `length` (tokens), `mentions`; and
-    `rewarded`, the share of mentions whose reward is not 0.
+    """Mean statistics of a rollout.
+
+    Per answer: `reward`, `kl` to the reference (nats), `length` (tokens), `mentions`. `rewarded` is the share of mentions
+    whose reward is not 0.
     """
     mentions = [part for row in rows for part in row.rewarded]
     return {
@@ -96,12 +106,12 @@ def figures(rows: Sequence[Rollout]) -> dict[str, float]:
 
 
 def numbers(row: Any, count: int) -> tuple[float, ...]:
-    """Float32 numbers, as short as they can be written without loss."""
+    """The first `count` numbers in shortest lossless float32 notation."""
     return tuple(float(str(number)) for number in np.array(row, dtype=np.float32)[:count])
 
 
 def padded(rows: Sequence[Any]) -> np.ndarray:
-    """Rows of different lengths as one array, with zeros behind them."""
+    """Rows right-padded with zeros to one array."""
     array = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
     for index, row in enumerate(rows):
         array[index, : len(row)] = row

@@ -343,11 +343,11 @@ RUNS = [
     Case("a broken response", SEVA, "responses.jsonl:3", line("runs/seva/responses.jsonl", 3, '{"id"')),
     Case("a response twice", SEVA, ("44 then, 45 now", "pairs.settings.json"), twice("runs/seva/responses.jsonl", 3)),
     Case("a broken pair of a run", SEVA, "pairs.jsonl:2", line("runs/seva/pairs.jsonl", 2, "}")),
-    Case("a pair without its reference", SEVA, "no reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
+    Case("a pair without its reference", SEVA, "lacks reference_logps", row("runs/seva/pairs.jsonl", 3, reference_logps=None)),
     Case(
         "a pair without half of its reference",
         SEVA,
-        "no reference_logps of rejected",
+        "lacks reference_logps of rejected",
         row("runs/seva/pairs.jsonl", 3, reference_logps={"chosen": -1.0}),
     ),
     Case("a pair with a third reference", SEVA, "pairs.jsonl:3", row("runs/seva/pairs.jsonl", 3, reference_logps=[-1, -2, -3])),
@@ -363,7 +363,7 @@ RUNS = [
     Case(
         "a rollout with a number too many",
         FISAO,
-        "rollouts/0000002.jsonl:2: expected a number for each",
+        "rollouts/0000002.jsonl:2: expected one number for each",
         row("runs/fisao/rollouts/0000002.jsonl", 2, blind_logps=[-0.5]),
     ),
     Case("a rollout that is gone", FISAO, "rollouts/0000002.jsonl", gone("runs/fisao/rollouts/0000002.jsonl")),

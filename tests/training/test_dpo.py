@@ -116,7 +116,7 @@ def test_no_pairs_is_said(tmp_path):
 
 
 def test_a_pair_without_a_reference_is_named_before_the_first_update(pairs, tmp_path):
-    with pytest.raises(UserError, match="The pair 4 has no reference_logps"):
+    with pytest.raises(UserError, match="The pair 4 lacks reference_logps"):
         train_on_pairs(
             random_policy(), [*pairs[:4], replace(pairs[4], reference_logps=None)], SETTINGS, tmp_path / "out", seed=0
         )
@@ -209,12 +209,12 @@ def test_a_damaged_image_is_a_small_part_of_it_by_seed_and_pair(tmp_path):
 
 
 def test_what_else_a_loss_measures_against_is_named(pairs, tmp_path):
-    with pytest.raises(UserError, match="The pair 0 has no reference_logps of corrupted_chosen"):
+    with pytest.raises(UserError, match="The pair 0 lacks reference_logps of corrupted_chosen"):
         train_on_pairs(random_policy(), pairs, MDPO, tmp_path, seed=0)
 
 
 def test_a_pairs_own_smoothing_is_refused_by_a_loss_that_knows_none(pairs, tmp_path):
-    with pytest.raises(UserError, match=r"The pair 0 has a label_smoothing of 0\.1, which hinge does not know"):
+    with pytest.raises(UserError, match=r"The pair 0 has a label_smoothing of 0\.1, which the loss hinge does not support"):
         train_on_pairs(
             random_policy(), [replace(pairs[0], label_smoothing=0.1)], replace(SETTINGS, loss_type="hinge"), tmp_path, seed=0
         )

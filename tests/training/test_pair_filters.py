@@ -19,5 +19,7 @@ def test_few_pairs_are_worth_a_word(capsys, images, warned):
         Prompt(f"{kind}{index}", f"{index}.png", "What?", kind) for index in range(images) for kind in ("describe", "exists")
     ]
     warn_if_few(pairs, prompts, "Distort more.")
-    words = f"warning: only 5 of {images} images gave a pair (10 pairs in all), which is little to learn from. Distort more.\n"
+    words = (
+        f"warning: only 5 of {images} images gave a pair (10 pairs in total), which is little to learn from. Distort more.\n"
+    )
     assert capsys.readouterr().err == (words if warned else "")

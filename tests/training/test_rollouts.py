@@ -25,7 +25,7 @@ PROMPTS = [Prompt(f"p{i}", f"{i}.png", "Describe this image in detail." + " Now.
 
 
 def first_words(prompts, answers):
-    """A made-up judge: the first two tokens are a word, which is worth more in a longer answer."""
+    """A made-up reward: the first two tokens are a mention, which earns more in a longer answer."""
     return [(Rewarded("word", 0, 4, 0, 1, 0.3, len(ids) / 10),) for ids in answers]
 
 
@@ -48,11 +48,11 @@ def source(policy, tmp_path):
     return make_source(policy, tmp_path)
 
 
-def make_source(policy, folder, judge=first_words, settings=SETTINGS, locate=None, blank=None):
+def make_source(policy, folder, reward_function=first_words, settings=SETTINGS, locate=None, blank=None):
     critic = ValueHead(policy.model.language_model.config.hidden_size)
     critic.linear.weight = mx.random.normal(critic.linear.weight.shape, key=mx.random.key(9))
     sampling, locate = Sampling(6, temperature=1.0), locate or (lambda path: folder / path)
-    return RolloutSource(policy, critic, PROMPTS, judge, settings, sampling, folder, 7, locate, blank)
+    return RolloutSource(policy, critic, PROMPTS, reward_function, settings, sampling, folder, 7, locate, blank)
 
 
 def test_figures_and_weights_of_a_rollout():
@@ -148,11 +148,11 @@ def test_restored_in_the_middle_it_goes_on_with_the_saved_numbers(policy, source
     source.next()
     state = source.state()
     expected = source.next()
-    judged = []
-    again = make_source(policy, source.folder.parent, judge=lambda *batch: judged.append(batch))
+    called = []
+    again = make_source(policy, source.folder.parent, reward_function=lambda *batch: called.append(batch))
     again.restore(state)
     found = again.next()
-    assert found.ids == expected.ids and found.responses == expected.responses and not judged
+    assert found.ids == expected.ids and found.responses == expected.responses and not called
     for name in ("logps", "advantages", "values", "returns"):
         assert (vars(found)[name] == vars(expected)[name]).all(), name
 
@@ -176,8 +176,8 @@ def test_a_machine_that_cannot_repeat_itself_is_found_out(source):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"max_kl": -10.0}, "nats an answer away"),
-        ({"min_share": 1e9}, "the mean length of an answer fell"),
+        ({"max_kl": -10.0}, "nats per answer, above max_kl"),
+        ({"min_share": 1e9}, "the answers' mean length fell"),
     ],
 )
 def test_a_policy_that_runs_away_is_stopped(policy, source, change, why):
@@ -197,19 +197,21 @@ def test_rollouts_without_reward_are_passed_over(policy, source, capsys):
         calls.append(len(answers))
         return first_words(prompts, answers) if len(calls) > 4 else [() for _ in answers]
 
-    one = make_source(policy, source.folder.parent, judge=late)
+    one = make_source(policy, source.folder.parent, reward_function=late)
     one.next()
-    assert one.number == 2 and "no word of 4 answers was rewarded" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no word was rewarded"):
-        make_source(policy, source.folder.parent, judge=lambda prompts, answers: [() for _ in answers]).next()
+    assert one.number == 2 and "nothing in 4 answers was rewarded" in capsys.readouterr().err
+    with pytest.raises(UserError, match="Nothing was rewarded"):
+        make_source(policy, source.folder.parent, reward_function=lambda prompts, answers: [() for _ in answers]).next()
 
 
 def test_few_rewards_are_worth_a_word(policy, source, capsys):
     one, nothing = (Rewarded("word", 0, 4, 0, 1, 0.3, reward) for reward in (1.0, 0.0))
-    make_source(policy, source.folder.parent, judge=lambda prompts, answers: [(one, nothing)] * len(answers)).next()
+    make_source(policy, source.folder.parent, reward_function=lambda prompts, answers: [(one, nothing)] * len(answers)).next()
     assert "warning" not in capsys.readouterr().err
-    make_source(policy, source.folder.parent, judge=lambda prompts, answers: [(one, *9 * [nothing])] * len(answers)).next()
-    assert "warning: only 10% of the words" in capsys.readouterr().err
+    make_source(
+        policy, source.folder.parent, reward_function=lambda prompts, answers: [(one, *9 * [nothing])] * len(answers)
+    ).next()
+    assert "warning: only 10% of the scored mentions" in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be():

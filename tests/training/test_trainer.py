@@ -225,7 +225,7 @@ def test_checkpoints_of_other_weights_are_refused(tmp_path):
     train(tmp_path)
     groups = make_groups()
     groups["value"] = nn.Linear(6, 6, bias=False)
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="does not match the weights"):
         train(tmp_path, groups=groups)
 
 
@@ -267,14 +267,14 @@ def test_a_gradient_that_overflows_stops_it_though_the_loss_is_finite(tmp_path):
 def test_trained_weights_must_be_float32(tmp_path):
     groups = make_groups()
     groups["value"].set_dtype(mx.bfloat16)
-    with pytest.raises(UserError, match=r"float32 and value\.weight is .*bfloat16"):
+    with pytest.raises(UserError, match=r"float32, but value\.weight is .*bfloat16"):
         train(tmp_path, groups=groups)
 
 
 def test_a_frozen_group_is_refused(tmp_path):
     groups = make_groups()
     groups["value"].freeze()
-    with pytest.raises(UserError, match="Nothing in value is to be trained"):
+    with pytest.raises(UserError, match="nothing to train in value"):
         train(tmp_path, groups=groups)
 
 

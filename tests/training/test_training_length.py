@@ -4,7 +4,7 @@ import pytest
 
 from mlx_visalign.training.config import PPOSettings, TrainSettings, schedule_factor
 from mlx_visalign.training.dpo import PreferenceSettings
-from mlx_visalign.training.training_length import PAIRS, UPDATES, foretell, look_back
+from mlx_visalign.training.training_length import PAIRS, UPDATES, look_back, short_training_warning
 
 
 def rows_of(loop):
@@ -35,7 +35,7 @@ def rows_of(loop):
 )
 def test_what_is_too_short_is_said_ahead_and_afterwards(settings, count, found):
     loop = settings.loop(count or 1)
-    ahead, after = foretell(loop, count), look_back(rows_of(loop), settings, count)
+    ahead, after = short_training_warning(loop, count), look_back(rows_of(loop), settings, count)
     if found is None:
         assert (ahead, after) == (None, None)
         return
@@ -53,17 +53,17 @@ def test_what_is_too_short_is_said_ahead_and_afterwards(settings, count, found):
 
 def test_so_many_updates_are_not_looked_at_one_by_one():
     """A number of updates that nobody lives to see took as long to judge."""
-    assert foretell(PreferenceSettings(iters=10**15).loop(500), 500) is None
-    assert "none of them" in foretell(PreferenceSettings(iters=1, warmup_ratio=1.0).loop(500), 500)
+    assert short_training_warning(PreferenceSettings(iters=10**15).loop(500), 500) is None
+    assert "none of them" in short_training_warning(PreferenceSettings(iters=1, warmup_ratio=1.0).loop(500), 500)
 
 
 def test_most_of_a_long_warm_up_moves_nothing():
     loop = TrainSettings(1000, 1e-5, "cosine", warmup_ratio=0.03)
-    assert foretell(loop, 500) is None
-    assert foretell(TrainSettings(30, 1e-5, "linear", warmup_ratio=1.0), 500) is None
-    assert "13 of them" in foretell(TrainSettings(14, 1e-5, "constant", warmup_ratio=0.1), 500)
+    assert short_training_warning(loop, 500) is None
+    assert short_training_warning(TrainSettings(30, 1e-5, "linear", warmup_ratio=1.0), 500) is None
+    assert "13 of them" in short_training_warning(TrainSettings(14, 1e-5, "constant", warmup_ratio=0.1), 500)
 
 
 def test_ahead_the_counts_are_the_most_there_can_be():
-    assert "at most 2 updates, 1 of them" in foretell(TrainSettings(2, 1e-5), 18, at_most=True)
-    assert "from at most 18 pairs" in foretell(TrainSettings(2, 1e-5), 18, at_most=True)
+    assert "at most 2 updates, 1 of them" in short_training_warning(TrainSettings(2, 1e-5), 18, at_most=True)
+    assert "from at most 18 pairs" in short_training_warning(TrainSettings(2, 1e-5), 18, at_most=True)

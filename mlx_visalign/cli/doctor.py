@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> Result:
 
     from mlx_visalign.inference.policy import find_folder, load
     from mlx_visalign.models.hub import find_model
-    from mlx_visalign.preflight.doctor import examine, examine_adapter, stated_by, verdict
+    from mlx_visalign.preflight.doctor import examine, examine_adapter, stated_by, summarize
     from mlx_visalign.preflight.estimate import for_people, forecast, in_full
 
     model = named_model(options.model, default="tiny" if options.adapter_path is None else None)
@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> Result:
     shown += [plain(f"{each.check}: {each.wrong}") for each in findings if not each.ok]
     data = {"checks": [asdict(each) for each in findings], **memory}
     whose = f"{model}: " if options.model else "The built-in toy model (name your own with --model): "
-    shown += [plain(""), lines(for_people(memory)), plain(""), plain(whose + verdict(findings))]
+    shown += [plain(""), lines(for_people(memory)), plain(""), plain(whose + summarize(findings))]
     return Result(data, Group(*shown), all(each.ok for each in findings))

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> Result:
     from mlx_visalign.pipeline.pair_statistics import longest_answer, measure
     from mlx_visalign.pipeline.pair_training import read_pairs, require_own, score_reference, workload_of
     from mlx_visalign.preflight.doctor import require_same_model, require_sound
-    from mlx_visalign.preflight.estimate import forecast, in_full, tell_of_death, training_needs, warn_if_too_large
+    from mlx_visalign.preflight.estimate import forecast, in_full, report_previous_kill, training_needs, warn_if_too_large
     from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
     from mlx_visalign.training.training_length import short_training_warning
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> Result:
     require_own(run.folder)
     with run:
         if run.died_in is not None:
-            tell_of_death(run.died_in, expected)
+            report_previous_kill(run.died_in, expected)
         if not run.config.exists():  # an existing one stays until these settings are accepted
             run.start(config)
         require_sound(policy, run.checked)

@@ -15,7 +15,7 @@ from mlx_visalign.pipeline.dry_run import forecast_of, own_functions, protocol_o
 from mlx_visalign.pipeline.evaluations import measure
 from mlx_visalign.pipeline.prompts_stage import ask
 from mlx_visalign.preflight.doctor import require_same_model, require_sound
-from mlx_visalign.preflight.estimate import tell_of_death, warn_if_too_large
+from mlx_visalign.preflight.estimate import report_previous_kill, warn_if_too_large
 from mlx_visalign.reporting.controls_text import NAMES
 from mlx_visalign.reporting.run_page import ReportPage
 from mlx_visalign.reporting.summary import as_rows, make_report, read_report, write_report
@@ -85,7 +85,7 @@ def _carry_out(
     expected = forecast_of(plan, prompts, kept)
     warn_if_too_large(plan.recipe.model, expected)
     if run.died_in is not None:
-        tell_of_death(run.died_in, expected)
+        report_previous_kill(run.died_in, expected)
     policy = load(plan.recipe.model, cache_gb=plan.recipe.cache_gb)
     require_prompts_fit(policy, [*prompts, *kept], max(stage.tokens for stage in expected.workload.stages))
     require_sound(policy, run.checked)

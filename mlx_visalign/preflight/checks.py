@@ -1,7 +1,7 @@
-"""What the doctor checks: each shortcut measured on a `ModelProbe`, what it means where it does not hold, and what to do.
+"""The doctor's checks of every shortcut on a `ModelProbe`.
 
-The shortcuts (batches, the cache, the fold, an adapter that is switched off) must change nothing but rounding. Whatever
-should be the same to the last bit is compared so; the rest with tolerances from `tolerances`.
+The shortcuts (batches, the KV cache, the prefix cache, an adapter that is switched off) must change nothing but rounding.
+What should be bit-identical is compared exactly, everything else with the tolerances of `tolerances`.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,17 @@ from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, ModelProbe, g
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, preference_loss, with_reference
 from mlx_visalign.utils.tolerances import SAME_LOSS
 
-Measured = tuple[bool, str]  # whether it holds, and the figure
+Measured = tuple[bool, str]  # whether it passed, and the measured value
 
 
 @dataclass(frozen=True)
 class Check:
-    """meaning: what it is for a training that this does not hold. advice: what to do then. quick: made before each one."""
+    """A check and what its failure means.
+
+    meaning  the effect of a failure on training
+    advice   what to do about it
+    quick    whether it runs before every training
+    """
 
     name: str
     measure: Callable[[ModelProbe], Measured]
@@ -49,10 +54,10 @@ def _largest(change: mx.array) -> float:
 def _image_tokens(probe: ModelProbe) -> Measured:
     policy, images = probe.policy, gradients()
     embeds = policy.family.embeds(policy.model, policy.features([policy.pixels(image) for image in images]))  # lazy
-    told, wanted = [policy.image_tokens_of(image) for image in images], [len(one) for one in embeds]
-    counts = [policy.prompt_ids(QUESTIONS[0], number).count(policy.image_token) for number in told]
-    holds = told == counts == wanted and max(told) <= policy.image_tokens
-    return holds, f"{counts[0]} in a prompt, {wanted[0]} features an image"
+    expected, wanted = [policy.image_tokens_of(image) for image in images], [len(one) for one in embeds]
+    counts = [policy.prompt_ids(QUESTIONS[0], number).count(policy.image_token) for number in expected]
+    holds = expected == counts == wanted and max(expected) <= policy.image_tokens
+    return holds, f"{counts[0]} in a prompt, {wanted[0]} features per image"
 
 
 def _template(probe: ModelProbe) -> Measured:
@@ -67,23 +72,23 @@ def _template(probe: ModelProbe) -> Measured:
 
 
 def _aspect(probe: ModelProbe) -> Measured:
-    """A white picture twice as wide as high: padded, its upper edge has the mean colour, which is nearly 0."""
+    """A white image twice as wide as high: if padded, its upper edge has the mean colour, which is normalised to nearly 0."""
     preprocessing = probe.policy.preprocessing
     pixels = preprocessing(Image.new("RGB", (2 * preprocessing.size, preprocessing.size), "white"))
     if pixels.shape != (preprocessing.size, preprocessing.size, 3):
         return False, f"pixels of shape {pixels.shape}"
     found = "pad" if _largest(pixels[0]) < 0.1 else "crop"
-    return found == preprocessing.aspect, f"{preprocessing.aspect} is set, {found} is done"
+    return found == preprocessing.aspect, f"{preprocessing.aspect} is set, images are processed with {found}"
 
 
 def _causality(probe: ModelProbe) -> Measured:
-    """Flip the last token: nothing before it may move, and what comes after it must."""
+    """Change the last token: nothing before it may change, and what follows it must."""
     answer = probe.answers[0]
     flipped = [*answer[:-1], answer[0]]
-    folded = [probe.answer_states(ids) for ids in (answer, flipped)]
+    cached = [probe.answer_states(ids) for ids in (answer, flipped)]
     plain = [probe.plain_logits(0, ids) for ids in (answer, flipped)]
     prompts = [probe.prompt_keys(last) for last in answer[:2]]
-    pairs = (folded, plain, prompts)
+    pairs = (cached, plain, prompts)
     moved = max(_largest(one[:, :-1] - other[:, :-1]) for one, other in pairs)
     alive = min(_largest(one[:, -1] - other[:, -1]) for one, other in pairs)
     return moved == 0 and alive > 0, f"earlier tokens moved by {moved:.2g}, 0 allowed"
@@ -97,34 +102,40 @@ def _cache(probe: ModelProbe) -> Measured:
     return _same(probe.stepwise(), probe.alone, probe.allowed)
 
 
-def _fold(probe: ModelProbe) -> Measured:
+def _prefix_cache(probe: ModelProbe) -> Measured:
     return _same(probe.together, probe.plain(), probe.allowed)
 
 
 def _adapter_off(probe: ModelProbe) -> Measured:
-    base = probe.folded([0])
+    base = probe.cached([0])
     with one_more_round(probe.policy, changes=True) as rounds:
-        on = probe.folded([0])
+        on = probe.cached([0])
         with adapter_at(probe.policy.model, rounds):
-            off = probe.folded([0])
+            off = probe.cached([0])
     return switches(base, on, off)
 
 
 def switches(base: np.ndarray, on: np.ndarray, off: np.ndarray) -> Measured:
-    """Whether an adapter that is off leaves the base to the last bit, and one that is on does not."""
+    """Whether an adapter can be switched off exactly.
+
+    Off, the model must equal the base bit for bit; on, it must differ.
+    """
     apart, change = float(np.abs(off - base).max()), float(np.abs(on - base).max())
     return apart == 0 and change > 0, f"off: {apart:.2g} nats from the base, 0 allowed; on: {change:.2g}"
 
 
 def _first_loss(probe: ModelProbe) -> Measured:
-    """DPO's, and mDPO's, which damages the image."""
+    """The first loss of DPO, and of mDPO, which damages the image."""
     plain, multimodal = (_apart_from_start(probe.policy, PreferenceSettings(loss_type=one)) for one in ("sigmoid", "mdpo"))
     holds = abs(plain) <= SAME_LOSS and abs(multimodal) <= 3 * SAME_LOSS
-    return holds, f"{plain:.2g} from ln 2, {SAME_LOSS:.2g} allowed; mDPO's {multimodal:.2g} from 3 ln 2, three times that"
+    return (
+        holds,
+        f"{plain:.2g} from ln 2, {SAME_LOSS:.2g} allowed; mDPO {multimodal:.2g} from 3 ln 2, {3 * SAME_LOSS:.2g} allowed",
+    )
 
 
 def _apart_from_start(policy: Policy, settings: PreferenceSettings) -> float:
-    """How far the first loss of a pair is from where it should start."""
+    """The difference of a pair's first loss from its expected value."""
     with TemporaryDirectory() as folder:
         image = Path(folder, "gradient.png")
         gradients()[0].save(image)
@@ -136,63 +147,63 @@ def _apart_from_start(policy: Policy, settings: PreferenceSettings) -> float:
             return float(np.array(loss)) - settings.loss.start
 
 
-MLX = "Compare with MLX's release notes and with an older mlx (versions.json of a run that was right says which)"
+MLX = "Check MLX's release notes, or try an older mlx (versions.json of a run that worked says which)"
 TRAINED = ", ".join(f'"{one.template}" for {one.title}' for one in map(families.find, families.BUILT_IN))
 CHECKS = (
     Check(
         "image tokens",
         _image_tokens,
-        "An image would take more or fewer places in the prompt than it has features.",
-        "config.json and preprocessor_config.json are of different models: take both from where the weights come from.",
+        "An image would have more or fewer tokens in the prompt than it has features.",
+        "config.json and preprocessor_config.json are from different models: take both from the source of the weights.",
     ),
     Check(
         "template",
         _template,
-        "The model would read other words around the question than those it was trained on, and hallucinate more.",
-        'Take the tokenizer from where the weights come from, and name the template in config.json: "visalign": '
+        "The prompt would differ from the one the model was trained with, and the model would hallucinate more.",
+        'Take the tokenizer from the source of the weights, and name the template in config.json: "visalign": '
         f'{{"template": NAME}}, where NAME is {TRAINED}.',
     ),
     Check(
         "aspect",
         _aspect,
-        "The model would see images padded or cropped otherwise than it was trained on.",
-        "Take preprocessor_config.json from where the weights come from; if it is, report this as a fault of this package.",
+        "The model would see images padded or cropped differently from its training.",
+        "Take preprocessor_config.json from the source of the weights; if you did, report this as a bug in this package.",
     ),
     Check(
         "causality",
         _causality,
-        "A token sees what comes after it: log-probabilities are no probabilities of anything, and training learns nonsense.",
-        f"An attention mask is not what it was, mlx-vlm's or MLX's. Install mlx-vlm >= 0.7.10, < 0.8. {MLX}.",
+        "A token sees what comes after it: log-probabilities are meaningless, and training would learn nonsense.",
+        f"The attention mask of mlx-vlm or MLX has changed. Install mlx-vlm >= 0.7.10, < 0.8. {MLX}.",
     ),
     Check(
         "batch = single",
         _batch,
-        "What a pair teaches would depend on which other pairs are in its batch.",
-        f"Train with --batch-size 1 until it is mended. {MLX}.",
+        "The gradient of a pair would depend on the other pairs in its batch.",
+        f"Train with --batch-size 1 until this is fixed. {MLX}.",
     ),
     Check(
         "cached = uncached",
         _cache,
-        "Answers would come from another model than the one that is scored and trained.",
-        f"The positions or the mask over the cache are wrong. {MLX}.",
+        "Answers would be sampled from a different distribution than the one that is scored and trained.",
+        f"The cache's positions or mask are wrong. {MLX}.",
     ),
     Check(
-        "fold = plain",
-        _fold,
-        "The shared prefix would not be the prefix that each answer has by itself, so losses and gradients are wrong.",
-        f"{MLX}, and report this as a fault of this package.",
+        "prefix cache = plain",
+        _prefix_cache,
+        "The shared prefix would differ from the prefix of each answer alone, so losses and gradients would be wrong.",
+        f"{MLX}, and report this as a bug in this package.",
     ),
     Check(
         "adapter off = base",
         _adapter_off,
         "The reference of DPO would move with the policy, or a trained adapter would have no effect.",
-        "Something has merged an adapter into these weights or replaced layers after loading: load the model afresh.",
+        "Something merged an adapter into these weights or replaced layers after loading: load the model again.",
     ),
     Check(
         "first DPO loss = ln 2",
         _first_loss,
-        "Before the first update policy and reference are one model, so the margin must be 0. Here it is not.",
-        "The reference is scored otherwise than the policy is trained: report this as a fault of this package.",
+        "Before the first update policy and reference are the same model, so the margin must be 0. Here it is not.",
+        "The reference is scored differently from the policy in training: report this as a bug in this package.",
         quick=False,
     ),
 )

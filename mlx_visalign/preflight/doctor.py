@@ -1,4 +1,7 @@
-"""Is the model whole, and is every shortcut exact? Runs the `checks`, and says what they found."""
+"""Verifies that masking, caching and batching do not change results.
+
+Runs the `checks` on a model and reports what they found.
+"""
 
 import json
 import time
@@ -26,7 +29,11 @@ from mlx_visalign.utils.formatting import counted, duration
 
 @dataclass(frozen=True)
 class Finding:
-    """found: the figure. wrong: what it means and what to do, where it is not `ok`."""
+    """The result of one check.
+
+    found  the measured value
+    wrong  if it is not `ok`: what that means and what to do
+    """
 
     check: str
     ok: bool
@@ -35,11 +42,14 @@ class Finding:
 
 
 def examine(policy: Policy, quick: bool = False) -> list[Finding]:
-    """Every check, or the quick ones, which read words alone and take seconds at 7B. The policy is left as it was."""
+    """Run all checks, or only the quick ones.
+
+    Quick checks use text only and take seconds at 7B. The policy is unchanged afterwards.
+    """
     try:
         probe = ModelProbe(policy, pictures=not quick)
     except UserError as error:
-        return [Finding("reading", False, str(error), "The model cannot read a prompt: its folder is not whole.")]
+        return [Finding("reading", False, str(error), "The model cannot read a prompt: its folder is incomplete.")]
     return [_finding(check, probe) for check in CHECKS if check.quick or not quick]
 
 
@@ -52,25 +62,28 @@ def _finding(check: Check, probe: ModelProbe) -> Finding:
 
 
 def examine_adapter(policy: Policy, folder: Path) -> Finding:
-    """Load an adapter, and compare the model with it switched off with the model before."""
+    """Load an adapter and check that it switches off."""
     probe = ModelProbe(policy, pictures=False)
-    base = probe.folded([0])
+    base = probe.cached([0])
     policy.load_adapter(folder)
-    on = probe.folded([0])
+    on = probe.cached([0])
     with adapter_at(policy.model, 0):
-        off = probe.folded([0])
+        off = probe.cached([0])
     ok, found = switches(base, on, off)
-    wrong = "Without the adapter the model must be the base to the last bit, and with it another." if not ok else ""
+    wrong = "" if ok else "With the adapter off the model must equal the base bit for bit, and with it on it must differ."
     return Finding(f"adapter {folder}", ok, found, wrong)
 
 
 def stated_by(folder: Path) -> Finding:
-    """Whether the model's folder says with which template and aspect it was trained, and whether its files agree on it."""
+    """Check the template and aspect stated in a model's folder.
+
+    Also checks that the folder's files do not contradict each other.
+    """
     ours, config = stated(folder), read_json(folder / "config.json")
     missing = [name for name in ("template", "aspect") if name not in ours]
     found = f"template {ours.get('template')}, aspect {ours.get('aspect')}"
     if missing:
-        found = f"config.json does not say {' and '.join(missing)}; the family's own are taken"
+        found = f"config.json does not state {' and '.join(missing)}; using the model family's default"
     try:
         choice = choose(folder, config, ours=ours.get("template"))
     except UserError as error:
@@ -80,8 +93,8 @@ def stated_by(folder: Path) -> Finding:
     return Finding("folder", not wrong, "; ".join([found, *said, *remarks(folder, config)]), " ".join(wrong))
 
 
-def verdict(findings: Sequence[Finding]) -> str:
-    """All of it in one sentence."""
+def summarize(findings: Sequence[Finding]) -> str:
+    """All findings in one sentence."""
     failed = [each.check for each in findings if not each.ok]
     if failed:
         return f"{len(failed)} of {counted(len(findings), 'check')} failed: {', '.join(failed)}."
@@ -89,24 +102,25 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 
 def require_same_model(config: Path, file: Path, model: str) -> None:
-    """UserError where the run of this config.yaml was made with another model; `file` is what `require_sound` left there.
+    """Raise UserError if a run was started with another model.
 
-    A model may have been moved or renamed, so where its name is another the weights decide.
+    `config` is the run's config.yaml, `file` the one that `require_sound` wrote. A model may have been moved or renamed, so
+    if the names differ, the weights decide.
     """
     begun = load_recipe(config).get("model") if config.exists() else model
     if begun == model or not file.exists():
         return
     if read_json(file).get("base_fingerprint") != fingerprint(find_folder(model)):
         raise UserError(
-            f"{config.parent} was made with the model {begun}, and this is {model}: add --model {begun} to go on there, or "
-            "name another output folder."
+            f"{config.parent} was started with the model {begun}, not {model}. Add --model {begun} to resume it, or choose "
+            "another output folder."
         )
 
 
 def require_sound(policy: Policy, file: Path) -> None:
-    """The quick checks, before a training; what passed stands in `file` and is not checked again for the same base.
+    """Run the quick checks before training, once per base model.
 
-    Raises `UserError` that names every check that failed, with what it means and what to do.
+    `file` records the model that passed. Raises `UserError` with every check that failed, what it means and what to do.
     """
     about: dict[str, Any] = {
         **policy.identity,
@@ -119,7 +133,7 @@ def require_sound(policy: Policy, file: Path) -> None:
     started = time.perf_counter()
     wrong = [finding for finding in examine(policy, quick=True) if not finding.ok]
     if wrong:
-        told = "\n".join(f"- {finding.check}: {finding.found}. {finding.wrong}" for finding in wrong)
-        raise UserError(f"The model does not pass the checks that every training begins with:\n{told}")
+        faults = "\n".join(f"- {finding.check}: {finding.found}. {finding.wrong}" for finding in wrong)
+        raise UserError(f"The model fails checks that it must pass before training:\n{faults}")
     write_atomically(file, json.dumps(about, indent=1) + "\n")
     say(f"doctor: the model passes the quick checks ({duration(time.perf_counter() - started)}).")

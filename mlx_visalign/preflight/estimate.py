@@ -1,4 +1,7 @@
-"""The plan, told before anything is loaded: what each stage takes, what fits this machine and Macs of each size, how long."""
+"""Memory and time estimates before anything is loaded.
+
+What each stage needs, how long it takes, and which settings fit this machine and Macs of each size.
+"""
 
 import os
 from collections.abc import Mapping
@@ -28,18 +31,18 @@ from mlx_visalign.utils.console import say
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.formatting import duration
 
-GPU_SHARE = 0.7  # of a Mac's memory, what Metal lets the GPU have: 11.45 of 16 GB, 17.2 of 24, 70 to 78 % above
-PROMPT_WORDS = 64  # tokens of a prompt beside the image's: the template's and a short question's
-MARGIN = 1.15  # the plan is right to 15 % (tests/preflight/test_memory.py, tests/preflight/test_workload.py)
-NEAR = 0.75  # of what can be used; where more is needed a death without a word may well have been for want of memory
+GPU_SHARE = 0.7  # share of a Mac's memory that Metal gives the GPU: 11.45 of 16 GB, 17.2 of 24, 70 to 78 % above
+PROMPT_WORDS = 64  # text tokens of a prompt: the template's and a short question's
+MARGIN = 1.15  # estimates are accurate to 15 % (tests/preflight/test_memory.py, tests/preflight/test_workload.py)
+NEAR = 0.75  # a run that needs more than this share of usable memory may have been killed for lack of it
 SIZES_OF_MACS = (8, 16, 24, 32, 64)
-RANKS = (128, 64, 16)  # that are suggested where the one asked for is too large
+RANKS = (128, 64, 16)  # suggested if the requested rank is too large
 DEFAULT = Workload((Answering("answering", 1, 256, together=8, tokens=256, read=2),), trained=1)  # as SeVa's laptop preset
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run asks of a machine."""
+    """The memory estimate of a run."""
 
     shape: Shape
     setting: Setting
@@ -47,7 +50,7 @@ class Forecast:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """The most bytes that each stage and the training hold."""
+        """Peak bytes of each stage and of the training."""
         stages = {stage.title: answering_bytes(self.shape, self.setting, stage) for stage in self.workload.stages}
         return stages | {"training": training_bytes(self.shape, self.setting)}
 
@@ -56,7 +59,10 @@ class Forecast:
         return max(self.peaks.values())
 
     def suggest(self, limit: float) -> "Forecast | None":
-        """The first that surely takes at most `limit` bytes: as precise as there is room for, then rank, then speed."""
+        """The best settings that fit in `limit` bytes, or None.
+
+        Prefers more bits, then a higher rank, then speed.
+        """
         ranks = [self.setting.rank, *(rank for rank in RANKS if rank < self.setting.rank)]
         for bits in (16, 8, 4):
             for rank in ranks:
@@ -68,7 +74,7 @@ class Forecast:
         return None
 
     def _with(self, bits: int, rank: int, checkpoint: bool, one_by_one: bool) -> "Forecast":
-        """The same run with these settings. `one_by_one`: prompts, in every stage and in the training."""
+        """The same run with these settings. `one_by_one`: one prompt at a time, in every stage and in training."""
         past_rank = rank * (self.workload.rounds - 1)
         setting = replace(self.setting, bits=bits, number=2, rank=rank, past_rank=past_rank, checkpoint=checkpoint)
         if not one_by_one:
@@ -77,7 +83,7 @@ class Forecast:
         return Forecast(self.shape, replace(setting, batch=1), replace(self.workload, stages=stages))
 
     def __str__(self) -> str:
-        """The settings that decide the memory."""
+        """The settings that determine memory use."""
         setting, together = self.setting, max(stage.together for stage in self.workload.stages)
         asked = "1 prompt" if together == 1 else f"{together} prompts"
         kept = "recomputing layers (grad_checkpoint: true)" if setting.checkpoint else "keeping layers"
@@ -85,13 +91,16 @@ class Forecast:
 
 
 def usable_bytes() -> float:
-    """What this machine lets a model have: Metal's working set, or else all of the memory there is."""
+    """Bytes a model may use on this machine.
+
+    Metal's recommended working set, or without Metal all physical memory.
+    """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return float(mx.device_info().get("max_recommended_working_set_size", memory))
 
 
 def training_needs(train: Any) -> dict[str, Any]:
-    """What the settings of a training, DPO's or PPO's, say of a `Setting`."""
+    """Fields of `Setting` from DPO or PPO settings."""
     needs = {"rank": train.lora.rank, "batch": train.batch_size, "checkpoint": train.grad_checkpoint}
     if isinstance(train, PreferenceSettings):
         needs |= {"copies": len(train.loss.reads), "prefills": train.loss.prefills}
@@ -99,28 +108,34 @@ def training_needs(train: Any) -> dict[str, Any]:
 
 
 def forecast(model: str, needs: Mapping[str, Any], workload: Workload = DEFAULT) -> Forecast:
-    """What a model's folder, `needs` (fields of `Setting`) and a workload make."""
+    """The estimate for a model's folder and a workload.
+
+    `needs` overrides fields of `Setting`.
+    """
     shape, bits, number = read_shape(TINY if model == "tiny" else find_config(model))
-    number = FLOAT32 if model == "tiny" else number  # `policy.load` casts it
+    number = FLOAT32 if model == "tiny" else number  # `policy.load` casts the tiny model
     bits = 8 * number if bits >= 16 else bits
     longest = max(stage.tokens for stage in workload.stages)
     known: dict[str, Any] = {"bits": bits, "number": number, "prompt": shape.image_tokens + PROMPT_WORDS, "answer": longest}
-    known |= {"copies": workload.copies, "judge": _judge_bytes(model, shape, workload)}
+    known |= {"copies": workload.copies, "scorer": _scorer_bytes(model, shape, workload)}
     setting = Setting(**{**known, **needs})
     return Forecast(shape, replace(setting, past_rank=setting.rank * (workload.rounds - 1)), workload)
 
 
-def _judge_bytes(model: str, shape: Shape, workload: Workload) -> float:
-    """The CLIP that judges and the vectors it keeps; nothing where none is named: that is refused before a run begins."""
-    if workload.judge is None or (workload.judge[0] is None and model != "tiny"):
+def _scorer_bytes(model: str, shape: Shape, workload: Workload) -> float:
+    """The CLIP that scores answers, with its cache of vectors; 0 if the method needs one but none is named (refused later)."""
+    if workload.scorer is None or (workload.scorer[0] is None and model != "tiny"):
         return 0.0
-    name, view = workload.judge
+    name, view = workload.scorer
     config = CLIPConfig.from_dict(read_json((TINY_CLIP if name is None else find_config(name)) / "config.json"))
     return clip_bytes(shape, config, shares=view == "pad") + CACHE_GB * 1e9
 
 
 def in_brief(plan: Forecast) -> dict[str, Any]:
-    """The plan in gigabytes, and what to do where it is more than the machine has."""
+    """The memory estimate in gigabytes.
+
+    `too_large`, with settings that fit, is included if the machine has too little memory.
+    """
     peaks = plan.peaks
     figures = {"weights": weights_bytes(plan.shape, plan.setting), **peaks, "usable here": usable_bytes()}
     sentence = too_large(plan)
@@ -133,8 +148,11 @@ def in_brief(plan: Forecast) -> dict[str, Any]:
 
 
 def in_full(plan: Forecast) -> dict[str, Any]:
-    """The same, with what fits Macs of each size, and how long all of it would take here."""
-    fitting = {f"{size} GB Mac": _words(plan.suggest(GPU_SHARE * size * 1e9)) for size in SIZES_OF_MACS}
+    """`in_brief` with run times and settings for Macs.
+
+    Times are for this machine.
+    """
+    fitting = {f"{size} GB Mac": _for_a_mac(plan.suggest(GPU_SHARE * size * 1e9)) for size in SIZES_OF_MACS}
     rates = rates_for(plan.shape, plan.setting, plan.workload)
     seconds = seconds_of(plan.shape, plan.setting, plan.workload, rates)
     return {
@@ -142,12 +160,15 @@ def in_full(plan: Forecast) -> dict[str, Any]:
         **fitting,
         "gflops_here": {f"{count} tokens at once": _three_digits(rate / 1e9) for count, rate in rates.items()},
         "time_at_most": "; ".join(f"{name} {duration(count)}" for name, count in seconds.items())
-        + f" (the language model's part, estimated from matrix products timed here just now; {_not_timed(plan)})",
+        + f" (for the language model, estimated from matrix products timed on this machine; {_not_timed(plan)})",
     }
 
 
 def for_people(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """`in_full` without what only programs want: Macs of every size in one line where all take the same settings."""
+    """`in_full` shortened for display.
+
+    Without speeds, and with a single line for Macs if the same settings fit all sizes.
+    """
     macs = [f"{size} GB Mac" for size in SIZES_OF_MACS]
     shown = {name: value for name, value in figures.items() if name not in (*macs, "gflops_here")}
     fitting = {figures[mac] for mac in macs}
@@ -157,40 +178,53 @@ def for_people(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_timed(plan: Forecast) -> str:
-    """What the time leaves out, a few per cent at 7B."""
-    judge = "" if plan.workload.judge is None else " and the judging CLIP"
-    return f"the vision tower{judge} not counted"
+    """What the time does not include, a few per cent at 7B."""
+    scorer = "" if plan.workload.scorer is None else " and the scoring CLIP"
+    return f"without the vision tower{scorer}"
 
 
 def too_large(plan: Forecast) -> str | None:
-    """A sentence with the setting that fits, where this one does not."""
+    """A sentence with settings that fit, or None.
+
+    None if the run fits as it is.
+    """
     limit = usable_bytes()
     if MARGIN * plan.peak <= limit:
         return None
     return (
-        f"about {plan.peak / 1e9:.1f} GB (give or take 15 %) are needed at the peak and {limit / 1e9:.1f} GB can be used "
-        f"here. What fits: {_words(plan.suggest(limit))}."
+        f"peak memory is about {plan.peak / 1e9:.1f} GB (give or take 15 %), but only {limit / 1e9:.1f} GB are usable "
+        f"here. {_fitting(plan.suggest(limit))}"
     )
 
 
 def warn_if_too_large(model: str, plan: Forecast) -> None:
-    """Said before a model is loaded: on a Mac the system kills a process that asks for too much, without a word."""
+    """Warn before loading a model that needs too much memory.
+
+    macOS kills a process that runs out of memory without any message.
+    """
     sentence = too_large(plan)
     if sentence:
         say(f"warning: {model}: {sentence}")
 
 
-def tell_of_death(place: str, plan: Forecast) -> None:
-    """After an attempt that ended without a word at `place`; with a smaller setting where memory may have been short."""
-    words = f"The last attempt died in {place}, without a word: something or somebody killed it."
+def report_previous_kill(place: str, plan: Forecast) -> None:
+    """Say that the previous run was killed at `place`.
+
+    Suggests smaller settings if memory may have been the cause.
+    """
+    message = f"The previous run was killed during {place} (no error was recorded)."
     if MARGIN * plan.peak >= NEAR * usable_bytes():
         smaller = plan.suggest(min(plan.peak / MARGIN, NEAR * usable_bytes()))
-        words += f" Perhaps for want of memory: {plan.peak / 1e9:.1f} GB are needed at the peak, give or take 15 %, and "
-        words += f"{usable_bytes() / 1e9:.1f} GB can be used. If it dies again, take less: {_words(smaller)}."
-    say(words)
+        message += f" It may have run out of memory: peak memory is about {plan.peak / 1e9:.1f} GB (give or take 15 %), and "
+        message += f"{usable_bytes() / 1e9:.1f} GB are usable. If it happens again, use less. {_fitting(smaller)}"
+    say(message)
 
 
-def _words(plan: Forecast | None) -> str:
+def _fitting(plan: Forecast | None) -> str:
+    return "No settings fit: this model is too large for the machine." if plan is None else f"Settings that fit: {plan}."
+
+
+def _for_a_mac(plan: Forecast | None) -> str:
     return "too small for this model" if plan is None else str(plan)
 
 

@@ -1,4 +1,4 @@
-"""Does a fused model say what the model says with its adapter on? A fixed picture and question tell."""
+"""Compares logits of a fused model with base + adapter."""
 
 from pathlib import Path
 
@@ -11,25 +11,29 @@ from mlx_visalign.inference.policy import PROBE, Policy, load
 
 
 def compare_fused(model: Path, adapter: Path, fused: Path) -> str:
-    """How far the logits of an answer's first token are from each other, as a sentence. One model at a time is in memory."""
+    """A sentence with the largest difference in logits.
+
+    Compares the logits of an answer's first token, for a fixed image and question. Only one model at a time is in memory.
+    """
     policy = load(model)
     dtype = mx.float32 if policy.dtype == "float32" else None
     before = _logits(policy)
-    if is_peft(adapter):  # only what `convert peft` made of it can be switched on here
+    if is_peft(adapter):  # cannot be switched on before `convert peft`
         del policy
         change = mx.abs(_logits(load(fused, dtype=dtype)) - before).max().item()
-        return f"fused model changes logits by {change:.2g} against the model without the adapter"
+        return f"fused model changes logits by {change:.2g} compared with the model without the adapter"
     policy.load_adapter(adapter)
     on = _logits(policy)
     del policy
     difference = mx.abs(_logits(load(fused, dtype=dtype)) - on).max().item()
     change = mx.abs(on - before).max().item()
     return (
-        f"fused model changes logits by {difference:.2g} against adapter-on (the adapter itself changes them by {change:.2g})"
+        f"fused model changes logits by {difference:.2g} compared with adapter-on "
+        f"(the adapter itself changes them by {change:.2g})"
     )
 
 
 def _logits(policy: Policy) -> Float[mx.array, "1 v"]:
     logits = policy.first_logits(PROBE, Image.linear_gradient("L").convert("RGB"))
-    mx.eval(logits)  # now: the model changes or goes
+    mx.eval(logits)  # now, before the caller changes or deletes the model
     return logits

@@ -1,9 +1,10 @@
-"""How much memory a model and its training will take: told from config.json, before any weight is read.
+"""Training memory estimated from config.json, without weights.
 
-Every array that training keeps for the backward pass is counted from the shapes; what a single layer needs for a moment is
-a formula fitted to `mx.get_peak_memory`. tests/preflight/test_memory.py holds both to 15 % of measured peaks. Counted are the
-weights, the adapter with AdamW's state, the activations of the fold (fold.py), the logits of the answers, the feature
-cache and a CLIP that judges. Not counted: the interpreter (0.3 GB) and other programs. What answering takes: `workload`.
+Every array that training keeps for the backward pass is counted from the shapes; what a single layer needs temporarily is a
+formula fitted to `mx.get_peak_memory`. tests/preflight/test_memory.py keeps both within 15 % of measured peaks. Counted are the
+weights, the adapter with AdamW's state, the activations over the prefix cache (inference/prefix_cache.py), the logits of the
+answers, the feature cache and a CLIP that scores answers. Not counted: the interpreter (0.3 GB) and other programs. For the
+stages that sample and score answers see `workload`.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ QUANTISED_GROUP = 64  # weights that share a scale and a bias
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides a model's memory.
+    """A model's dimensions that determine memory.
 
-    image_bytes  an image's features in the cache (policy.FeatureCache): the class token's too, in float16
+    image_bytes  bytes of an image's features in the cache (policy.FeatureCache), in float16, with the class token's
     matrices     weights of the language model that can be quantised (its linear layers, embedding and head)
     others       all other weights: norms, projector, vision tower
-    tower        the vision tower's width, inner width, image size and patch size, and how many of its blocks are used
+    tower        the vision tower's width, inner width, image size, patch size, and the number of its blocks in use
     """
 
     width: int
@@ -52,21 +53,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides the memory of a training.
+    """Settings that determine a training's memory.
 
-    bits         of a weight of the language model: 4 or 8 (quantised), 16 or 32
-    rank         of the round that is trained
-    past_rank    of the rounds before it, which are frozen
-    prompt       tokens, the image's too
+    bits         bits of a weight of the language model: 4 or 8 (quantised), 16 or 32
+    rank         rank of the LoRA round that is trained
+    past_rank    total rank of the frozen rounds before it
+    prompt       tokens of a prompt, image tokens included
     answer       tokens of the longest answer
-    batch        prompts in one forward of the training
-    copies       answers of each prompt there: DPO has two, mDPO three, PPO one
-    prefills     times that each prompt is read there with an image: mDPO reads it twice
-    checkpoint   layers are recomputed in the backward pass
-    images       whose features are kept, as long as they take no more than
-    cache_gb     so many GB
+    batch        prompts in a forward pass of the training
+    copies       answers per prompt in it: two in DPO, three in mDPO, one in PPO
+    prefills     prefills per prompt in it: two in mDPO, otherwise one
+    checkpoint   whether layers are recomputed in the backward pass
+    images       images whose features are cached
+    cache_gb     the cache's limit in GB
     number       bytes of an activation: 2, or 4 in float32
-    judge        bytes of the CLIP that judges the answers, if one does
+    scorer       bytes of the CLIP that scores answers, 0 if there is none
     """
 
     bits: int = 16
@@ -81,11 +82,11 @@ class Setting:
     images: int = 0
     cache_gb: float = 1.0
     number: int = 2
-    judge: float = 0.0
+    scorer: float = 0.0
 
 
 def shape_of(model: Any) -> Shape:
-    """The shape of a model, whose weights may as well not be there yet."""
+    """The shape of a model; weights need not be loaded."""
     text = model.language_model.config
     vision = model.config.vision_config
     sizes = [(name, array.size, array.ndim) for name, array in dict(tree_flatten(model.parameters())).items()]
@@ -113,9 +114,9 @@ def shape_of(model: Any) -> Shape:
 
 @cache
 def read_shape(folder: Path) -> tuple[Shape, int, int]:
-    """A model folder's shape, the bits of its weights and the bytes of its activations.
+    """A model's shape, bits per weight and bytes per activation.
 
-    Only config.json is read: MLX is lazy, and the model that is built here never gets any weights.
+    Reads config.json alone: MLX is lazy, so the model that is built here never allocates weights.
     """
     config = read_json(folder / "config.json")
     shape = shape_of(families.build_model(config))
@@ -125,7 +126,10 @@ def read_shape(folder: Path) -> tuple[Shape, int, int]:
 
 
 def weights_bytes(shape: Shape, setting: Setting) -> float:
-    """The model. A quantised weight has its bits and, with 63 others, a scale and a bias."""
+    """Bytes of the model's weights.
+
+    Each group of 64 quantised weights also has a scale and a bias.
+    """
     each = setting.bits / 8
     if setting.bits < 16:
         each += 2 * setting.number / QUANTISED_GROUP
@@ -133,21 +137,30 @@ def weights_bytes(shape: Shape, setting: Setting) -> float:
 
 
 def adapter_bytes(shape: Shape, rank: int) -> float:
-    """A and B on the seven linear layers of every block, in float32 (lora.attach): rank x (inputs + outputs) each."""
+    """Bytes of a LoRA adapter.
+
+    A and B on the seven linear layers of every block, in float32 (lora.attach): rank x (inputs + outputs) each.
+    """
     width, inner, kv = shape.width, shape.inner, shape.kv_width
     return FLOAT32 * rank * shape.layers * (2 * (width + width) + 2 * (width + kv) + 3 * (width + inner))
 
 
 def checkpoints_bytes(shape: Shape, rank: int) -> float:
-    """On disk at once: the checkpoints kept and the one being written (checkpoint.py), weights and Adam's two moments each."""
+    """Disk space for checkpoints.
+
+    The checkpoints kept plus the one being written (training/checkpoint.py), each with weights and Adam's two moments.
+    """
     return (KEPT + 1) * 3 * adapter_bytes(shape, rank)
 
 
 def clip_bytes(shape: Shape, config: CLIPConfig, shares: bool) -> float:
-    """A CLIP, in float32. `shares`: it goes on from LLaVA's features, if their towers are alike, and drops its own blocks."""
+    """Bytes of a CLIP in float32.
+
+    `shares`: if the towers are alike, it continues from LLaVA's features and drops its own blocks.
+    """
     weights = FLOAT32 * sum(
         array.size for array in dict(tree_flatten(CLIP(config).parameters())).values()
-    )  # lazy: none is drawn
+    )  # lazy: nothing is allocated
     *sizes, blocks = shape.tower
     vision = config.vision
     if shares and sizes == [vision.hidden_size, vision.intermediate_size, vision.image_size, vision.patch_size]:
@@ -158,26 +171,30 @@ def clip_bytes(shape: Shape, config: CLIPConfig, shares: bool) -> float:
 
 
 def staying_bytes(shape: Shape, setting: Setting) -> float:
-    """What is there all the time, adapters' own state aside: weights, the rounds before, features, the judge."""
+    """Bytes in memory all the time.
+
+    Weights, earlier LoRA rounds, cached features and the scorer; without the state of the adapter in training.
+    """
     features = min(setting.images * shape.image_bytes, setting.cache_gb * 1e9)
-    return weights_bytes(shape, setting) + adapter_bytes(shape, setting.past_rank) + features + setting.judge
+    return weights_bytes(shape, setting) + adapter_bytes(shape, setting.past_rank) + features + setting.scorer
 
 
 def training_bytes(shape: Shape, setting: Setting) -> float:
-    """The peak of an update: what stays, and the higher of two moments, at the logits and in one layer's backward pass.
+    """Peak bytes of an update.
 
-    What stays: weights; adapter, its gradient and Adam's two moments (train._Groups); what the backward pass was left.
-    That is, per token in all n answers and their b prompts, T = b prompt + n answer, and in each layer:
-    kept whole          `_kept_numbers`; of the prompts in the last layer, which reads their last tokens alone
-                        (fold.prefill), no more than with checkpointing
-    with checkpointing  what goes into a layer and the keys and values it returns (fold._run_layer), and one layer whole,
-                        of what is about one image at a time
+    What stays in memory plus the larger of two temporary needs: the logits, or the backward pass of one layer. What stays:
+    weights; the adapter, its gradient and Adam's two moments (trainer._Groups); and what the forward pass keeps for the
+    backward pass. That is, for each of the T = b prompt + n answer tokens of n answers and their b prompts, in every layer:
+    without checkpointing  `_kept_numbers`; but for prompts in the last layer, which is run for their last tokens alone
+                           (prefix_cache.prefill), no more than with checkpointing
+    with checkpointing     a layer's input and the keys and values it returns (prefix_cache._run_layer), plus everything in
+                           one layer, for one variant of the image at a time
     """
     width, kv, n = shape.width, shape.kv_width, setting.copies * setting.batch
     prompts = setting.prefills * setting.batch * setting.prompt
     tokens = prompts + n * setting.answer
     staying = staying_bytes(shape, setting) + 4 * adapter_bytes(shape, setting.rank)
-    # In float32: the logits, and their exponentials and gradient by turns (logprobs.token_logps).
+    # In float32: the logits, plus either their exponentials or their gradient (logprobs.token_logps).
     logits = n * setting.answer * shape.vocabulary * (2.2 * FLOAT32 + (setting.number if setting.number < FLOAT32 else 0))
     inputs, whole = setting.number * (width + 2 * kv), setting.number * _kept_numbers(shape)
     passing = _passing_bytes(shape, setting)
@@ -187,14 +204,14 @@ def training_bytes(shape: Shape, setting: Setting) -> float:
 
 
 def _kept_numbers(shape: Shape) -> int:
-    """What a layer keeps of a token: its input, queries, keys, values, what was attended to, the sum, gate and up."""
+    """Numbers a layer keeps per token: input, queries, keys, values, attention output, residual sum, gate and up."""
     return 4 * shape.width + 2 * shape.kv_width + 2 * shape.inner
 
 
 def _passing_bytes(shape: Shape, setting: Setting) -> float:
-    """What the backward pass of one layer makes for a moment: gradients, and all that was not kept. Fitted on CPUs.
+    """Temporary bytes in one layer's backward pass: gradients and recomputed values. Fitted on CPUs.
 
-    Scores of prompts come a block at a time, those of the answers all at once. LoRA's inputs are made float32.
+    Attention scores of prompts are computed block by block, those of answers all at once. LoRA's inputs are cast to float32.
     """
     prompts, n = setting.batch * setting.prompt, setting.copies * setting.batch
     blocks = shape.heads * prompts * min(BLOCK, setting.prompt)

@@ -1,6 +1,7 @@
-"""A model as the doctor looks at it: two prompts with two answers each, read in every way that this package reads.
+"""Fixed probe inputs for the doctor's checks.
 
-Everything is told in log-probabilities [prompt, answer, token] in float32 nats, 0 where an answer is over.
+Two prompts with two answers each, scored in every way this package scores. Results are log-probabilities
+[prompt, answer, token] in float32 nats, 0 after an answer's end.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +28,16 @@ Logps = Float[np.ndarray, "2 2 l"]
 
 
 class ModelProbe:
-    """`pictures`: whole prompts with their images are read, which takes a long prefix; else a few of their words."""
+    """A model with probe prompts and answers.
+
+    With `pictures` it uses complete prompts with images, which have a long prefix; without, only a few of their tokens.
+    """
 
     def __init__(self, policy: Policy, pictures: bool):
         self.policy, self.decoder = policy, policy.decoder
         numbers = [policy.image_tokens_of(image) for image in gradients()]
         whole = [policy.prompt_ids(question, number) for question, number in zip(QUESTIONS, numbers, strict=True)]
-        # Without pictures the first token and a few of the last, of different lengths: enough to be wrong, and quick.
+        # Without pictures: the first token and some of the last, of different lengths. Enough to find faults, and fast.
         self.prompts = whole if pictures else [[ids[0], *ids[-kept:]] for ids, kept in zip(whole, (7, 4), strict=True)]
         self.answers = [policy.response_ids(answer) for answer in ANSWERS]
         self.features = policy.features([policy.pixels(image) for image in gradients()]) if pictures else None
@@ -43,13 +47,13 @@ class ModelProbe:
         return self.decoder.norm.weight.dtype
 
     def embeds(self, rows: Sequence[int], ids: mx.array) -> Float[mx.array, "b l e"]:
-        words = self.decoder.embed(ids)
+        text = self.decoder.embed(ids)
         if self.features is None:
-            return words
-        return merge(words, ids, self.policy.image_token, self.policy.family.embeds(self.policy.model, self._seen(rows)))
+            return text
+        return merge(text, ids, self.policy.image_token, self.policy.family.embeds(self.policy.model, self._seen(rows)))
 
     def _seen(self, rows: Sequence[int]) -> Features:
-        """The features of some prompts' pictures."""
+        """The image features of some prompts."""
         if self.features is None:
             return []
         if isinstance(self.features, list):
@@ -61,39 +65,42 @@ class ModelProbe:
         return prefill(self.decoder, embeds, mask, positions=positions)
 
     def prefix(self, rows: Sequence[int], noise: float = 0.0) -> Prefix:
-        """The prompts `rows` read; `noise` changes what goes in by up to this share of it."""
+        """Prefill prompts, with optional relative noise on the inputs."""
         ids, mask = right_pad([self.prompts[row] for row in rows])
         embeds = self.embeds(rows, ids)
         if noise:
             embeds = embeds * (1 + noise * mx.random.uniform(-1, 1, embeds.shape, key=mx.random.key(0))).astype(embeds.dtype)
         return self._prefill(rows, ids, mask, embeds)
 
-    def folded(self, rows: Sequence[int], noise: float = 0.0) -> Float[np.ndarray, "b 2 l"]:
+    def cached(self, rows: Sequence[int], noise: float = 0.0) -> Float[np.ndarray, "b 2 l"]:
         reading = self.policy.read(self.prefix(rows, noise), [self.answers] * len(rows))
         return np.array(mx.where(reading.mask, reading.logps, 0)).reshape(len(rows), len(self.answers), -1)
 
     @cached_property
     def together(self) -> Logps:
-        """Both prompts in one batch, through the fold: how training reads."""
-        return self.folded([0, 1])
+        """Both prompts batched over the prefix cache, as in training."""
+        return self.cached([0, 1])
 
     @cached_property
     def alone(self) -> Logps:
         """One prompt at a time."""
-        return np.concatenate([self.folded([row]) for row in (0, 1)])
+        return np.concatenate([self.cached([row]) for row in (0, 1)])
 
     @cached_property
     def allowed(self) -> float:
-        """How far two ways of reading may be apart on this model and this device."""
-        floor = np.abs(self.folded([0, 1], rounding(self.dtype)) - self.together).max()
+        """Tolerance between two ways of scoring, in nats.
+
+        It depends on the model's dtype and on the rounding errors measured on this device.
+        """
+        floor = np.abs(self.cached([0, 1], rounding(self.dtype)) - self.together).max()
         return tolerance(self.dtype, float(floor))
 
     def plain(self) -> Logps:
-        """Every answer by itself, unpadded, through the model's own forward."""
+        """Each answer alone, unpadded, by the model's own forward."""
         return self._each(self._plain_row)
 
     def stepwise(self) -> Logps:
-        """Every answer by itself, token by token over the cache: how answers are made."""
+        """Each answer alone, token by token, as in sampling."""
         return self._each(self._stepwise_row)
 
     def _each(self, read: Callable[[int, list[int]], mx.array]) -> Logps:
@@ -120,27 +127,31 @@ class ModelProbe:
         return token_logps(mx.concatenate(states, axis=1), mx.array([[0, *answer]]), self.decoder.head)[0]
 
     def answer_states(self, answer: list[int]) -> Float[mx.array, "1 l e"]:
-        """The states of an answer to the first prompt, through the fold."""
+        """Hidden states of an answer over the cached first prompt."""
         ids = mx.array([answer])
         return extend(self.decoder, self.prefix([0]).branch(1), ids, np.ones(ids.shape, dtype=bool))[0]
 
     def prompt_keys(self, last: int) -> Float[mx.array, "1 p d"]:
-        """The last layer's keys of the first prompt, whose last token is replaced."""
+        """The last layer's keys of the first prompt.
+
+        The prompt's last token is replaced by `last`.
+        """
         ids = mx.array([[*self.prompts[0][:-1], last]])
         keys, _ = self._prefill([0], ids, np.ones(ids.shape, dtype=bool), self.embeds([0], ids)).kv[-1]
         return keys.transpose(0, 2, 1, 3).flatten(2)
 
 
 def gradients() -> list[Image.Image]:
-    """Two pictures that every machine can draw, a square and a wide one."""
+    """Two probe images, a square and a wide one."""
     return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB").crop((0, 0, 256, 120))]
 
 
 @contextmanager
 def one_more_round(policy: Policy, changes: bool) -> Iterator[int]:
-    """Within the block the model has one more round of LoRA, fresh or (`changes`) with effect. Gives how many it had.
+    """Add a round of LoRA during the block.
 
-    After it every layer is the very one it was.
+    The round is fresh, or with `changes` has an effect. Yields the number of rounds before. Afterwards every layer is the
+    same object as before.
     """
     before = adapters(policy.model)
     rounds = len(next(iter(before.values())).rounds()) if before else 0

@@ -1,7 +1,7 @@
-"""How long a run will take: its operations, at the rate that this machine shows in a second. An estimate and no more.
+"""Run time estimate: operations divided by measured speed.
 
-Matrix products alone are counted and timed. Reading works on many tokens at once; sampling on one of each answer in the
-making, for which every weight is fetched anew, so that it has a rate of its own.
+Only matrix products are counted and timed. Scoring processes many tokens at once; sampling processes one token per answer
+and has to read every weight for it, so it is timed separately.
 """
 
 import time
@@ -12,18 +12,21 @@ import mlx.core as mx
 from mlx_visalign.preflight.memory import FLOAT32, QUANTISED_GROUP, Setting, Shape
 from mlx_visalign.preflight.workload import Workload, reading_flops, sampling_flops, training_flops
 
-LONG_ENOUGH = 0.1  # seconds that a product takes to be timed by
+LONG_ENOUGH = 0.1  # seconds a product must take for a reliable time
 ROWS, COLUMNS = 8, 64  # the smallest product
 
 
 def rates_for(shape: Shape, setting: Setting, workload: Workload) -> dict[int, float]:
-    """Operations a second, by how many tokens are worked on at once: those of a prompt, and in each stage that samples."""
+    """Operations per second, by the number of tokens processed together.
+
+    Measured for a prompt's tokens, and for the answers sampled together in each stage.
+    """
     rows = {setting.prompt, *(stage.together * stage.streams for stage in workload.stages if stage.sampled)}
     return {count: measured_rate(shape, setting, count) for count in sorted(rows)}
 
 
 def seconds_of(shape: Shape, setting: Setting, workload: Workload, rates: Mapping[int, float]) -> dict[str, float]:
-    """Of each stage and of the training."""
+    """Seconds of each stage and of the training."""
     seconds = {}
     for stage in workload.stages:
         seconds[stage.title] = reading_flops(shape, setting, stage) / rates[setting.prompt]
@@ -33,10 +36,10 @@ def seconds_of(shape: Shape, setting: Setting, workload: Workload, rates: Mappin
 
 
 def measured_rate(shape: Shape, setting: Setting, rows: int) -> float:
-    """Operations a second of this machine, where `rows` tokens meet weights like those of the model's MLP.
+    """Operations per second on this machine.
 
-    The product grows until it takes long enough or is as large as the model's: a CPU may need minutes for what a GPU
-    does at once.
+    Times the product of `rows` tokens with weights like those of the model's MLP. The product grows until it takes long
+    enough or has the model's size: what a GPU does at once may take a CPU minutes.
     """
     n, outputs = min(rows, ROWS), min(shape.inner, COLUMNS)
     while True:
@@ -47,7 +50,7 @@ def measured_rate(shape: Shape, setting: Setting, rows: int) -> float:
 
 
 def _seconds(shape: Shape, setting: Setting, rows: int, outputs: int) -> float:
-    """One product, the second time: the first one is slower."""
+    """Seconds of one product, run twice because the first run is slower."""
     dtype = mx.float32 if setting.number == FLOAT32 else mx.bfloat16
     tokens = mx.random.normal((rows, shape.width)).astype(dtype)
     weights = mx.random.normal((outputs, shape.width)).astype(dtype)

@@ -94,7 +94,7 @@ def test_another_model_is_refused_in_words_before_the_images_are_read(finished, 
         file.write(b"\x01")
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run/report.json").unlink()
-    with pytest.raises(UserError, match=r"was made with the model tiny, and this is .*other: add --model tiny to go on there"):
+    with pytest.raises(UserError, match=r"was started with the model tiny, not .*other\. Add --model tiny to resume it"):
         mlx_visalign.align("seva", model=tmp_path / "other", images=photos, output=tmp_path / "run", settings=SETTINGS)
     assert "photos" not in capsys.readouterr().err
 

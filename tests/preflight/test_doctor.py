@@ -23,7 +23,7 @@ from mlx_visalign.models.loading import quantize_language_model
 from mlx_visalign.models.lora import LoRASettings, RoundsLoRALinear, adapters
 from mlx_visalign.preflight import model_probe as probe
 from mlx_visalign.preflight.checks import CHECKS
-from mlx_visalign.preflight.doctor import Finding, examine, examine_adapter, require_sound, verdict
+from mlx_visalign.preflight.doctor import Finding, examine, examine_adapter, require_sound, summarize
 from mlx_visalign.utils import tolerances as precision
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import precision_of, rounding, tolerance
@@ -50,7 +50,7 @@ def test_the_tiny_model_passes(dtype, bits):
 def test_a_onevision_passes_and_its_broken_mask_is_found(monkeypatch):
     assert broken(random_onevision.random_policy()) == set()
     let_all_see_all(monkeypatch)
-    assert {"causality", "fold = plain"} <= broken(random_onevision.random_policy())
+    assert {"causality", "prefix cache = plain"} <= broken(random_onevision.random_policy())
 
 
 def test_it_leaves_the_policy_as_it_was():
@@ -84,7 +84,7 @@ def let_all_see_all(monkeypatch):
 
 def test_a_bidirectional_mask_in_the_fold(monkeypatch):
     let_all_see_all(monkeypatch)
-    assert {"causality", "fold = plain", "cached = uncached"} <= broken(random_policy())
+    assert {"causality", "prefix cache = plain", "cached = uncached"} <= broken(random_policy())
 
 
 def test_a_bidirectional_mask_in_the_model(monkeypatch):
@@ -94,7 +94,7 @@ def test_a_bidirectional_mask_in_the_model(monkeypatch):
         return model.language_model(ids, inputs_embeds=embeds, mask=mx.zeros((ids.shape[1], ids.shape[1]))).logits
 
     monkeypatch.setattr(probe, "plain_logits", all_see_all)
-    assert {"causality", "fold = plain"} <= broken(random_policy())
+    assert {"causality", "prefix cache = plain"} <= broken(random_policy())
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -133,7 +133,7 @@ def test_an_offset_that_stands_still(monkeypatch):
         return right(layer, x, 0, *rest)
 
     monkeypatch.setattr(fold, "_run_layer", still)
-    assert {"cached = uncached", "fold = plain"} <= broken(random_policy())
+    assert {"cached = uncached", "prefix cache = plain"} <= broken(random_policy())
 
 
 def test_a_wrong_number_of_image_tokens():
@@ -199,7 +199,7 @@ def test_weights_that_are_not_finite():
     policy = random_policy()
     norm = decoder_of(policy.model).norm
     norm.weight = norm.weight * float("nan")
-    assert {"causality", "batch = single", "fold = plain"} <= broken(policy)
+    assert {"causality", "batch = single", "prefix cache = plain"} <= broken(policy)
 
 
 # -- before a training ----------------------------------------------------------------------------------------------------
@@ -257,10 +257,10 @@ def test_the_command_fails_where_something_is_broken(monkeypatch, capsys):
     assert any("sees what comes after" in row["wrong"] for row in json.loads(capsys.readouterr().out)["checks"])
 
 
-def test_the_verdict_is_one_line():
-    found = [Finding("template", True, ""), Finding("fold = plain", False, ""), Finding("aspect", False, "")]
-    assert verdict(found) == "2 of 3 checks failed: fold = plain, aspect."
-    assert verdict(2 * found[:1]) == "All 2 checks passed."
+def test_the_summary_is_one_line():
+    found = [Finding("template", True, ""), Finding("prefix cache = plain", False, ""), Finding("aspect", False, "")]
+    assert summarize(found) == "2 of 3 checks failed: prefix cache = plain, aspect."
+    assert summarize(2 * found[:1]) == "All 2 checks passed."
 
 
 def test_an_adapter_that_changes_nothing_is_named(tmp_path):

@@ -17,7 +17,7 @@ from mlx_visalign.preflight.estimate import (
     Forecast,
     forecast,
     in_full,
-    tell_of_death,
+    report_previous_kill,
     too_large,
     usable_bytes,
     warn_if_too_large,
@@ -79,9 +79,9 @@ def test_the_published_model_of_7b_is_near():
 
 def test_what_does_not_fit_is_said_with_what_does(monkeypatch):
     usable(monkeypatch, 11.4)
-    assert "11.4 GB can be used" in too_large(PLAN) and "8-bit, rank 16" in too_large(PLAN)
+    assert "only 11.4 GB are usable" in too_large(PLAN) and "8-bit, rank 16" in too_large(PLAN)
     usable(monkeypatch, 5)
-    assert "too small" in too_large(PLAN)
+    assert "this model is too large" in too_large(PLAN)
     usable(monkeypatch, 200)
     assert too_large(PLAN) is None
 
@@ -89,17 +89,20 @@ def test_what_does_not_fit_is_said_with_what_does(monkeypatch):
 def test_a_run_warns_before_it_loads(monkeypatch, capsys):
     usable(monkeypatch, 0.001)
     warn_if_too_large("tiny", forecast("tiny", {"rank": 16}))
-    assert "needed at the peak" in capsys.readouterr().err
+    assert "peak memory is about" in capsys.readouterr().err
 
 
-def test_a_death_is_told_and_memory_blamed_only_where_it_was_short(monkeypatch, capsys):
+def test_a_kill_is_reported_and_memory_blamed_only_where_it_was_short(monkeypatch, capsys):
     usable(monkeypatch, 200)
-    tell_of_death("the training", PLAN)
-    assert "died in the training" in (said := capsys.readouterr().err) and "memory" not in said
+    report_previous_kill("the training", PLAN)
+    assert "killed during the training" in (said := capsys.readouterr().err) and "memory" not in said
     usable(monkeypatch, PLAN.peak / 1e9)
-    tell_of_death("the stage trees", PLAN)
+    report_previous_kill("the stage trees", PLAN)
     said = capsys.readouterr().err
-    assert "died in the stage trees" in said and "take less: 8-bit, rank 64, batch size 1, recomputing" in said
+    assert (
+        "killed during the stage trees" in said
+        and "use less. Settings that fit: 8-bit, rank 64, batch size 1, recomputing" in said
+    )
 
 
 def test_this_machine_has_memory():
@@ -133,7 +136,7 @@ def test_every_method_at_7b(folders, method, monkeypatch):
     assert told["memory_gb"]["weights"] == pytest.approx(14.1, abs=0.1)  # what the files of LLaVA-1.5-7B take
     assert told["8 GB Mac"] == "too small for this model" and "4-bit" in told["16 GB Mac"] and "16-bit" in told["64 GB Mac"]
     assert all(name in told["time_at_most"] for name in (*stages, "training", "the vision tower"))
-    assert ("CLIP not counted" in told["time_at_most"]) == scores
+    assert ("scoring CLIP" in told["time_at_most"]) == scores
 
 
 def test_mdpo_reads_every_prompt_twice_and_three_answers(folders):
@@ -149,15 +152,15 @@ def test_mdpo_reads_every_prompt_twice_and_three_answers(folders):
     assert twice.peaks["training"] > plain.peaks["training"]
 
 
-def test_a_judge_of_its_own_costs_its_tower(folders):
+def test_a_scorer_of_its_own_costs_its_tower(folders):
     """openai/clip-vit-large-patch14-336 has 428 M weights, 291 M of them in the 23 blocks that LLaVA has too."""
     model, clip = folders
     shared, own = (
-        forecast(model, {}, settings_of("csr", clip=clip, view=view).workload(ASKED)).setting.judge for view in ("pad", "crop")
+        forecast(model, {}, settings_of("csr", clip=clip, view=view).workload(ASKED)).setting.scorer for view in ("pad", "crop")
     )
     assert own - shared == pytest.approx(4 * 290e6, rel=0.01)
     assert clip_bytes(LLAVA_7B, CLIP_L14, shares=False) == pytest.approx(4 * 428e6, rel=0.01)
-    assert forecast(model, {}, settings_of("csr").workload(ASKED)).setting.judge == 0  # none is named yet
+    assert forecast(model, {}, settings_of("csr").workload(ASKED)).setting.scorer == 0  # none is named yet
 
 
 def test_a_trees_width_counts(folders):

@@ -81,7 +81,7 @@ SETTINGS = PPOSettings(
 )
 
 
-def judge(prompts, answers):
+def reward_function(prompts, answers):
     return [(Rewarded("a ball", 0, 1, 0, 0, 1.0, 1.0),)] * len(prompts)
 
 
@@ -95,7 +95,7 @@ def test_rollouts_within_a_training(large, tmp_path):
     mx.eval(moments)
     critic = ValueHead(decoder_of(policy.model).norm.weight.shape[0])
     sampling = Sampling(ANSWER, temperature=1.0)
-    source = RolloutSource(policy, critic, ASKED, judge, SETTINGS, sampling, tmp_path, 0, locate=tmp_path.joinpath)
+    source = RolloutSource(policy, critic, ASKED, reward_function, SETTINGS, sampling, tmp_path, 0, locate=tmp_path.joinpath)
     with peak() as highest:
         for _ in range(2):
             source.next()
@@ -111,7 +111,7 @@ def test_an_update_by_rewards(large, checkpoint, tmp_path):
     setting = replace(setting, batch=TOGETHER, copies=1, checkpoint=checkpoint)
     with peak() as highest:
         train_on_rollouts(
-            policy, ASKED, judge, train, Sampling(ANSWER, 1.0), tmp_path, 0, locate=tmp_path.joinpath, depends_on={}
+            policy, ASKED, reward_function, train, Sampling(ANSWER, 1.0), tmp_path, 0, locate=tmp_path.joinpath, depends_on={}
         )
     around(max(training_bytes(shape, setting), answering_bytes(shape, setting, stage)), highest())
 

@@ -104,7 +104,7 @@ class Settings(AnswerSettings):
         stage = self.answering("answering and scoring", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
-        return Workload((stage, *scoring), trained, rounds=self.rounds, judge=(self.clip, self.clip_aspect))
+        return Workload((stage, *scoring), trained, rounds=self.rounds, scorer=(self.clip, self.clip_aspect))
 
 
 def prepare(job: Job, settings: Settings) -> Job:

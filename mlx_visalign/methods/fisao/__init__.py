@@ -127,7 +127,7 @@ class Settings:
                 adapters=3,
             ),
         )
-        return Workload(stages, trained, copies=1, judge=(self.clip, self.clip_aspect))
+        return Workload(stages, trained, copies=1, scorer=(self.clip, self.clip_aspect))
 
 
 def train(job: Job, settings: Settings) -> None:

@@ -1,4 +1,7 @@
-"""A contact sheet of what a model said before and after training, losses shown as openly as wins."""
+"""Contact sheet of descriptions before and after training.
+
+Images are chosen independently of the answers, so it shows regressions as well as improvements.
+"""
 
 import difflib
 import re
@@ -17,23 +20,25 @@ from mlx_visalign.utils.seeding import number_for
 
 SHOWN, COLUMNS = 12, 4
 NAMES = ("before", "after")
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+(?:['\u2019-]\w+)*")  # Chinese and Japanese have no spaces: each character
+WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]|\w+(?:['\u2019-]\w+)*"
+)  # each character of Chinese and Japanese, which have no spaces
 Place = tuple[int, int, Mark]
-"""Characters of a text, from the first to the last (not included), and how they are marked."""
+"""Start and end (exclusive) in a text, and the mark of the characters between."""
 
-CHANGED = Span("words that only this answer has", "changed")
+CHANGED = Span("words only in this answer", "changed")
 LABELLED = (
     Span("Marks: ", "quiet"),
-    Span("named, but not there", "wrong"),
+    Span("named, but not in the image", "wrong"),
     Span(", ", "quiet"),
-    Span("there, but not named", "missed"),
+    Span("in the image, but not named", "missed"),
     Span(", ", "quiet"),
     CHANGED,
 )
 UNLABELLED = (
     Span("Marks: ", "quiet"),
     CHANGED,
-    Span(". Nobody has said what is in these images, so nothing is marked as wrong.", "quiet"),
+    Span(". The content of these images is unknown, so nothing is marked as wrong.", "quiet"),
 )
 
 
@@ -44,7 +49,10 @@ def before_after_sheet(before: Evaluation, after: Evaluation) -> Image.Image:
 
 
 def before_after_cells(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES, count: int = SHOWN) -> list[Cell]:
-    """`count` images with both descriptions. Which ones depends on a hash of their names, never on the answers."""
+    """`count` images with both descriptions.
+
+    Images are chosen by a hash of their names, never by the answers.
+    """
     benchmark = before.benchmark
     return [
         Cell(
@@ -57,9 +65,9 @@ def before_after_cells(before: Evaluation, after: Evaluation, names: tuple[str, 
 
 
 def which(benchmark: Benchmark, count: int = SHOWN) -> str:
-    """What `before_after_cells` shows, in words."""
+    """A phrase for the images that `before_after_cells` shows."""
     some = count < len(benchmark.pictures)
-    return f"{count} of {benchmark.name}, picked by their names, never by the answers" if some else benchmark.name
+    return f"{count} of {benchmark.name}, chosen by name, never by the answers" if some else benchmark.name
 
 
 def legend(benchmark: Benchmark) -> list[Caption]:
@@ -67,7 +75,10 @@ def legend(benchmark: Benchmark) -> list[Caption]:
 
 
 def tally(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES) -> str:
-    """Wins and losses counted over all images: where it is known what is in them, by the objects made up."""
+    """Counts of improved and worse descriptions, over all images.
+
+    By hallucinated objects; without ground truth only different descriptions are counted.
+    """
     images = list(before.benchmark.pictures)
     different = sum(before.description(image).text != after.description(image).text for image in images)
     said = f"{different} of {len(images)} descriptions differ"
@@ -76,13 +87,13 @@ def tally(before: Evaluation, after: Evaluation, names: tuple[str, str] = NAMES)
     first, second = (evaluation.counts["chair"][0].columns["hallucinated"] for evaluation in (before, after))
     fewer, more = (second < first).sum(), (second > first).sum()
     return (
-        f"{said}. Objects that are not there: {names[1]} names fewer than {names[0]} in {fewer} of them, more in {more}, "
-        f"as many in {different - fewer - more}."
+        f"{said}. Hallucinated objects: {names[1]} has fewer than {names[0]} in {fewer} of them, more in {more}, "
+        f"equally many in {different - fewer - more}."
     )
 
 
 def _opened(picture: Picture) -> Image.Image:
-    """Photos are shrunk at once: a dozen of them at full size can fill a memory."""
+    """The image, shrunk at once: a dozen photos at full size can fill the memory."""
     shown = open_image(picture).copy()
     shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
     return shown
@@ -95,7 +106,7 @@ def _captions(benchmark: Benchmark, before: Response, after: Response, names: tu
 
 
 def _shown(benchmark: Benchmark, said: Response, other: Response) -> tuple[Span, ...]:
-    """The description with what changed and what is wrong in it marked, then what is missing from it."""
+    """The description with changes and errors marked, followed by the objects it misses."""
     places = _changes(said.text, other.text)
     missed = ""
     if benchmark.annotations:
@@ -107,7 +118,10 @@ def _shown(benchmark: Benchmark, said: Response, other: Response) -> tuple[Span,
 
 
 def changed_words(text: str, other: str) -> tuple[Span, ...]:
-    """The text with the words marked that have no counterpart in the other; punctuation does not count."""
+    """The text with words marked that `other` lacks.
+
+    Punctuation is ignored.
+    """
     return marked(text, _changes(text, other))
 
 
@@ -119,7 +133,7 @@ def _changes(text: str, other: str) -> list[Place]:
 
 
 def marked(text: str, places: Iterable[Place]) -> tuple[Span, ...]:
-    """The text in spans, marked at the places; of places that overlap the later one is seen."""
+    """The text in marked spans; later places override earlier ones."""
     marks: list[Mark] = ["plain"] * len(text)
     for start, end, mark in places:
         marks[start:end] = [mark] * (end - start)

@@ -1,6 +1,6 @@
-"""A contact sheet: images in a grid, wrapped captions with marked words under each.
+"""Contact sheets: a grid of images with wrapped, marked captions.
 
-Drawn with Pillow, where every line's place is known before it is drawn: however long the texts, nothing overlaps.
+Drawn with Pillow, where the position of every line is known before drawing, so that nothing overlaps however long the texts.
 """
 
 import math
@@ -30,25 +30,25 @@ COLOURS: dict[Mark, str] = {
 BOLD = ("heading", "wrong", "missed")
 CHANGED_BACKGROUND = "#dcebfb"
 
-# Pixels. Seven screen pixels for one of the tiny world's, which come out sharp.
+# Pixels. Seven screen pixels for each of the tiny world's, so that they are drawn sharply.
 PICTURE = (440, 336)
 COLUMN, GAP, MARGIN = 440, 44, 48
 TEXT, LINE, TITLE = 21, 29, 32
-MAX_LINES = 16  # of one caption
+MAX_LINES = 16  # per caption
 
 
 @dataclass(frozen=True)
 class Span:
-    """Some words, and how they are marked."""
+    """Text with one mark."""
 
     text: str
     mark: Mark = "plain"
-    background: str = ""  # a colour, for what marks cannot say
+    background: str = ""  # a colour, where no mark fits
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text under an image, behind a bold heading such as "before"."""
+    """A text below an image, with a bold heading."""
 
     heading: str
     spans: tuple[Span, ...]
@@ -56,20 +56,21 @@ class Caption:
 
 @dataclass(frozen=True)
 class Cell:
-    """One image and what stands under it. alt: what the image is called, for those who cannot see it."""
+    """One image with its captions and alternative text."""
 
     image: Image.Image
     captions: tuple[Caption, ...]
-    alt: str = "the image that is spoken of"
+    alt: str = "the image described"
 
 
-Word = list[Span]  # more than one where a mark ends inside it, as before a full stop
+Word = list[Span]  # more than one if a mark ends inside the word, as before a full stop
 
 
 def contact_sheet(cells: Sequence[Cell], columns: int, title: str, legend: Sequence[Caption]) -> Image.Image:
-    """The cells row by row, under the title and a legend that says what the marks mean.
+    """Draw the cells row by row below title and legend.
 
-    A caption of more than 16 lines is cut, and says so. A character that no font has is a square, and the legend says so.
+    Captions longer than 16 lines are cut, with a note. Characters that no font has are drawn as squares, which the legend then
+    explains.
     """
     width = max(columns * COLUMN + (columns - 1) * GAP, math.ceil(_length(title, True, TITLE)))
     tiles = [_cell(cell) for cell in cells]
@@ -115,14 +116,14 @@ def _title(title: str, width: int) -> Image.Image:
 
 
 def _captions(captions: Sequence[Caption], width: int) -> Image.Image:
-    """The captions below one another, half a line between them."""
+    """The captions one below the other, half a line apart."""
     texts = [_lines(caption, width) for caption in captions]
     block = Image.new("RGB", (width, sum(len(lines) * LINE + LINE // 2 for lines in texts)), "white")
     draw = ImageDraw.Draw(block)
     top = 0
     for lines in texts:
-        for words in lines:
-            _write(draw, words, top)
+        for line in lines:
+            _write(draw, line, top)
             top += LINE
         top += LINE // 2
     return block
@@ -136,8 +137,8 @@ def _write(draw: ImageDraw.ImageDraw, words: list[Word], top: int) -> None:
             width = _width(span)
             background = _background(span)
             if background:
-                goes_on = span is word[-1] and following and _background(following[0]) == background
-                draw.rectangle((left - 2, top, left + width + (space if goes_on else 2), top + LINE - 3), fill=background)
+                continues = span is word[-1] and following and _background(following[0]) == background
+                draw.rectangle((left - 2, top, left + width + (space if continues else 2), top + LINE - 3), fill=background)
             _draw(draw, (left, baseline), span.text, COLOURS[span.mark], span.mark in BOLD, TEXT)
             left += width
         left += space
@@ -165,7 +166,7 @@ def _lines(caption: Caption, width: int) -> list[list[Word]]:
 
 
 def _words(caption: Caption) -> list[Word]:
-    """Split at white space, and inside a very long word. The heading comes first."""
+    """The heading's and the caption's words. Very long words are split."""
     words = [[Span(word, "heading")] for word in caption.heading.split()]
     glued = False
     for span in caption.spans:
@@ -188,7 +189,7 @@ def _length(text: str, bold: bool, size: int) -> float:
 
 
 def _draw(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: str, bold: bool, size: int) -> None:
-    """The text in one line, from the left end of its baseline."""
+    """Draw text on one line; `at` is the left end of its baseline."""
     left, baseline = at
     for piece, file in in_fonts(text, bold):
         draw.text((left, baseline), piece, fill=colour, font=_font(file, size), anchor="ls")

@@ -1,4 +1,4 @@
-"""What a report's controls mean, in plain sentences that follow from the figures, whichever way they turned out."""
+"""Sentences that explain a report's controls, derived from the figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,15 @@ NAMES = {
     "blind": BLIND,
     "best": BEST,
 }
-"""How a report calls its controls."""
+"""The names of the controls in a report."""
 
 
 def in_words(report: Mapping[str, Any]) -> list[str]:
-    """How much of each gain needs the image, what the untrained model reaches, and whether other abilities are kept."""
+    """Sentences on controls and capability.
+
+    How much of each gain needs the image, what best-of-n of the untrained model reaches, and whether other abilities were
+    kept.
+    """
     change, controls = report["change"], report.get("controls", {})
     said = []
     for group, (label, name) in GAINS.items():
@@ -33,34 +37,34 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
 
 def _needs_the_image(label: str, change: Row, blind: Row) -> str:
     gain, without = change["value"], blind["value"]
-    same = f"the same training with a blank image in every image's place changes it by {_points(without)}"
+    same = f"the same training with every image replaced by a blank one changes it by {_points(without)}"
     if change["low"] <= 0:
-        return f"The {label} has no clear gain ({_points(gain)}), so there is none for the image to explain; {same}."
+        return f"The {label} has no clear gain ({_points(gain)}) that the image could explain; {same}."
     if without >= gain:
-        return f"Nothing of the gain in {label} of {_points(gain)} needs the image: {same}."
+        return f"None of the gain of {_points(gain)} in {label} needs the image: {same}."
     if without <= 0:
-        return f"The whole gain in {label} of {_points(gain)} needs the image: {same}."
-    return f"Of the gain in {label} of {_points(gain)}, {_points(gain - without)} need the image: {same}."
+        return f"All of the gain of {_points(gain)} in {label} needs the image: {same}."
+    return f"Of the gain of {_points(gain)} in {label}, {_points(gain - without)} need the image: {same}."
 
 
 def _untrained(change: Row, best: Row) -> str:
-    verdict = "more than" if change["value"] > best["value"] else "no more than"
+    relation = "more than" if change["value"] > best["value"] else "no more than"
     return (
-        f"Training changes the F1 of one greedy answer by {_points(change['value'])}, {verdict} the untrained model gets "
-        f"({_points(best['value'])}) when the best of eight sampled answers is taken by the method's own measure."
+        f"Training changes the F1 of one greedy answer by {_points(change['value'])}, {relation} the untrained model gains "
+        f"({_points(best['value'])}) when the method's own score picks the best of eight sampled answers."
     )
 
 
 def _capability(before: Row, change: Row) -> str:
     interval = f"{_points(change['value'])} [{_number(change['low'])}, {_number(change['high'])}]"
     if change["high"] < 0:
-        verdict = "some of that ability was lost"
+        outcome = "some of this ability was lost"
     elif change["low"] > 0:
-        verdict = "that ability grew"
+        outcome = "this ability grew"
     else:
-        verdict = "no clear change"
-    asked = f"Questions about colour and count, which were not trained, were answered right in {100 * before['value']:.1f} %"
-    return f"{asked} before and change by {interval}: {verdict}."
+        outcome = "no clear change"
+    asked = "Accuracy on questions about colour and count, which were not trained,"
+    return f"{asked} was {100 * before['value']:.1f} % before and changes by {interval}: {outcome}."
 
 
 def _points(value: float) -> str:

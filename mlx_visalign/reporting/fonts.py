@@ -1,4 +1,7 @@
-"""Letters for pictures: DejaVu Sans, which comes with matplotlib, and for what it lacks a font that the system has."""
+"""Fonts for pictures, with fallbacks for missing characters.
+
+DejaVu Sans comes with matplotlib; characters that it lacks are drawn with a font installed on the system.
+"""
 
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -12,28 +15,31 @@ FALLBACKS = (
     *("PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),  # a Mac's
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei", "Noto Emoji", "Symbola"),
 )
-"""In the order in which they are asked, where they are installed. Colour emoji fonts are pictures of one size: of no use."""
+"""Tried in this order if installed. Colour emoji fonts are left out: they are bitmaps of a single size."""
 UNKNOWN = "\N{WHITE SQUARE}"
 
 
 def showable(text: str) -> str:
-    """The text with a square for each character that no font has. Signs that only join or vary others are left out there."""
+    """The text with a square for each undrawable character.
+
+    Undrawable joiners and combining marks are left out.
+    """
     return "".join(character if _font_of(character, False) else _instead_of(character) for character in text)
 
 
 def squares(texts: Iterable[str]) -> str:
-    """What the squares in these texts are, where there are any."""
-    return f"{UNKNOWN}: a character that no font here has." if any(UNKNOWN in showable(text) for text in texts) else ""
+    """A note that explains squares, or "" without any."""
+    return f"{UNKNOWN}: a character that no installed font has." if any(UNKNOWN in showable(text) for text in texts) else ""
 
 
 def in_fonts(text: str, bold: bool) -> Iterator[tuple[str, Path]]:
-    """`showable(text)` in pieces, each with the font file that has it."""
+    """`showable(text)` in pieces, each with its font file."""
     for font, characters in groupby(showable(text), lambda character: _font_of(character, bold) or _dejavu(False)):
         yield "".join(characters), font
 
 
 def families() -> list[str]:
-    """What matplotlib shall draw with, in the same order."""
+    """Font families for matplotlib, in the same order."""
     return ["DejaVu Sans", *_installed()]
 
 
@@ -43,7 +49,7 @@ def _instead_of(character: str) -> str:
 
 @cache
 def _font_of(character: str, bold: bool) -> Path | None:
-    """The first font that has the character. The system's fonts are looked at only when one is needed."""
+    """The first font that has the character. The system's fonts are read only if needed."""
     if ord(character) in _characters(_dejavu(bold)):
         return _dejavu(bold)
     return next((font for font in _installed().values() if ord(character) in _characters(font)), None)
@@ -62,7 +68,7 @@ def _characters(font: Path) -> frozenset[int]:
 
 @cache
 def _installed() -> dict[str, Path]:
-    """Those of the fallbacks that this machine has."""
+    """The fallbacks installed on this machine, with their files."""
     from matplotlib.font_manager import fontManager
 
     regular_last = sorted(fontManager.ttflist, key=lambda entry: (entry.weight, entry.style) == (400, "normal"))

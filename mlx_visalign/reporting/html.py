@@ -1,7 +1,8 @@
-"""The building blocks of our HTML pages: one file each, without scripts, with nothing from the network.
+"""Building blocks of self-contained HTML pages.
 
-Whatever goes into a page is text until a function here makes markup of it: a hostile caption is shown, never obeyed. Should
-one slip through, the page's content policy lets it neither run nor load anything.
+A page is one file without scripts or anything from the network. All content is escaped unless a function here made it markup,
+so a hostile caption is displayed, not executed. As a second line of defence, the page's content security policy forbids
+scripts and external resources.
 """
 
 import base64
@@ -18,15 +19,18 @@ from mlx_visalign.reporting.contact_sheet import PICTURE, Caption, Cell, Span
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 VOID = {"img", "meta", "wbr"}
-SHARP = 128  # pixels: smaller images are enlarged without blur, and kept without loss
+SHARP = 128  # pixels: images up to this size are enlarged without blur and stored losslessly
 
 
 class Html(str):
-    """Markup. All other text is escaped where it meets markup."""
+    """Markup; any other text is escaped when combined with it."""
 
 
 def tag(name: str, /, *children: str, **attributes: str) -> Html:
-    """An element. Attributes are spelled as in Python: `cls` is class, `http_equiv` is http-equiv."""
+    """An HTML element.
+
+    Attributes have Python names: `cls` is class, `http_equiv` is http-equiv.
+    """
     given = {"class" if key == "cls" else key.replace("_", "-"): html.escape(value) for key, value in attributes.items()}
     start = "".join([f"<{name}", *(f' {key}="{value}"' for key, value in given.items()), ">"])
     return Html(start) if name in VOID else Html(f"{start}{join(*children)}</{name}>")
@@ -37,7 +41,10 @@ def join(*children: str) -> Html:
 
 
 def page(title: str, *content: str, reload_after: int | None = None) -> str:
-    """A whole document. `reload_after`: the browser reads it again after so many seconds."""
+    """A complete document.
+
+    `reload_after`: seconds after which the browser reloads it.
+    """
     again = () if reload_after is None else (tag("meta", http_equiv="refresh", content=str(reload_after)),)
     head = tag(
         "head",
@@ -57,7 +64,7 @@ def section(title: str, *content: str) -> Html:
 
 
 def path(name: str) -> Html:
-    """A name that may go on in the next line after a slash."""
+    """A name that may break after a slash."""
     first, *others = name.split("/")
     return join(first, *(part for other in others for part in ("/", tag("wbr"), other)))
 
@@ -67,7 +74,10 @@ def paragraphs(sentences: Iterable[str], cls: str = "") -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Html]) -> Html:
-    """Scrolls within its box where it is wider than the page. `rows` are <tr>."""
+    """A table that scrolls if wider than the page.
+
+    `rows` are <tr> elements.
+    """
     return tag(
         "div",
         tag("table", tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))), tag("tbody", *rows)),
@@ -77,40 +87,49 @@ def table(head: Sequence[str], rows: Iterable[Html]) -> Html:
 
 
 def facts(values: Iterable[tuple[str, str]], title: str = "") -> Html:
-    """Names and values, in as many columns as there is room for; on paper kept together with their title."""
+    """Names and values, in as many columns as fit.
+
+    In print they stay on one page with their title.
+    """
     rows = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values), cls="facts")
     return tag("div", *((tag("h3", title),) if title else ()), rows, cls="kept")
 
 
 def commands(lines: Iterable[str]) -> Html:
-    """To be copied. A narrow page breaks them between their words, never after the dashes of an option."""
+    """Commands to copy.
+
+    A narrow page breaks them at spaces, never after the dashes of an option.
+    """
     return tag("pre", *(join(*(part for word in line.split(" ") for part in (tag("code", word), " ")), "\n") for line in lines))
 
 
-def words(spans: Iterable[Span]) -> Html:
-    return join(*map(_word, spans))
+def marked_text(spans: Iterable[Span]) -> Html:
+    return join(*map(_marked, spans))
 
 
-def _word(span: Span) -> str:
+def _marked(span: Span) -> str:
     if span.background:
         return tag("mark", span.text, cls="shaded", style=f"background: {span.background}")
     return span.text if span.mark == "plain" else tag("mark", span.text, cls=span.mark)
 
 
 def caption(one: Caption) -> Html:
-    """The text runs as its letters do, from the right in Arabic, whatever the heading's language."""
+    """A caption, whose text direction follows its letters.
+
+    So Arabic runs from right to left whatever the language of the heading.
+    """
     heading = (tag("b", one.heading), " ") if one.heading else ()
-    return tag("p", *heading, tag("span", words(one.spans), cls="said", dir="auto"))
+    return tag("p", *heading, tag("span", marked_text(one.spans), cls="said", dir="auto"))
 
 
 def gallery(cells: Sequence[Cell], legend: Sequence[Caption] = ()) -> Html:
-    """What `contact_sheet.contact_sheet` draws, as text that can be selected."""
+    """A `contact_sheet.contact_sheet` with selectable text."""
     figures = [tag("figure", picture(cell.image, cell.alt), tag("figcaption", *map(caption, cell.captions))) for cell in cells]
     return join(tag("div", *map(caption, legend), cls="legend"), tag("div", *figures, cls="gallery"))
 
 
 def picture(image: Image.Image, alt: str) -> Html:
-    """The image itself, small enough for a page."""
+    """The embedded image, shrunk for a page."""
     small = max(image.size) <= SHARP
     shown = open_image(image).copy()
     shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
@@ -121,7 +140,10 @@ def picture(image: Image.Image, alt: str) -> Html:
 
 
 def png(data: bytes, alt: str, cls: str = "drawn") -> Html:
-    """A picture that was drawn before, in full size. A `cls` of "drawn chart" holds no photo, and turns dark with the page."""
+    """An embedded PNG in full size.
+
+    With the `cls` "drawn chart", for charts without photos, its colours are inverted in dark mode.
+    """
     return tag("img", src=_data("image/png", data), alt=alt, cls=cls)
 
 

@@ -1,4 +1,4 @@
-"""A report's figures on a web page: a few of them large, all of them as a table, every change with its interval."""
+"""A report's metrics on a web page: tiles and tables."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -7,14 +7,14 @@ from typing import Any
 from mlx_visalign.data.training_log import Row
 from mlx_visalign.evaluation.runner import Figures
 from mlx_visalign.reporting.html import Html, join, path, table, tag
-from mlx_visalign.reporting.summary import TABLE, Shown, verdict
+from mlx_visalign.reporting.summary import TABLE, Shown, assess
 from mlx_visalign.utils.formatting import counted, with_minus
 
 LARGE = {
-    ("chair", "chair_i"): "objects it names that are not there (CHAIR_i)",
-    ("chair", "recall"): "objects it names of those that are there (recall)",
-    ("chair", "f1"): "both in one figure (F1)",
-    ("pope_adversarial", "accuracy"): "tempting yes/no questions answered right (POPE, adversarial)",
+    ("chair", "chair_i"): "named objects that are not in the image (CHAIR_i)",
+    ("chair", "recall"): "objects in the image that are named (recall)",
+    ("chair", "f1"): "both combined (F1)",
+    ("pope_adversarial", "accuracy"): "correct answers to misleading yes/no questions (POPE, adversarial)",
 }
 LARGE_UNLABELLED = {
     ("length", "tokens"): "length of a description, in tokens",
@@ -22,31 +22,31 @@ LARGE_UNLABELLED = {
 }
 MEANINGS = {
     "chair": {
-        "CHAIR_i": "Of all objects that the descriptions name, the share that is not in the image.",
+        "CHAIR_i": "The share of named objects that are not in the image.",
         "CHAIR_s": "The share of descriptions with at least one such object.",
-        "recall": "Of all objects in the images, the share that is named. Whoever says less makes up less, so look at both.",
-        "F1": "One figure for both: the harmonic mean of 1 - CHAIR_i and recall.",
-        "mentioned again": "Of all mentions, the share that names what was named before in the same text.",
+        "recall": "The share of objects in the images that are named. Short descriptions make fewer errors, so look at both.",
+        "F1": "Both combined: the harmonic mean of 1 - CHAIR_i and recall.",
+        "mentioned again": "The share of mentions of an object that the same text has already named.",
     },
     "pope_random": {
-        "POPE": "Yes/no questions, \u201cis there a ...?\u201d, half of them about what is there. The others are about random "
-        "objects, popular ones, or adversarial ones, which usually go together with what is there.",
-        "answered yes": "Half of the right answers are yes. A model that says no more often gains precision and loses recall.",
+        "POPE": "Yes/no questions, \u201cis there a ...?\u201d, half of them about objects in the image. The others are about "
+        "absent objects: random ones, popular ones, or adversarial ones, which usually occur together with what is there.",
+        "answered yes": "Half of the correct answers are yes. Saying no more often raises precision and lowers recall.",
     },
     "length": {
-        "[low, high]": "The 95 % interval: on other images of the same kind the change would most likely lie in it too.",
+        "[low, high]": "The 95 % interval: on other images of this kind the change would most likely be in this range too.",
     },
 }
-BAR = 100  # half the width of an interval's drawing, in its own units
+BAR = 100  # half the width of an interval's drawing, in SVG units
 
 
 def tiles(report: Mapping[str, Any]) -> Html:
-    """The figures one looks for first: before, after, and the change."""
+    """The main metrics as tiles: before, after, change."""
     made = [_tile(report, group, name, label) for (group, name), label in _wanted(report).items()]
     pairs = report["held_out_pairs"]
     if pairs is not None:
-        value, among = f"{100 * pairs['accuracy']:.0f} %", f"of {counted(round(pairs['pairs']), 'pair')}; a coin: 50\u00a0%"
-        made.append(_large("pairs kept out of training where it prefers the chosen answer", value, among, ""))
+        value, among = f"{100 * pairs['accuracy']:.0f} %", f"of {counted(round(pairs['pairs']), 'pair')}; chance: 50\u00a0%"
+        made.append(_large("held-out pairs whose chosen answer it prefers", value, among, ""))
     return tag("div", *made, cls="tiles")
 
 
@@ -61,22 +61,25 @@ def _tile(report: Mapping[str, Any], group: str, name: str, label: str) -> Html:
         (report[side][group][name] for side in ("before", "after", "change")),
     )
     value = f"{shown.format(before['value'])} → {shown.format(after['value'])}" + " %" * shown.is_share
-    return _large(label, value, join(*_with_interval(shown, change)), verdict(change, shown.better))
+    return _large(label, value, join(*_with_interval(shown, change)), assess(change, shown.better))
 
 
-def _large(label: str, value: str, below: str, judgement: str) -> Html:
+def _large(label: str, value: str, below: str, assessment: str) -> Html:
     return tag(
         "div",
         tag("p", label, cls="label"),
         tag("p", value, cls="value"),
-        tag("p", below, cls=f"change {_class(judgement)}"),
-        tag("p", judgement, cls=f"change {_class(judgement)}"),
+        tag("p", below, cls=f"change {_class(assessment)}"),
+        tag("p", assessment, cls=f"change {_class(assessment)}"),
         cls="tile",
     )
 
 
 def figures_table(report: Mapping[str, Any], names: Sequence[str] = ("before", "after")) -> Html:
-    """Every figure before and after, the change with its interval, drawn too; then what each control changed."""
+    """All metrics before and after, with changes.
+
+    Changes have their interval, also as a drawing, followed by the change in each control.
+    """
     controls = report.get("controls", {})
     widest = max(_reach(report["change"][group][name]) for group, name in _shares(report["change"]))
     scale = tag("span", f"\N{PLUS-MINUS SIGN}{100 * widest:.1f} points", cls="bar") if widest else ""
@@ -85,7 +88,7 @@ def figures_table(report: Mapping[str, Any], names: Sequence[str] = ("before", "
 
 
 def _shares(figures: Container[str]) -> list[tuple[str, str]]:
-    """The figures that are shares: what can be drawn on one scale."""
+    """The metrics that are shares and can be drawn on one scale."""
     shown = ((group, name, how) for group, (_, named) in TABLE.items() if group in figures for name, how in named.items())
     return [(group, name) for group, name, how in shown if how.is_share]
 
@@ -98,32 +101,32 @@ def _rows(report: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], colu
         yield group_row(title, columns)
         for name, shown in figures.items():
             before, after, change = (report[side][group][name] for side in ("before", "after", "change"))
-            judgement = verdict(change, shown.better)
+            assessment = assess(change, shown.better)
             yield tag(
                 "tr",
                 tag("th", shown.label, scope="row"),
                 tag("td", shown.format(before["value"])),
                 tag("td", shown.format(after["value"])),
-                tag("td", *_with_interval(shown, change), cls=_class(judgement)),
-                tag("td", judgement, cls=f"verdict {_class(judgement)}"),
-                tag("td", _bar(change, widest) if shown.is_share else "", cls=f"bar {_class(judgement)}"),
+                tag("td", *_with_interval(shown, change), cls=_class(assessment)),
+                tag("td", assessment, cls=f"assessment {_class(assessment)}"),
+                tag("td", _bar(change, widest) if shown.is_share else "", cls=f"bar {_class(assessment)}"),
                 *(tag("td", *_with_interval(shown, control[group][name]), cls="control") for control in controls),
             )
 
 
 def meanings(groups: Container[str]) -> Html:
-    """What the figures of these groups are, in words, to be unfolded."""
-    said = ((name, words) for group, names in MEANINGS.items() if group in groups for name, words in names.items())
+    """Definitions of these groups' metrics, collapsed at first."""
+    said = ((name, text) for group, names in MEANINGS.items() if group in groups for name, text in names.items())
     return tag(
         "details",
         tag("summary", "What these figures mean"),
-        tag("dl", *(part for name, words in said for part in (tag("dt", name), tag("dd", words)))),
+        tag("dl", *(part for name, text in said for part in (tag("dt", name), tag("dd", text)))),
         cls="meanings",
     )
 
 
 def one_evaluation(figures: Figures) -> Html:
-    """Every figure with its interval."""
+    """A table of all metrics with intervals."""
     rows = []
     for group, (title, shown) in TABLE.items():
         if group in figures:
@@ -135,20 +138,23 @@ def one_evaluation(figures: Figures) -> Html:
 
 
 def rounds_table(report: Mapping[str, Any]) -> Html:
-    """What each round cost and brought, and the figures that one looks for first, before the first and after each."""
+    """Main metrics, cost and output of each round.
+
+    The metrics are shown before the first round and after each.
+    """
     rounds = report["rounds"]
     head = ["", "before", *(f"after round {one['round']}" for one in rounds)]
     rows = [group_row("Figures", len(head))]
     for (group, name), label in _wanted(report).items():
         shown, sides = TABLE[group][1][name], (report["before"], *(one["figures"] for one in rounds))
         rows.append(_line(label, [shown.format(side[group][name]["value"]) for side in sides]))
-    rows.append(group_row("What the round cost and made", len(head)))
+    rows.append(group_row("Cost and output of the round", len(head)))
     flat = [dict(_flat(one)) for one in rounds]
     return table(head, rows + [_line(name.replace("_", " "), ["", *(one[name] for one in flat)]) for name in flat[0]])
 
 
 def _flat(one_round: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A round's numbers, those in groups by both names."""
+    """A round's numbers; those in groups are named GROUP: NAME."""
     for name, value in one_round.items():
         if isinstance(value, Mapping) and name != "figures":
             yield from ((f"{name}: {side}", _number(number)) for side, number in value.items())
@@ -165,12 +171,12 @@ def _line(label: str, values: Iterable[str]) -> Html:
 
 
 def group_row(title: str, columns: int) -> Html:
-    """Its title stays in sight where the table is scrolled."""
+    """A group's title, which stays visible when the table scrolls."""
     return tag("tr", tag("th", tag("span", title), colspan=str(columns), scope="colgroup"), cls="group")
 
 
 def _with_interval(shown: Shown, change: Row) -> tuple[str, ...]:
-    """The change, and where there is any, its interval, which a narrow page puts below it."""
+    """The change with its interval, unless there is no change. A narrow page shows the interval below it."""
     value, low, high = (with_minus(shown.format(change[side], sign="+")) for side in ("value", "low", "high"))
     if change["low"] == change["high"] == 0:
         return (shown.format(0.0),)
@@ -182,7 +188,7 @@ def _reach(change: Row) -> float:
 
 
 def _bar(change: Row, widest: float) -> Html:
-    """The interval as a line with a dot, across an upright line at no change."""
+    """The interval as a line with a dot, and a vertical line at no change."""
     low, value, high = (BAR * change[side] / (widest or 1) for side in ("low", "value", "high"))
     lines = join(
         tag("line", x1="0", x2="0", y1="-12", y2="12", cls="zero"),
@@ -192,5 +198,5 @@ def _bar(change: Row, widest: float) -> Html:
     return tag("svg", lines, viewBox=f"{-BAR - 6} -12 {2 * BAR + 12} 24", aria_hidden="true")
 
 
-def _class(judgement: str) -> str:
-    return judgement if judgement in ("better", "worse") else ""
+def _class(assessment: str) -> str:
+    return assessment if assessment in ("better", "worse") else ""

@@ -1,6 +1,7 @@
-"""The README.md of an upload: what it is, how it came to be, what was measured, and how to use it.
+"""The model card (README.md) of an upload.
 
-What comes from a config or a report may be anybody's: it is shown as text or as code, and never acts as Markdown.
+Says what it is, its origin, measurements and usage. Text from configs and reports is untrusted: it is escaped as text or code
+and never interpreted as Markdown.
 """
 
 import re
@@ -30,7 +31,11 @@ WHAT: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about. `base`: the Hub id of the model it was made from. `about`: what its own config says of it."""
+    """What a card describes.
+
+    base   the Hub id of the model that it was made from
+    about  what its own config says
+    """
 
     repo: str
     kind: Kind
@@ -39,7 +44,10 @@ class Subject:
 
 
 def make_card(subject: Subject, report: Mapping[str, Any] | None) -> ModelCard:
-    """`report` is a run's report.json; without it nothing is claimed. Paths on the user's disk are left out."""
+    """The card, with results if there is a report.
+
+    `report` is the content of a run's report.json. Paths on the user's disk are left out.
+    """
     method = subject.about.get("method") or (report or {}).get("settings", {}).get("method")
     adapts = subject.kind != "model"
     data = ModelCardData(
@@ -63,13 +71,9 @@ def _head(subject: Subject, method: Any) -> str:
 
 
 def _origin(subject: Subject) -> str:
-    base = (
-        f"[{subject.base}](https://huggingface.co/{subject.base}), under whose licence it stands"
-        if subject.base
-        else "not stated"
-    )
+    base = f"[{subject.base}](https://huggingface.co/{subject.base}), whose licence applies" if subject.base else "not stated"
     said = [f"- {name.replace('_', ' ')}: {code(str(value))}" for name, value in subject.about.items()]
-    return "\n".join(["## How it came to be", "", f"- base model: {base}", *said])
+    return "\n".join(["## Origin", "", f"- base model: {base}", *said])
 
 
 def _use(subject: Subject) -> str:
@@ -80,7 +84,7 @@ def _use(subject: Subject) -> str:
 def _figures(report: Mapping[str, Any]) -> str:
     """The report's table: before, after, and the change with its 95 % interval."""
     rows = [
-        f"## What was measured: {text(report['benchmark']['name'])}",
+        f"## Results: {text(report['benchmark']['name'])}",
         "",
         "| | before | after | change, 95 % interval |",
         "|---|---:|---:|---:|",
@@ -102,24 +106,24 @@ def _settings(report: Mapping[str, Any]) -> str:
     return f"## Settings\n\n{settings}\n\nMade with {text(versions)}."
 
 
-def text(words: str) -> str:
-    """Words on one line, in which nothing opens a tag, a link, code or a cell."""
-    return re.sub(r"[\\`<\[\]|]", r"\\\g<0>", " ".join(words.split()))
+def text(raw: str) -> str:
+    """Text on one line with all Markdown escaped."""
+    return re.sub(r"[\\`<\[\]|]", r"\\\g<0>", " ".join(raw.split()))
 
 
-def code(words: str) -> str:
-    """Words on one line as code, behind more backticks than they hold."""
-    line = " ".join(words.split())
+def code(raw: str) -> str:
+    """Text on one line as inline code."""
+    line = " ".join(raw.split())
     fence = _longer_fence(line)
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
 
 
 def fenced(block: str, language: str) -> str:
-    """Lines as a block of code that none of them ends."""
+    """A fenced block of code that its content cannot close."""
     fence = max("```", _longer_fence(block), key=len)
     return f"{fence}{language}\n{block}\n{fence}"
 
 
-def _longer_fence(words: str) -> str:
-    """More backticks than stand side by side anywhere in the words."""
-    return "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
+def _longer_fence(raw: str) -> str:
+    """One more backtick than the longest run of backticks in the text."""
+    return "`" * (1 + max(map(len, re.findall("`+", raw)), default=0))

@@ -1,7 +1,7 @@
-"""report.html: a run for people to look at, in one file, written anew while the run goes on.
+"""report.html: the page of a run, updated while it runs.
 
-A method leaves `plots/METHOD.png` and, where words say more than a picture, `plots/METHOD.html`, a fragment built with
-`reporting.html`; the page holds the fragment, or else the picture.
+A method may write `plots/METHOD.html`, a fragment built with `reporting.html`, or `plots/METHOD.png`. The page includes the
+fragment, or without one the picture.
 """
 
 import shlex
@@ -24,17 +24,19 @@ from mlx_visalign.runs.run import Run, read_versions
 from mlx_visalign.utils.files import read_text, write_atomically
 from mlx_visalign.utils.formatting import counted, duration
 
-SECONDS = 20  # the page of a run under way is at most so old, and the browser reads it again after as many
+SECONDS = 20  # the maximum age of a running run's page, and how often the browser reloads it
 
 
 @dataclass
 class ReportPage:
-    """The page of one run. Whoever carries the run out fills in what is there so far.
+    """The page of one run.
 
-    config   the recipe, as config.yaml has it
-    about    what the method says of itself: "SeVa: ..."
+    The pipeline sets the fields below as results become available.
+
+    config   the recipe, as in config.yaml
+    about    the method's description: "SeVa: ..."
     source   where its images come from
-    report   what report.json holds, once the run is finished
+    report   the content of report.json, once the run is finished
     stopped  why the run stopped, if it did
     """
 
@@ -49,7 +51,7 @@ class ReportPage:
     _written: float = -SECONDS
 
     def refresh(self) -> None:
-        """Write the page, unless that was a moment ago."""
+        """Write the page, at most every 20 seconds."""
         if time.monotonic() - self._written >= SECONDS:
             self.write()
 
@@ -62,15 +64,15 @@ class ReportPage:
         sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
         shown = [part for make in sections for part in make()]
         about = tag("p", self.about, cls="lead")
-        head = (tag("h1", title), *self._verdict(), about, self._lead(), *self._outcome())
+        head = (tag("h1", title), *self._too_short(), about, self._lead(), *self._outcome())
         return page(title, *head, *shown, reload_after=None if self.report or self.stopped else SECONDS)
 
     @property
     def _method_name(self) -> str:
         return self.about.partition(":")[0]
 
-    def _verdict(self) -> Iterator[Html]:
-        """Where the training cannot have changed anything, that stands above all else."""
+    def _too_short(self) -> Iterator[Html]:
+        """A warning, above everything else, if the training was too short to change anything."""
         if self.report is not None and self.report.get("too_little"):
             yield tag("p", self.report["too_little"], cls="warning")
 
@@ -80,25 +82,25 @@ class ReportPage:
             return tag("p", f"This run stopped at {now}. {self.stopped}", cls="warning")
         if self.report is None:
             done = ", ".join([*(name for name, _ in self._stages()), *self._updates()]) or "nothing"
-            words = (
-                f"This run is not finished. Done at {now}: {done}. The page renews itself; should this time stand still for "
-                "long, the run has stopped, and the same command goes on with it."
+            status = (
+                f"This run is not finished. Done at {now}: {done}. The page reloads itself. If this time does not change for "
+                "long, the run has stopped; rerun the same command to resume it."
             )
-            return tag("p", words, cls="note")
+            return tag("p", status, cls="note")
         training = self.report["training"]
         cost = f"{counted(training['updates'], 'update')} in {duration(training['seconds'])}"
-        return tag("p", f"{self._about_images()} The training: {cost}{_memory(training)}.", cls="lead")
+        return tag("p", f"{self._about_images()} Training: {cost}{_memory(training)}.", cls="lead")
 
     def _updates(self) -> list[str]:
         rows = read_metrics(self.run.metrics)
         return [f"{counted(len(rows), 'update')} of the training"] if rows else []
 
     def _outcome(self) -> Iterator[Html]:
-        """What the first screen has to say: the figures to look for, what got better, and what got worse."""
+        """The first screen: main metrics, improvements, regressions and warnings."""
         if self.report is None or self.before is None:
             return
         yield tiles(self.report)
-        yield from (tag("p", tag("b", f"{side}: "), words, cls="outcome") for side, words in in_short(self.report).items())
+        yield from (tag("p", tag("b", f"{side}: "), text, cls="outcome") for side, text in in_short(self.report).items())
         yield tag("p", self.before.benchmark.limits, cls="note")
         yield paragraphs(self.report["warnings"], "warning")
 
@@ -111,7 +113,7 @@ class ReportPage:
             figures, units = one_evaluation(self.before.figures), tag("p", "Shares are in %.", cls="soft")
             yield section(f"Before training: {benchmark.name}", limits, figures, about, units)
             return
-        below = [*notes(self.report), *(words for words in self.report["limits"] if words != benchmark.limits)]
+        below = [*notes(self.report), *(limit for limit in self.report["limits"] if limit != benchmark.limits)]
         yield section(f"Before and after: {benchmark.name}", figures_table(self.report), about, paragraphs(below, "soft"))
 
     def _rounds(self) -> Iterator[Html]:
@@ -122,7 +124,7 @@ class ReportPage:
         if self.before is not None and self.after is not None:
             benchmark = self.before.benchmark
             yield section(
-                "What it said",
+                "Descriptions",
                 paragraphs([f"{which(benchmark)}.", tally(self.before, self.after)]),
                 gallery(before_after_cells(self.before, self.after), legend(benchmark)),
             )
@@ -139,20 +141,20 @@ class ReportPage:
         if fragment.exists():
             yield section(f"How {self._method_name} works", Html(read_text(fragment)))
         elif drawn.exists():
-            yield section(f"How {self._method_name} works", png(drawn.read_bytes(), f"What {method} does, drawn"))
+            yield section(f"How {self._method_name} works", png(drawn.read_bytes(), f"Diagram of {method}"))
 
     def _adapter(self) -> Iterator[Html]:
         if self.report is not None:
             yield section("Use the adapter", commands(self._commands()))
 
     def _about_images(self) -> str:
-        """What was trained on, and whether with labels: a method's setting `labels`, where it has one."""
+        """The training images, and whether labels were used (the method's setting `labels`, if it has one)."""
         labels = self.config["settings"].get("labels")
-        told = f"with labels of what is in them (settings.labels: {labels})" if labels else "without labels"
-        return f"Trained on {self.source.title}, {told}."
+        supervision = f"with labels of their objects (settings.labels: {labels})" if labels else "without labels"
+        return f"Trained on {self.source.title}, {supervision}."
 
     def _commands(self) -> list[str]:
-        """Commands that use the adapter, to be copied."""
+        """Commands that use the adapter."""
         model, adapter = (shlex.quote(str(path)) for path in (self.config["model"], self.run.adapter))
         return [
             f'visalign generate --model {model} --adapter-path {adapter} --image photo.jpg --prompt "What is this?"',
@@ -163,24 +165,24 @@ class ReportPage:
     def _what_ran(self) -> Iterator[Html]:
         versions = read_versions(self.run.versions) if self.run.versions.exists() else {}
         yield section(
-            "What ran",
+            "Settings and versions",
             facts(flat(self.config)),
-            facts(versions.items(), "With"),
-            facts(self._stages(), "Rows written, by stage"),
+            facts(versions.items(), "Versions"),
+            facts(self._stages(), "Rows per stage"),
         )
 
     def _stages(self) -> list[tuple[str, str]]:
-        """The finished stages in the order in which they were finished, and how many rows each has."""
+        """The finished stages in order of completion, with their number of rows."""
         files = [file for file in self.run.folder.glob("*.jsonl") if file.with_suffix(".settings.json").exists()]
         return [(file.stem, f"{_lines(file):,}") for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
 
 def _memory(training: Mapping[str, float]) -> str:
-    return f", {training['peak_memory']:.1f} GB of memory at most" if "peak_memory" in training else ""
+    return f", peak memory {training['peak_memory']:.1f} GB" if "peak_memory" in training else ""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by their dotted names, as --set takes them."""
+    """Settings by dotted name, as for --set."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What a training changed: report.json, the table for the terminal, and the pictures."""
+"""The report of a run: report.json, terminal table and pictures."""
 
 import json
 import math
@@ -25,29 +25,35 @@ from mlx_visalign.utils.files import read_json, write_atomically
 from mlx_visalign.utils.formatting import counted
 
 ONE_TRAINING = (
-    "The intervals (95 %, bootstrap) are over the images, for this one training: another seed would give another model."
+    "The intervals (95 %, bootstrap over the images) are for this one training: another seed would give another model."
 )
-UNITS = "Shares are in %, their changes in percentage points; clear is one whose interval lacks 0."
+UNITS = "Shares are in %, their changes in percentage points. A change is clear if its interval excludes 0."
 HEADLINES = {
     "false mentions": ("chair", "chair_i"),
     "recall": ("chair", "recall"),
     "F1": ("chair", "f1"),
     "POPE, adversarial": ("pope_adversarial", "accuracy"),
 }
-"""What the terminal says of controls; the page has every figure."""
-LAST = 0.05  # the training's end: the mean over this share of its updates
+"""Metrics of controls shown in the terminal; the page has all."""
+LAST = 0.05  # final metrics are the mean over this share of the updates
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How a figure appears in the table. better: 1 where more is better, -1 where less is, 0 where neither."""
+    """How a metric is displayed.
+
+    better  1 if more is better, -1 if less is, 0 if neither
+    """
 
     label: str
     better: int
     is_share: bool = True
 
     def format(self, number: float, sign: str = "") -> str:
-        """Shares in per cent. `sign` "+" writes it before positive numbers too. What rounds to 0 has no minus."""
+        """The number as text, shares in per cent.
+
+        With `sign` "+" positive numbers have a sign too. A negative number that rounds to 0 has no minus.
+        """
         return f"{100 * number:{sign}z.1f}" if self.is_share else f"{number:{sign}z.2f}"
 
 
@@ -67,8 +73,8 @@ TABLE = {
             "recall": Shown("recall of what is there", 1),
             "f1": Shown("F1 (1-CHAIR_i, recall)", 1),
             "duplicates": Shown("mentioned again", -1),
-            "objects": Shown("mentions in a text", 0, is_share=False),
-            "words": Shown("words in a text", 0, is_share=False),
+            "objects": Shown("mentions per text", 0, is_share=False),
+            "words": Shown("words per text", 0, is_share=False),
         },
     ),
     "length": (
@@ -79,9 +85,9 @@ TABLE = {
     "pope_popular": ("POPE, popular", POPE),
     "pope_adversarial": ("POPE, adversarial", POPE),
     "capability": (
-        "Capability: kinds of questions that are not trained",
+        "Capability: kinds of questions not trained on",
         {
-            "accuracy": Shown("right answers", 1),
+            "accuracy": Shown("correct answers", 1),
             "colour": Shown("what colour something is", 1),
             "count": Shown("how many objects", 1),
             "count_colour": Shown("how many of a colour", 1),
@@ -99,10 +105,12 @@ def make_report(
     versions: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that report.json holds. Figures are {"value", "low", "high"} with their 95 % interval.
+    """The content of report.json.
 
-    training        the rows of metrics.jsonl, one an update
-    held_out_pairs  `dpo.reward_accuracy` on pairs that were not trained on, or None where there are none
+    Metrics are {"value", "low", "high"}, with their 95 % interval.
+
+    training        the rows of metrics.jsonl, one per update
+    held_out_pairs  `dpo.reward_accuracy` on pairs that were not trained on, or None if there are none
     """
     return {
         "benchmark": {"name": before.benchmark.name, "images": len(before.benchmark.pictures), **asdict(before.protocol)},
@@ -121,21 +129,27 @@ def make_report(
 def write_report(
     report: Mapping[str, Any], before: Evaluation, after: Evaluation, training: Sequence[Row], file: Path, plots: Path
 ) -> None:
-    """The report as JSON in `file`; training.png and before_after.png in the folder `plots`."""
+    """Write report.json, training.png and before_after.png.
+
+    The report goes to `file`, the pictures to the folder `plots`.
+    """
     plot_training(training, plots / "training.png")
     save_sheet(before_after_sheet(before, after), plots / "before_after.png")
     write_atomically(file, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def summarise(training: Sequence[Row]) -> dict[str, float]:
-    """How many updates and seconds, and each metric's mean over the last 5 % of the updates."""
+    """Updates, seconds and final metrics of a training.
+
+    Final metrics are means over the last 5 % of the updates.
+    """
     last = training[-math.ceil(LAST * len(training)) :]
     means = {name: fmean(row[name] for row in last) for name in last[0] if name != "iteration"}
     return {"updates": len(training), "seconds": seconds(training), **means}
 
 
 def show(report: Mapping[str, Any]) -> Group:
-    """The report for the terminal: the table, then in words what it cannot show."""
+    """The report for the terminal: tables, then sentences."""
     table = _table(report["benchmark"]["name"], "before", "after", "change, 95 % interval")
     table.add_column("")
     for group, (title, figures) in TABLE.items():
@@ -149,22 +163,25 @@ def show(report: Mapping[str, Any]) -> Group:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """A report that a run has written. UserError where it cannot be shown."""
+    """Read a run's report.
+
+    Raises `UserError` if it cannot be displayed.
+    """
     report = read_json(file)
     try:
         show(report)
-    except Exception as error:  # it may be anybody's, and anything may be missing
+    except Exception as error:  # the file is untrusted, and anything may be missing
         raise UserError(
-            f"{file} is damaged (showing it fails at {plainly(error)}). Remove it and give the same command again: what is "
-            "finished is kept, and the report is written anew."
+            f"{file} is damaged (displaying it failed: {plainly(error)}). Remove it and run the same command again: finished "
+            "stages are kept, and the report is written again."
         ) from error
     return report
 
 
 def _controls_table(report: Mapping[str, Any]) -> Table:
-    """What the training and each control changed."""
+    """The changes by training and by each control."""
     columns = {label: (group, name) for label, (group, name) in HEADLINES.items() if group in report["change"]}
-    table = _table("Changes beside those by controls", *columns)
+    table = _table("Changes compared with controls", *columns)
     for title, made in {"the training": report, **report["controls"]}.items():
         cells = (TABLE[group][1][name].format(made["change"][group][name]["value"], "+") for group, name in columns.values())
         table.add_row(title, *cells)
@@ -172,7 +189,7 @@ def _controls_table(report: Mapping[str, Any]) -> Table:
 
 
 def show_figures(name: str, figures: Figures) -> Table:
-    """One evaluation's figures for the terminal."""
+    """One evaluation's metrics for the terminal."""
     table = _table(name, "value", "95 % interval")
     for group, (title, shown) in TABLE.items():
         if group in figures:
@@ -193,40 +210,40 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """What belongs to the figures but is no figure."""
-    outcome = (f"{side}: {words}" for side, words in in_short(report).items())
+    """Sentences below the tables: outcome, notes, limits, warnings."""
+    outcome = (f"{side}: {text}" for side, text in in_short(report).items())
     return [*outcome, *notes(report), *report["limits"], *(f"Warning: {sign}" for sign in report["warnings"])]
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """How to read the table, and what held-out pairs and controls tell."""
+    """How to read the table, held-out pairs and controls."""
     said = [UNITS]
     pairs = report["held_out_pairs"]
     if pairs is not None:
         said.append(
-            f"Of {counted(round(pairs['pairs']), 'pair')} not trained on, the chosen answer has the higher reward in "
-            f"{100 * pairs['accuracy']:.0f} % (a coin would reach half), by {pairs['margin']:z.2f} in the mean. "
-            "Well above half, this tells that preferences were learned, not that they are right."
+            f"On {counted(round(pairs['pairs']), 'pair')} not trained on, the chosen answer has the higher reward in "
+            f"{100 * pairs['accuracy']:.0f} % (chance: 50 %), with a mean margin of {pairs['margin']:z.2f}. "
+            "A value well above chance means that the preferences were learned, not that they are right."
         )
     return [*said, *in_words(report)]
 
 
 def in_short(report: Mapping[str, Any]) -> dict[str, str]:
-    """What got better and what worse, losses as fully as wins; nothing where nobody knows what is in the images."""
+    """Improvements and regressions; empty without ground truth."""
     if report["change"].keys() <= {"length"}:
         return {}
     those = {side: _those(report["change"], side) for side in ("better", "worse")}
-    return {f"Clearly {side}": f"{words} percentage points." if words else "nothing." for side, words in those.items()}
+    return {f"Clearly {side}": f"{text} percentage points." if text else "nothing." for side, text in those.items()}
 
 
 def _those(change: Mapping[str, Mapping[str, Row]], wanted: str) -> str:
-    """The figures with this verdict, and by how much they changed."""
+    """The metrics with this assessment, and their changes."""
     groups = []
     for group, (title, figures) in TABLE.items():
         named = [
             f"{shown.label} {shown.format(change[group][name]['value'], '+')}"
             for name, shown in figures.items()
-            if group in change and verdict(change[group][name], shown.better) == wanted
+            if group in change and assess(change[group][name], shown.better) == wanted
         ]
         groups += [f"{title}: {', '.join(named)}"] if named else []
     return "; ".join(groups).replace(" -", " \N{MINUS SIGN}")
@@ -234,18 +251,21 @@ def _those(change: Mapping[str, Mapping[str, Row]], wanted: str) -> str:
 
 def _cells(shown: Shown, before: Row, after: Row, change: Row) -> list[Text | str]:
     difference, low, high = (shown.format(change[side], sign="+") for side in ("value", "low", "high"))
-    judgement = verdict(change, shown.better)
-    style = {"better": "green", "worse": "red"}.get(judgement, "")
+    assessment = assess(change, shown.better)
+    style = {"better": "green", "worse": "red"}.get(assessment, "")
     return [
         f"  {shown.label}",
         *(shown.format(side["value"]) for side in (before, after)),
         Text(f"{difference} [{low}, {high}]", style=style),
-        Text(judgement, style=style),
+        Text(assessment, style=style),
     ]
 
 
-def verdict(change: Row, better: int) -> str:
-    """Whether the interval lies on one side of 0, and whether that is the better one."""
+def assess(change: Row, better: int) -> str:
+    """Whether a change is clear, and better or worse.
+
+    A change is clear if its interval excludes 0.
+    """
     if not better:
         return ""
     if change["low"] == change["high"] == 0:
@@ -256,5 +276,5 @@ def verdict(change: Row, better: int) -> str:
 
 
 def as_rows(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
-    """The figures as JSON has them."""
+    """Metrics as JSON values."""
     return {group: {name: asdict(figure) for name, figure in named.items()} for group, named in figures.items()}

@@ -1,6 +1,7 @@
-"""The curves of a training for a web page: the panels of `training_plots` as SVG, redrawn while the training runs.
+"""Training curves as SVG for the run's web page.
 
-Words are text and colours the variables of the page's style, so that they follow it from light to dark and onto paper.
+Draws the panels of `training_plots`. Labels are text and colours are CSS variables, so that both follow the page in dark mode
+and in print.
 """
 
 import math
@@ -25,20 +26,23 @@ from mlx_visalign.reporting.training_plots import (
 from mlx_visalign.utils.formatting import with_minus
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 350, 44, 186  # of the plane
-POINTS = 400  # of a line, at most about so many
+LEFT, RIGHT, TOP, BOTTOM = 44, 350, 44, 186  # edges of the plot area
+POINTS = 400  # approximate maximum per line
 COLOURS = {BLUE: "var(--blue)", RED: "var(--red)", GREY: "var(--quiet)"}
 
 Place = Callable[[float], float]
-"""From a value to where it lies in the drawing."""
+"""From a value to its position in the drawing."""
 
 
 def curves(rows: Sequence[Row]) -> Html:
-    """`rows`: one for each update, at least one, as `training_log.read_metrics` gives them."""
+    """Training curves with a caption.
+
+    `rows` has one or more rows, one for each update, as returned by `training_log.read_metrics`.
+    """
     return join(
         tag(
             "p",
-            "Across: updates. Thin: each one's own value. Thick: the mean over the last 5 % of all.",
+            "Horizontal axis: updates. Thin lines: single updates. Thick lines: trailing mean over 5 % of all updates.",
             cls="soft",
         ),
         drawn(panels_of(rows), rows),
@@ -46,7 +50,7 @@ def curves(rows: Sequence[Row]) -> Html:
 
 
 def drawn(panels: Iterable[Panel], rows: Sequence[Row]) -> Html:
-    """These panels, in as many columns as there is room for."""
+    """Panels in as many columns as fit."""
     return tag("div", *(_panel(panel, rows) for panel in panels), cls="curves")
 
 
@@ -76,7 +80,7 @@ def _panel(panel: Panel, rows: Sequence[Row]) -> Html:
 
 
 def _limits(panel: Panel, values: Iterable[np.ndarray]) -> tuple[float, float]:
-    """What is to be seen, the level too, and a little air."""
+    """The range of the values and the level, with a small margin."""
     shown = np.concatenate([*values, [] if panel.level is None else [panel.level]])
     air = 0.06 * (shown.max() - shown.min()) or 0.5
     return float(shown.min() - air), float(shown.max() + air)
@@ -123,5 +127,5 @@ def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Html:
     return tag("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", cls=cls)
 
 
-def _text(x: float, y: float, words: str, anchor: str, cls: str) -> Html:
-    return tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, cls=cls)
+def _text(x: float, y: float, label: str, anchor: str, cls: str) -> Html:
+    return tag("text", label, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, cls=cls)

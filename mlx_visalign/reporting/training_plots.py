@@ -1,4 +1,4 @@
-"""The curves of a training, drawn from its metrics.jsonl."""
+"""Training curves as PNG, drawn from metrics.jsonl."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from mlx_visalign.utils.files import replacing
 
 COLUMNS = 3
 PANEL_SIZE = (5.0, 3.3)  # inches
-STEPS = (1, 2, 2.5, 5, 10)  # between marks on an axis
-SMOOTHING = 0.05  # the thick line is the mean of the last 5 % of the updates
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks of an axis
+SMOOTHING = 0.05  # the thick line is the trailing mean over this share of the updates
 BLUE, RED, GREY = "#1f5fa8", "#c8322b", "#8a8a8a"
 
 STYLE: dict[Any, Any] = {
@@ -37,7 +37,13 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: its lines (metric -> label and colour), a level worth knowing with what it means, the y axis's ends."""
+    """One plot.
+
+    lines    metric -> label and colour
+    level    a reference level, drawn as a dashed line
+    meaning  the level's label
+    limits   the ends of the y axis
+    """
 
     title: str
     lines: dict[str, tuple[str, str]]
@@ -70,16 +76,17 @@ ROLLOUT_PANELS = (
 
 
 def plot_training(rows: Sequence[Row], path: Path) -> None:
-    """Draw the panels whose metrics the rows hold, as a PNG. `rows`: one for each update, as `training_log.read_metrics` gives.
+    """Draw the panels for the rows' metrics as a PNG.
 
-    Thin lines are the updates' own values, thick ones the mean over the last 5 % of all updates.
+    `rows` has one row for each update, as returned by `training_log.read_metrics`. Thin lines are the values of single updates,
+    thick ones the trailing mean over 5 % of all updates.
     """
-    below = "update   (thin: its own value, thick: mean over the last 5 % of all updates)"
+    below = "update   (thin: single updates, thick: trailing mean over 5 % of all updates)"
     plot_panels(panels_of(rows), rows, path, below)
 
 
 def plot_panels(panels: Sequence[Panel], rows: Sequence[Row], path: Path, below: str) -> None:
-    """Draw these panels side by side, with a line of text below them."""
+    """Draw panels side by side, with a label below."""
     import matplotlib
 
     columns = min(COLUMNS, len(panels))
@@ -94,7 +101,7 @@ def plot_panels(panels: Sequence[Panel], rows: Sequence[Row], path: Path, below:
 
 
 def panels_of(rows: Sequence[Row]) -> list[Panel]:
-    """Those whose metrics the rows hold."""
+    """The panels whose metrics are in the rows."""
     kind = ROLLOUT_PANELS if "reward" in rows[0] else PANELS
     return [panel for panel in kind if panel.lines.keys() <= rows[0].keys()]
 
@@ -109,7 +116,7 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         axes.plot(updates, trailing_mean(values, window), "o-", color=colour, linewidth=2, markevery=[-1], label=label)
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=panel.meaning)
-    if panel.level is not None or len(panel.lines) > 1:  # on the title's line, where no curve can be
+    if panel.level is not None or len(panel.lines) > 1:  # level with the title, above all curves
         axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.97), ncols=3, handlelength=1.2, columnspacing=1)
     axes.margins(y=0.12)
     ticks = update_ticks(updates)
@@ -120,14 +127,20 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
 
 
 def update_ticks(updates: Sequence[int]) -> list[int]:
-    """Where the x axis is marked, its start first: the first update, or 0 where there is no other."""
+    """Ticks of the x axis, its start first.
+
+    It starts at the first update, or at 0 if there is only one.
+    """
     start = updates[0] if len(updates) > 1 else 0
     between = MaxNLocator(5, integer=True, steps=STEPS).tick_values(start, updates[-1])
     return sorted({start, *(int(tick) for tick in between if start <= tick <= updates[-1])})
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of each value and those before it, `window` in all; fewer at the start."""
+    """Mean over each value and its predecessors, `window` in total.
+
+    Fewer at the start.
+    """
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

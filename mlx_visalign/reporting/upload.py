@@ -1,4 +1,7 @@
-"""Upload an adapter or a model to the Hugging Face Hub, with a model card. Only its own files go, never a run's."""
+"""Upload an adapter or model to the Hugging Face Hub.
+
+Adds a model card. Only the adapter's or model's own files are uploaded, never other files of a run.
+"""
 
 import glob
 from collections.abc import Iterator
@@ -27,13 +30,14 @@ SAID = ("method", "round", "round_ranks", "template", "aspect", "base_fingerprin
 
 
 def upload(folder: Path, repo: str, run: Path | None = None, base: str | None = None, private: bool = False) -> dict[str, Any]:
-    """Upload what `folder` holds to the Hub's model repository `repo`, which is made if need be.
+    """Upload a folder to a model repository of the Hub.
 
-    run   the folder of the run that it comes from: its report.json fills the card
+    repo  the repository, created if it does not exist
+    run   the folder of the run that it comes from, whose report.json is used in the card
     base  the Hub id of the model that it was made from
 
-    A README.md that is there is uploaded as it is; else a card is written there. Raises `UserError` where the folder is
-    neither adapter nor model, and where the Hub refuses or cannot be reached.
+    An existing README.md is uploaded unchanged; otherwise a card is written there. Raises `UserError` if the folder is neither
+    an adapter nor a model, or if the Hub refuses or cannot be reached.
     """
     parcel = pack(folder, repo, run, base)
     if parcel.is_new:
@@ -52,7 +56,13 @@ def upload(folder: Path, repo: str, run: Path | None = None, base: str | None = 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What an upload sends: the names of the files, README.md first, and the card's text and where that comes from."""
+    """The content of an upload.
+
+    names   the files, README.md first
+    card    the text of README.md
+    is_new  whether README.md still has to be written
+    source  where the card's text comes from
+    """
 
     kind: Kind
     names: list[str]
@@ -62,7 +72,7 @@ class Parcel:
 
 
 def pack(folder: Path, repo: str, run: Path | None = None, base: str | None = None) -> Parcel:
-    """What `upload` would send. Nothing is written, and nobody asked."""
+    """What `upload` would send; writes nothing, asks nobody."""
     kind, names, about = _look(check_links(folder))
     report = None if run is None else _report(check_links(run))
     for name in (*names, CARD):
@@ -74,7 +84,7 @@ def pack(folder: Path, repo: str, run: Path | None = None, base: str | None = No
 
 
 def preview(folder: Path, repo: str, run: Path | None = None, base: str | None = None) -> dict[str, Any]:
-    """What `upload` would send, as figures by name: nothing is written or sent."""
+    """What `upload` would send, as JSON values for display."""
     with _hub_refuses(repo):
         validate_repo_id(repo)
     parcel = pack(folder, repo, run, base)
@@ -84,10 +94,10 @@ def preview(folder: Path, repo: str, run: Path | None = None, base: str | None =
 
 
 def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
-    """What is there: its kind, the names of the files that belong to it, and what its config says."""
+    """A folder's kind, the names of its files, and what its config says."""
     there = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     if {WEIGHTS, CONFIG} <= there:
-        config, _ = read_adapter(folder)  # a damaged one is not for others
+        config, _ = read_adapter(folder)  # refuses a damaged adapter
         return "adapter", [CONFIG, WEIGHTS], {name: config[name] for name in SAID if name in config}
     if peft_folder.is_peft(folder):
         peft = peft_folder.read_peft(folder)
@@ -100,7 +110,7 @@ def _look(folder: Path) -> tuple[Kind, list[str], dict[str, Any]]:
         ours = read_json(folder / "config.json").get("visalign")
         about = {name: ours[name] for name in SAID if name in ours} if isinstance(ours, dict) else {}
         return "model", ["config.json", *weights, *sorted(there.intersection(CARRIED))], about
-    raise UserError(f"{folder} holds neither an adapter ({WEIGHTS}, {CONFIG}) nor a model (config.json, *.safetensors).")
+    raise UserError(f"{folder} is neither an adapter ({WEIGHTS}, {CONFIG}) nor a model (config.json, *.safetensors).")
 
 
 def _report(run: Path) -> dict[str, Any]:
@@ -114,18 +124,18 @@ def _report(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def _hub_refuses(repo: str) -> Iterator[None]:
-    """What the Hub or the way to it says, in one sentence."""
+    """Turn errors of the Hub or the network into one sentence."""
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name for a repository: expected one like me/llava-seva ({error}).") from None
+        raise UserError(f"{repo!r} is not a repository name: expected one like me/llava-seva ({error}).") from None
     except OfflineModeIsEnabled:
         raise UserError("Nothing was uploaded: HF_HUB_OFFLINE is set. Unset it and try again.") from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise UserError(
-                f"The Hub does not let you write to {repo}: log in with `hf auth login` and a token that may write there."
+                f"The Hub does not let you write to {repo}: log in with `hf auth login` and a token with write access."
             ) from None
         raise UserError(f"The Hub refused the upload to {repo}: {str(error).splitlines()[0]}") from None
     except (HTTPError, OSError) as error:
-        raise UserError(f"The Hub cannot be reached ({error}). What was uploaded so far is not lost: try again.") from None
+        raise UserError(f"The Hub cannot be reached ({error}). Try again: files already uploaded are kept.") from None

@@ -82,7 +82,7 @@ def test_the_page_marks_what_is_wrong_and_what_changed():
     second = said({"a": "One cat.", "b": "A cat.", "c": "Nothing."}, {"a": "Yes.", "b": "No."})
     made = compare_page(first, second, ("base", f"runs/{HOSTILE}"))
     assert '<mark class="wrong">dog</mark>' in made and '<mark class="changed">One</mark>' in made
-    assert "1 of 3 descriptions differ. Objects that are not there:" in made and "in 1 of them" in made
+    assert "1 of 3 descriptions differ. Hallucinated objects:" in made and "in 1 of them" in made
     assert "change, 95 % interval" in made and "Shares are in %" in made and "<dt>CHAIR_i</dt>" in made
     assert "<script" not in made and "runs/&lt;script&gt;" in made
 

@@ -20,9 +20,9 @@ def report(gain, blind=None, best=None, capability=None):
 @pytest.mark.parametrize(
     ("gain", "blind", "words"),
     [
-        (0.032, 0.003, "Of the gain in F1 of descriptions of 3.2 points, 2.9 points need the image"),
-        (0.032, 0.04, "Nothing of the gain in F1 of descriptions of 3.2 points needs the image"),
-        (0.032, -0.01, "The whole gain in F1 of descriptions of 3.2 points needs the image"),
+        (0.032, 0.003, "Of the gain of 3.2 points in F1 of descriptions, 2.9 points need the image"),
+        (0.032, 0.04, "None of the gain of 3.2 points in F1 of descriptions needs the image"),
+        (0.032, -0.01, "All of the gain of 3.2 points in F1 of descriptions needs the image"),
         (0.004, 0.003, "The F1 of descriptions has no clear gain (0.4 points)"),
     ],
 )
@@ -50,7 +50,7 @@ def test_what_the_untrained_model_gets(best, words):
 
 
 @pytest.mark.parametrize(("moved", "words"), [(-0.02, "was lost"), (0.02, "grew"), (0.001, "no clear change")])
-def test_what_became_of_other_abilities(moved, words):
+def test_other_abilities(moved, words):
     [said] = in_words(report(0.03, capability=moved))
     assert words in said and "90.0 % before" in said
 

@@ -17,13 +17,13 @@ from mlx_visalign.reporting.html import (
     facts,
     gallery,
     join,
+    marked_text,
     page,
     path,
     picture,
     png,
     table,
     tag,
-    words,
 )
 
 HOSTILE = """</p></style><script>alert('1')</script><img src=x onerror="alert(2)">&lt;b&gt;"""
@@ -53,7 +53,7 @@ class Reader(HTMLParser):
         join(HOSTILE),
         table([HOSTILE], [tag("tr", tag("td", HOSTILE))]),
         facts([(HOSTILE, HOSTILE)]),
-        words([Span(HOSTILE), Span(HOSTILE, "wrong"), Span(HOSTILE, background="#fff")]),
+        marked_text([Span(HOSTILE), Span(HOSTILE, "wrong"), Span(HOSTILE, background="#fff")]),
         gallery([Cell(WHITE, (Caption(HOSTILE, (Span(HOSTILE),)),))], [Caption(HOSTILE, ())]),
         page(HOSTILE, HOSTILE),
     ],

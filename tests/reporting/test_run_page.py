@@ -70,8 +70,8 @@ def test_it_shows_what_is_there_so_far(page):
     page.run.metrics.write_text(json.dumps(TRAINING[0]) + "\n")
     under_way = page.html()
     assert "Before training: three images" in under_way and "<dt>prompts</dt><dd>2</dd>" in under_way
-    assert "<svg" in under_way and "What it said" not in under_way and "Shares are in %." in under_way
-    assert "prompts, 1 update of the training. The page renews itself" in under_way
+    assert "<svg" in under_way and "<h2>Descriptions" not in under_way and "Shares are in %." in under_way
+    assert "prompts, 1 update of the training. The page reloads itself" in under_way
 
 
 def test_a_finished_run(page):
@@ -79,8 +79,8 @@ def test_a_finished_run(page):
     assert "not finished" not in made and 'http-equiv="refresh"' not in made
     assert "50.0 → 33.3" in made and "80 %" in made  # false mentions; held-out pairs
     assert '<mark class="wrong">dog</mark>' in made and '<mark class="missed">dog</mark>' in made
-    assert "3 of 3 descriptions differ. Objects that are not there: after names fewer than before in 2 of them" in made
-    assert "more in 1, as many in 0" in made  # losses too
+    assert "3 of 3 descriptions differ. Hallucinated objects: after has fewer than before in 2 of them" in made
+    assert "more in 1, equally many in 0" in made  # losses too
     assert "visalign compare 'my &lt;model&gt;'" in re.sub("</?code>", "", made).replace("&#x27;", "'")
     assert "another seed would give another model" in made
     assert "<b>Clearly better: </b>nothing." in made and "<b>Clearly worse: </b>nothing." in made  # of three images
@@ -90,7 +90,7 @@ def test_a_finished_run(page):
 def test_labels_that_were_used_are_told(page):
     assert "3 scenes of the tiny world, without labels." in finish(page)
     page.config = CONFIG | {"settings": {"labels": "truth.json"}}
-    assert "with labels of what is in them (settings.labels: truth.json)." in page.html()
+    assert "with labels of their objects (settings.labels: truth.json)." in page.html()
 
 
 def test_a_run_that_stopped_says_why(tmp_path, monkeypatch):

@@ -14,13 +14,13 @@ from mlx_visalign.evaluation.runner import Evaluation
 from mlx_visalign.reporting.summary import (
     TABLE,
     Shown,
+    assess,
     in_short,
     read_report,
     sentences,
     show,
     show_figures,
     summarise,
-    verdict,
     write_report,
 )
 from mlx_visalign.utils.errors import UserError
@@ -32,7 +32,7 @@ def test_a_report_that_cannot_be_shown_is_damaged(tmp_path, spoil):
     file.write_text(json.dumps(report()))
     assert read_report(file).keys() == report().keys()
     file.write_text(json.dumps(report() | spoil))
-    with pytest.raises(UserError, match=r"report.json is damaged .* Remove it and give the same command again"):
+    with pytest.raises(UserError, match=r"report.json is damaged .* Remove it and run the same command again"):
         read_report(file)
 
 
@@ -72,23 +72,23 @@ def test_the_terminal_shows_it_in_80_columns():
     assert max(map(len, lines)) <= 80
     [row] = [line for line in lines if "CHAIR_i (false mentions)" in line]
     assert row.split()[3:6] == ["50.0", "0.0", "-50.0"]
-    assert "75 % (a coin would reach half), by 0.40" in " ".join(text.split())
+    assert "75 % (chance: 50 %), with a mean margin of 0.40" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.2, 1), (-0.2, -0.1, -1)])
-def test_verdicts(low, high, sign):
+def test_assessments(low, high, sign):
     change = {"value": (low + high) / 2, "low": low, "high": high}
-    assert [verdict(change, better) for better in (sign, -sign, 0)] == ["better", "worse", ""]
+    assert [assess(change, better) for better in (sign, -sign, 0)] == ["better", "worse", ""]
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 0.2), (0.0, 0.2), (-0.1, 0.0)])
 def test_an_interval_that_reaches_zero_tells_nothing(low, high):
     change = {"value": (low + high) / 2, "low": low, "high": high}
-    assert [verdict(change, better) for better in (1, -1, 0)] == ["not clear", "not clear", ""]
+    assert [assess(change, better) for better in (1, -1, 0)] == ["not clear", "not clear", ""]
 
 
 def test_what_did_not_move_did_not_change():
-    assert verdict({"value": 0.0, "low": 0.0, "high": 0.0}, 1) == "no change"
+    assert assess({"value": 0.0, "low": 0.0, "high": 0.0}, 1) == "no change"
 
 
 @pytest.mark.parametrize("is_share", [True, False])
@@ -96,7 +96,7 @@ def test_what_rounds_to_nothing_has_no_minus(is_share):
     assert Shown("accuracy", 1, is_share).format(-1e-9, sign="+") == ("+0.0" if is_share else "+0.00")
 
 
-def test_wins_and_losses_are_told_in_short():
+def test_improvements_and_regressions_in_short():
     made = report()
     made["change"]["chair"]["chair_i"] = {"value": -0.5, "low": -0.6, "high": -0.4}
     made["change"]["chair"]["recall"] = {"value": -0.25, "low": -0.6, "high": -0.1}
@@ -121,7 +121,7 @@ def test_without_labels_it_says_so():
     evaluation = Evaluation(Benchmark("photos", pictures), PROTOCOL, answers)
     made = report(evaluation, evaluation, pairs=None)
     assert in_short(made) == {}
-    assert UNLABELLED in sentences(made) and not any("coin" in sentence for sentence in sentences(made))
+    assert UNLABELLED in sentences(made) and not any("chance" in sentence for sentence in sentences(made))
     assert made["change"].keys() == {"length"} and "CHAIR_i" not in printed(show(made))
 
 

@@ -86,7 +86,7 @@ def test_without_a_report_nothing_is_claimed(hub, run):
     told = upload(run / "adapter", "me/llava-seva")
     card = ModelCard.load(run / "adapter/README.md")
     assert card.data.base_model is None and "base model: not stated" in card.text
-    assert "measured" not in card.text and told["README.md"] == "written from its config"
+    assert "## Results" not in card.text and told["README.md"] == "written from its config"
 
 
 def test_a_card_of_the_users_own_stays(hub, run):
@@ -150,7 +150,7 @@ def test_a_dry_run_refuses_what_an_upload_would(run, capsys):
     for words in (f"--path {run} --upload-repo me/it", f"--path {run / 'adapter'} --upload-repo a//b"):
         assert main(f"upload {words} --dry-run".split()) == 2
     said = capsys.readouterr().err
-    assert "neither an adapter" in said and "no name for a repository" in said
+    assert "neither an adapter" in said and "not a repository name" in said
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "tokenizer.json", "model.safetensors"])
@@ -205,7 +205,7 @@ ERRORS = {
     "not logged in": (refused(401), "hf auth login"),
     "not allowed": (refused(403), "hf auth login"),
     "server": (refused(500), "refused the upload to me/llava-seva: Forbidden"),
-    "name": (HFValidationError("two slashes"), "no name for a repository"),
+    "name": (HFValidationError("two slashes"), "not a repository name"),
     "network": (HTTPError("no route"), "cannot be reached"),
     "socket": (ConnectionResetError("reset"), "cannot be reached"),
 }

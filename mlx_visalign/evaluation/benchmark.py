@@ -14,25 +14,27 @@ from mlx_visalign.evaluation.pope import Question, Split, build_questions
 from mlx_visalign.utils.errors import UserError, collect
 from mlx_visalign.utils.links import image_inside
 
-PER_IMAGE = 3  # questions about what is there, and as many about what is not; the number of the POPE paper
+PER_IMAGE = 3  # questions about present objects, and as many about absent ones, as in the POPE paper
 SPLITS: tuple[Split, ...] = ("random", "popular", "adversarial")
 UNLABELLED = (
-    "Nobody has said what is in these images, so there is no CHAIR and no POPE here, and nothing that measures "
+    "The content of these images is unknown, so CHAIR and POPE cannot be computed, and nothing here measures "
     "hallucination. Compare the answers with the images yourself."
 )
 LISTED = (
-    "The list is taken for all that is in an image: whatever a description names beyond it counts as made up, even if it "
-    "is there. Figures of other images, lists or vocabularies cannot be compared with these."
+    "The list is assumed to be complete: any other object that a description names counts as hallucinated, even if it is in "
+    "the image. These figures cannot be compared with those of other images, lists or vocabularies."
 )
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Images by id, and what is known of them; with pictures alone, only descriptions can be made.
+    """Images by id, with optional labels, questions and exercises.
+
+    Without labels and questions, only descriptions are generated.
 
     questions  yes/no questions by POPE split, "random" and so on
-    exercises  questions of kinds that are not trained, where right answers are known
-    limits     what figures on these images cannot show, for every report to say
+    exercises  questions of kinds not trained on, with known answers
+    limits     what results on these images cannot show, stated in every report
     """
 
     name: str
@@ -45,10 +47,10 @@ class Benchmark:
 
 
 def listed_benchmark(file: Path, images: Path, vocabulary: Vocabulary, seed: int = 0) -> Benchmark:
-    """The benchmark of a list (see `object_labels`) about images in the folder `images`.
+    """A benchmark from a list of objects per image.
 
-    Raises `UserError` for a file that is no such list, an image that is missing or outside of the folder, and an object
-    that the vocabulary does not know.
+    The list is described in `object_labels`; its images are in the folder `images`. Raises `UserError` for an invalid list, an
+    image that is missing or outside of the folder, and an object that is not in the vocabulary.
     """
     objects = read_list(file)
     if not objects:

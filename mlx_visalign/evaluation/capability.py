@@ -1,6 +1,7 @@
-"""Capability: questions of kinds that no training asks, with a short right answer each. Did learning one thing cost others?
+"""Capability: accuracy on kinds of questions not trained on.
 
-The tiny LLaVA learned to answer them when it was pretrained: what colour something is, and how many there are.
+Shows whether a training cost other abilities. The tiny LLaVA learned to answer these questions in pretraining: what colour
+something is, and how many objects there are.
 """
 
 import re
@@ -18,7 +19,10 @@ SKILLS = ("colour", "count", "count_colour")
 
 @dataclass(frozen=True)
 class Exercise(Record):
-    """A question about an image and its right answer. kind: which of `SKILLS` it takes."""
+    """A question about an image with its correct answer.
+
+    `kind` is one of `SKILLS`.
+    """
 
     id: str
     image: str
@@ -28,12 +32,15 @@ class Exercise(Record):
 
 
 def is_right(said: str, answer: str) -> bool:
-    """Whether two answers have the same words; case and punctuation make no difference."""
+    """Whether two answers match, ignoring case and punctuation."""
     return _words(said) == _words(answer)
 
 
 def count(exercises: Sequence[Exercise], answers: Mapping[str, str]) -> Counts:
-    """Exercises and right answers for each image and kind, counted for `metrics`. Answers are found by the exercise's id."""
+    """Count exercises and correct answers per image and kind.
+
+    `answers` are by the exercise's id.
+    """
     columns = [f"{what} {kind}" for kind in SKILLS for what in ("asked", "right")]
     rows = {exercise.image: dict.fromkeys(columns, 0) for exercise in exercises}
     for exercise in exercises:
@@ -44,7 +51,10 @@ def count(exercises: Sequence[Exercise], answers: Mapping[str, str]) -> Counts:
 
 
 def metrics(sums: Sums) -> dict[str, Float[np.ndarray, "d"]]:
-    """The share of right answers, over all exercises (`accuracy`) and over those of each kind; 0 where none was asked."""
+    """Share of correct answers, in total and by kind.
+
+    `accuracy` is over all exercises. A share is 0 if there are no exercises.
+    """
     asked, right = (np.sum([sums[f"{what} {kind}"] for kind in SKILLS], axis=0) for what in ("asked", "right"))
     return {"accuracy": ratio(right, asked)} | {kind: ratio(sums[f"right {kind}"], sums[f"asked {kind}"]) for kind in SKILLS}
 

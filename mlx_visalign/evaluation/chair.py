@@ -1,7 +1,8 @@
-"""CHAIR: which of the objects a description names are really there (Rohrbach et al. 2018, arXiv 1809.02156).
+"""CHAIR: hallucinated objects in descriptions.
 
-The paper's two figures fall when a model just says less. So recall, their F1, length, objects and duplicates are always
-reported with them. Figures agree with published ones only as far as vocabulary, images, prompt and length limit do.
+Source: Rohrbach et al. 2018, arXiv 1809.02156. The paper's two metrics fall when a model just says less, so recall, F1, length,
+objects and duplicates are always reported with them. Results are comparable with published ones only if vocabulary, images,
+prompt and length limit are the same.
 """
 
 from collections.abc import Mapping
@@ -16,10 +17,10 @@ from mlx_visalign.utils.errors import UserError
 
 
 def count(texts: Mapping[str, str], annotations: Annotations, vocabulary: Vocabulary) -> Counts:
-    """What each image's description names, counted for `metrics`.
+    """Count the objects that each image's description names.
 
-    Raises UserError if an image has no annotation, or one with an object that the vocabulary does not know (it could
-    never be found, and recall would be too low).
+    Raises UserError if an image has no annotation, or one with an object that is not in the vocabulary (it could never be
+    found, and recall would be too low).
     """
     rows = [_count(text, _truth(image, annotations, vocabulary), vocabulary) for image, text in texts.items()]
     names = rows[0] if rows else ()
@@ -27,11 +28,13 @@ def count(texts: Mapping[str, str], annotations: Annotations, vocabulary: Vocabu
 
 
 def metrics(sums: Sums) -> dict[str, Float[np.ndarray, "d"]]:
-    """The figures, from the summed counts; a ratio with nothing below is 0.
+    """CHAIR's metrics from summed counts.
 
-    chair_i     mentions of objects that are not there / mentions; a repeated mention counts again
+    A ratio with denominator 0 is 0.
+
+    chair_i     mentions of absent objects / mentions; a repeated mention counts again
     chair_s     descriptions with any such mention / descriptions
-    recall      objects there and named / objects there, over all images together
+    recall      present objects that are named / present objects, over all images together
     f1          harmonic mean of 1 - chair_i and recall
     words       mean length of a description, in words
     objects     mean number of mentions in a description
@@ -52,10 +55,10 @@ def metrics(sums: Sums) -> dict[str, Float[np.ndarray, "d"]]:
 
 def _truth(image: str, annotations: Annotations, vocabulary: Vocabulary) -> set[str]:
     if image not in annotations:
-        raise UserError(f"The image {image} has no annotation: nothing says which objects are in it.")
+        raise UserError(f"The image {image} has no annotation: expected a list of the objects in it.")
     strange = set(annotations[image]) - set(vocabulary.objects)
     if strange:
-        raise UserError(f"The annotation of image {image} has objects the vocabulary does not know: {sorted(strange)}.")
+        raise UserError(f"The annotation of image {image} has objects that are not in the vocabulary: {sorted(strange)}.")
     return set(annotations[image])
 
 

@@ -1,10 +1,10 @@
-"""Object labels: the objects known to be in each image.
+"""Ground-truth objects per image.
 
-They come from a world whose scenes are known, or from a list in a JSON file,
+They come from a world with known scenes, or from a list in a JSON file,
 
     {"cat.jpg": ["cat", "sofa"], "street/1.jpg": ["car", "person", "traffic light"]}
 
-with objects named as in the vocabulary, by any of their phrases.
+with objects named by any of their phrases in the vocabulary.
 """
 
 from collections import Counter
@@ -20,19 +20,22 @@ from mlx_visalign.utils.files import parse_json, read_text
 from mlx_visalign.utils.schema import convert
 
 Annotations = Mapping[str, Set[str]]
-"""The canonical names of the objects in each image, by the image's id."""
+"""Image id -> canonical names of the objects in the image."""
 
 
 @dataclass(frozen=True)
 class ObjectCounts:
-    """How many images show an object (`single`), and how many show it together with another (`together[a][b]`)."""
+    """Counts of images with an object or pair of objects.
+
+    `single[a]` counts images with a, `together[a][b]` images with both.
+    """
 
     single: Counter[str]
     together: dict[str, Counter[str]]
 
     @classmethod
     def of(cls, images: Iterable[Set[str]]) -> "ObjectCounts":
-        """Counts over the objects of each image."""
+        """Count the objects of each image."""
         counts = cls(Counter(), {})
         for objects in images:
             counts.single.update(objects)
@@ -41,23 +44,26 @@ class ObjectCounts:
         return counts
 
     def popular(self) -> list[str]:
-        """The objects from the most frequent to the rarest."""
+        """Objects, most frequent first."""
         return _by_count(self.single)
 
     def companions(self, one: str) -> list[str]:
-        """The objects ever seen with `one`, from the most frequent companion to the rarest."""
+        """Objects seen together with `one`, most frequent first."""
         return _by_count(self.together.get(one, Counter()))
 
 
 def read_list(file: Path) -> dict[str, list[str]]:
-    """A list's images with their objects, as written. UserError for a file that is no such list."""
+    """A list's images with their objects, as written.
+
+    Raises `UserError` for an invalid list.
+    """
     return convert(parse_json(read_text(file), str(file)), dict[str, list[str]], str(file))
 
 
 def listed_labels(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
-    """Labels of those of the images that a list knows by their file names.
+    """Labels of the images that a list names.
 
-    Raises `UserError` for a file that is no such list, and an object that the vocabulary does not know.
+    Raises `UserError` for an invalid list and for an object that is not in the vocabulary.
     """
     objects = read_list(file)
     known = {image: objects[Path(image).name] for image in images if Path(image).name in objects}
@@ -65,7 +71,10 @@ def listed_labels(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> 
 
 
 def canonical_labels(objects: Mapping[str, Sequence[str]], vocabulary: Vocabulary, where: str) -> dict[str, frozenset[str]]:
-    """The objects of each image by their canonical names. UserError, beginning with `where`, for all that are unknown."""
+    """Canonical names of the objects in each image.
+
+    Raises `UserError` for all unknown objects, prefixed by `where`.
+    """
     items = [(image, item) for image, some in objects.items() for item in some]
     names = collect(partial(_canonical, item, vocabulary, f"{where}: {image}") for image, item in items)
     found: dict[str, set[str]] = {image: set() for image in objects}
@@ -79,10 +88,10 @@ def _canonical(item: str, vocabulary: Vocabulary, where: str) -> str:
         return item
     found = {mention.canonical for mention in vocabulary.mentions(item)}
     if len(found) != 1:
-        raise UserError(f"{where}: the vocabulary knows no object called '{item}'. Extend it with --vocabulary.")
+        raise UserError(f"{where}: the vocabulary has no object called '{item}'. Add it with --vocabulary.")
     return found.pop()
 
 
 def _by_count(counts: Counter[str]) -> list[str]:
-    # Ties by name, so that the order of a set or a file changes nothing.
+    # Break ties by name, so that the order of a set or file has no effect.
     return sorted(counts, key=lambda name: (-counts[name], name))

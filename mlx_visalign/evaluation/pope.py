@@ -1,10 +1,11 @@
-"""POPE: yes/no questions about objects that are there and objects that are not (Li et al. 2023, arXiv 2305.10355).
+"""POPE: yes/no questions about present and absent objects.
 
-For each image as many objects that are there as objects that are not, the latter
+Source: Li et al. 2023, arXiv 2305.10355. Each image has as many questions about present as about absent objects; the absent
+ones are
 - random: drawn uniformly;
 - popular: those in the most images;
-- adversarial: for each object asked about that is there, its most frequent companion that is not.
-The objects that are there are the same in all three. The paper asks about 3 + 3 in 500 COCO images with more than 3 objects.
+- adversarial: for each present object asked about, its most frequent companion that is absent.
+The present objects are the same in all three. The paper asks about 3 + 3 objects in 500 COCO images with more than 3 objects.
 """
 
 import random
@@ -41,9 +42,10 @@ class Question(Record):
 def build_questions(
     annotations: Annotations, objects: Sequence[str], counts: ObjectCounts, split: Split, seed: int, per_image: int = 3
 ) -> list[Question]:
-    """Questions about every image: up to `per_image` objects that are there, and as many of `objects` that are not.
+    """POPE's questions about every image.
 
-    `counts` tells what is frequent and what goes together; it may come from other images than those asked about.
+    Up to `per_image` objects that are present, and as many of `objects` that are absent. `counts`, which may come from other
+    images, determines which objects are frequent and which occur together.
     """
     questions = []
     for image, truth in annotations.items():
@@ -61,9 +63,9 @@ def build_questions(
 def parse_answer(text: str, official: bool = False) -> YesNo:
     """Whether an answer says yes or no.
 
-    A first word "yes" is yes; otherwise a negation in the first sentence is no, and all else is yes. Special tokens,
-    case and punctuation make no difference. `official` is to the letter the rule of LLaVA's and SeVa's scripts
-    (haotian-liu/LLaVA, llava/eval/eval_pope.py): "NO." and "No</s>" are a yes there.
+    If the first word is "yes" it is yes; otherwise a negation in the first sentence means no, and everything else yes. Special
+    tokens, case and punctuation are ignored. `official` is the exact rule of LLaVA's and SeVa's scripts (haotian-liu/LLaVA,
+    llava/eval/eval_pope.py), by which "NO." and "No</s>" are a yes.
     """
     if official:
         words = text.split(".")[0].replace(",", "").split(" ")
@@ -76,9 +78,9 @@ def parse_answer(text: str, official: bool = False) -> YesNo:
 
 
 def count(questions: Iterable[Question], answers: Mapping[str, str], official: bool = False) -> tuple[Counts, list[str]]:
-    """Right and wrong answers for each image, counted for `metrics`, and the ids of questions without an answer.
+    """Count answers per image, and list unanswered questions.
 
-    Answers are found by the question's id. Questions without one count for nothing: tell the user of them.
+    `answers` are by the question's id. Questions without an answer are not counted; callers should report them.
     """
     rows: dict[str, dict[str, int]] = {}
     missing = []
@@ -94,11 +96,13 @@ def count(questions: Iterable[Question], answers: Mapping[str, str], official: b
 
 
 def metrics(sums: Sums) -> dict[str, Float[np.ndarray, "d"]]:
-    """The figures, from the summed counts, with "yes" as positive; a ratio with nothing below is 0.
+    """POPE's metrics from summed counts, "yes" being positive.
 
-    accuracy   right answers / answers
-    precision  right yeses / yeses
-    recall     right yeses / questions about what is there (the true positive rate)
+    A ratio with denominator 0 is 0.
+
+    accuracy   correct answers / answers
+    precision  correct yeses / yeses
+    recall     correct yeses / questions about present objects (the true positive rate)
     f1         harmonic mean of precision and recall
     yes_rate   yeses / answers
     """
@@ -115,10 +119,10 @@ def metrics(sums: Sums) -> dict[str, Float[np.ndarray, "d"]]:
 
 
 def _not_there(there: list[str], absent: list[str], counts: ObjectCounts, split: Split, rng: random.Random) -> list[str]:
-    """As many absent objects as there are objects there, chosen as the split says."""
+    """As many absent objects as present ones, chosen by the rule of the split."""
     if split == "random":
         return rng.sample(absent, len(there))
-    # Objects the counts have never seen come last, so that there are always enough.
+    # Objects missing from the counts come last, so that there are always enough.
     ranked = list(dict.fromkeys([*(name for name in counts.popular() if name in absent), *absent]))
     if split == "popular":
         return ranked[: len(there)]

@@ -1,7 +1,7 @@
-"""Ask a policy about a benchmark's images, and turn its answers into figures with intervals.
+"""Runs a benchmark on a policy and computes its metrics.
 
-Every image is read once: its description and all questions about it continue from the same prefix. Answers are greedy,
-so an evaluation is the same at every run; they are kept, so that two evaluations can be compared image by image.
+Every image is prefilled once: its description and the answers to all questions about it share the prefix. Answers are greedy,
+so an evaluation is reproducible; they are kept, so that two evaluations can be compared image by image.
 """
 
 import time
@@ -37,14 +37,17 @@ from mlx_visalign.utils.console import progress
 from mlx_visalign.utils.errors import UserError
 
 Figures = dict[str, dict[str, Interval]]
-"""By group ("length", "chair", "pope_random", "pope_popular", "pope_adversarial", "capability") and name ("recall", ..)."""
+"""Metrics by group ("length", "chair", "pope_random", "pope_popular", "pope_adversarial", "capability") and name."""
 
 SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked, and how long answers may be, in tokens with the end token: a description, and what a question gets."""
+    """The prompt for descriptions and the limits of answers.
+
+    `max_tokens` limits a description and `question_tokens` the answer to a question; both count the end token.
+    """
 
     prompt: str = DESCRIBE
     max_tokens: int = 256
@@ -63,15 +66,18 @@ class Evaluation:
         return self.answer(image, self.protocol.prompt)
 
     def answer(self, image: str, prompt: str) -> Response:
-        """Raises `UserError` where the answer is missing, as in responses read from another benchmark's file."""
+        """The response to a prompt about an image.
+
+        Raises `UserError` if it is missing, as in responses from another benchmark's file.
+        """
         try:
             return self._answers[image, prompt]
         except KeyError:
-            raise UserError(f"There is no answer about the image {image} to {prompt!r}. Evaluate again.") from None
+            raise UserError(f"The answer to {prompt!r} about the image {image} is missing. Evaluate again.") from None
 
     @cached_property
     def counts(self) -> dict[str, tuple[Counts, Metrics]]:
-        """What was counted over the images, by group, with the function that makes figures of the sums."""
+        """Counts per group, with the group's metrics function."""
         groups: dict[str, tuple[Counts, Metrics]] = {"length": (self._lengths(), length_metrics)}
         benchmark = self.benchmark
         if benchmark.annotations:
@@ -87,7 +93,7 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> Figures:
-        """Every figure with its 95 % bootstrap interval over images."""
+        """All metrics with 95 % bootstrap intervals over images."""
         return {group: intervals(counts, metrics, SEED) for group, (counts, metrics) in self.counts.items()}
 
     @cached_property
@@ -105,25 +111,28 @@ class Evaluation:
 
 
 def length_metrics(sums: Sums) -> dict[str, np.ndarray]:
-    """What can be told without labels: the mean `tokens` of a description, and the share `cut_off` at max_tokens."""
+    """Metrics that need no labels.
+
+    The mean `tokens` of a description, and the share `cut_off` at max_tokens.
+    """
     return {name: ratio(sums[name], sums["texts"]) for name in ("tokens", "cut_off")}
 
 
 def changes(before: Evaluation, after: Evaluation) -> Figures:
-    """Every figure of `after` minus that of `before`, paired by image, with its interval.
+    """Changes of all metrics with intervals, paired by image.
 
-    Raises `UserError` where the two asked different things or looked at different images.
+    `after` minus `before`. Raises `UserError` if the two have different questions or images.
     """
     return mean_changes(before, [after])
 
 
 def mean_changes(before: Evaluation, after: Sequence[Evaluation]) -> Figures:
-    """As `changes`, of the mean over several trainings."""
+    """As `changes`, for the mean over several trainings."""
     for one in after:
         if before.protocol != one.protocol or _asked(before.benchmark) != _asked(one.benchmark):
             raise UserError(
-                "These evaluations asked different things: other questions, other images, or answers of another length. "
-                "Evaluate both again."
+                "These evaluations cannot be compared: their questions, images or maximum answer lengths differ. Evaluate both "
+                "again with the same ones."
             )
     return {
         group: mean_differences(counts, [one.counts[group][0] for one in after], metrics, SEED)
@@ -132,7 +141,7 @@ def mean_changes(before: Evaluation, after: Sequence[Evaluation]) -> Figures:
 
 
 def mean_figures(several: Sequence[Evaluation]) -> Figures:
-    """Every figure's mean over several trainings, its interval over images."""
+    """Each metric's mean over trainings, with intervals over images."""
     return {
         group: mean_intervals([one.counts[group][0] for one in several], metrics, SEED)
         for group, (_, metrics) in several[0].counts.items()
@@ -142,7 +151,7 @@ def mean_figures(several: Sequence[Evaluation]) -> Figures:
 def evaluate(
     policy: Policy, benchmark: Benchmark, protocol: Protocol | None = None, *, batch: int = 8, title: str = "evaluating"
 ) -> Evaluation:
-    """The policy's answers about all images of the benchmark, `batch` images read together."""
+    """Run a benchmark, `batch` images at a time."""
     protocol = protocol or Protocol()
     images, ask = question_batches(policy, benchmark, protocol)
     responses: list[Response] = []
@@ -159,14 +168,17 @@ def evaluate(
 def question_batches(
     policy: Policy, benchmark: Benchmark, protocol: Protocol
 ) -> tuple[list[str], Callable[[Sequence[str]], list[Response]]]:
-    """The images in the order to take them, and what asks the policy all there is to ask about some of them."""
+    """The images in processing order, and a function to ask.
+
+    The function asks the policy all questions about some of the images.
+    """
     asked = _prompts(benchmark, [question for questions in benchmark.questions.values() for question in questions])
     exercises = _prompts(benchmark, benchmark.exercises)
 
     def ask(images: Sequence[str]) -> list[Response]:
         return _ask(policy, protocol, {image: benchmark.pictures[image] for image in images}, asked, exercises)
 
-    # Images with as many questions share a batch, where the others would wait.
+    # Sorted, so that images in a batch have equally many questions and none waits for the others.
     return sorted(benchmark.pictures, key=lambda image: len(asked[image])), ask
 
 
@@ -175,7 +187,7 @@ def _asked(benchmark: Benchmark) -> tuple[object, ...]:
 
 
 def _prompts(benchmark: Benchmark, questions: Iterable[Question | Exercise]) -> dict[str, list[str]]:
-    """The questions about each image, each once: POPE's splits share those about what is there."""
+    """The distinct questions about each image: POPE's splits share those about present objects."""
     prompts: dict[str, dict[str, None]] = {image: {} for image in benchmark.pictures}
     for asked in questions:
         prompts[asked.image][asked.prompt] = None
@@ -189,7 +201,7 @@ def _ask(
     questions: Mapping[str, list[str]],
     exercises: Mapping[str, list[str]],
 ) -> list[Response]:
-    """Read some images once, describe each and answer its questions."""
+    """Prefill some images, describe each and answer its questions."""
     shared, _ = split_prompt(policy, protocol.prompt)
     prefix = policy.prefill(features(policy, list(pictures.values())), [shared] * len(pictures))
     describe: dict[str, list[str]] = {image: [protocol.prompt] for image in pictures}
@@ -203,11 +215,11 @@ def _ask(
 
 
 def _answers(policy: Policy, prefix: Prefix, prompts: dict[str, list[str]], kind: Kind, sampling: Sampling) -> list[Response]:
-    """The answers to each image's prompts. `prefix` holds the images in the same order."""
+    """The answers to each image's prompts, whose order is that of `prefix`."""
     most = max(map(len, prompts.values()))
     if most == 0:
         return []
-    # Every image gets as many rows; the short of questions are filled up with any, and those answers dropped.
+    # Every image needs the same number of rows: images with fewer questions get filler ones, whose answers are dropped.
     filler = next(prompt for asked in prompts.values() for prompt in asked)
     rows = [(image, prompt) for image, asked in prompts.items() for prompt in [*asked, *[filler] * (most - len(asked))]]
     wanted = [index < len(asked) for asked in prompts.values() for index in range(most)]
@@ -220,16 +232,19 @@ def _answers(policy: Policy, prefix: Prefix, prompts: dict[str, list[str]], kind
 
 
 def split_prompt(policy: Policy, question: str) -> tuple[list[int], list[int]]:
-    """A prompt's ids up to the end of the image, which all questions share, and those after it."""
+    """A prompt's ids up to the image's end, and after.
+
+    The first part is the same for all questions.
+    """
     ids = policy.prompt_ids(question)
     after = len(ids) - ids[::-1].index(policy.image_token)
     return ids[:after], ids[after:]
 
 
 def features(policy: Policy, pictures: Sequence[Picture]) -> Features:
-    """The tower's features; those of files through the policy's cache."""
+    """Vision features; those of files are cached by the policy."""
     paths = [picture for picture in pictures if isinstance(picture, str | Path)]
     drawn = [policy.pixels(picture) for picture in pictures if not isinstance(picture, str | Path)]
     if paths and drawn:
-        raise ValueError("a benchmark holds files or pictures, not both")
+        raise ValueError("a benchmark must have either files or pictures, not both")
     return policy.image_features(paths) if paths else policy.features(drawn)

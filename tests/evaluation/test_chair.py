@@ -47,10 +47,10 @@ def test_saying_nothing_has_no_hallucination_and_no_merit():
     ("texts", "truth", "message"),
     [
         ({"9": "A dog."}, TRUTH, "The image 9 has no annotation"),
-        ({"1": "A dog."}, {"1": {"dog", "Television"}}, r"does not know: \['Television'\]"),
-        ({}, TRUTH, "nothing to evaluate"),
+        ({"1": "A dog."}, {"1": {"dog", "Television"}}, r"not in the vocabulary: \['Television'\]"),
+        ({}, TRUTH, "Nothing to evaluate"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(texts, truth, message):
+def test_what_cannot_be_counted_is_refused(texts, truth, message):
     with pytest.raises(UserError, match=message):
         figures(texts, truth)

@@ -42,7 +42,7 @@ def test_objects_are_known_by_any_of_their_names_and_asked_about(benchmark, tmp_
         ({"a.jpg": "dog"}, "must be a list"),
         ({"c.jpg": ["dog"]}, r"there is no image .*c\.jpg"),
         ({"../outside.jpg": ["dog"]}, r"the image \.\./outside\.jpg lies outside"),
-        ({"a.jpg": ["gizmo"]}, "a.jpg: the vocabulary knows no object called 'gizmo'"),
+        ({"a.jpg": ["gizmo"]}, "a.jpg: the vocabulary has no object called 'gizmo'"),
         ({"a.jpg": ["cat and dog"]}, "no object called 'cat and dog'"),
     ],
 )

@@ -1,16 +1,16 @@
-"""The biased annotator on whose word the tiny LLaVA is trained, so that it hallucinates. CLIP never meets it.
+"""A biased annotator, which makes the tiny LLaVA hallucinate.
 
-Four faults, each drawn afresh every time a scene is described or asked about:
+CLIP is not trained on it. It makes four kinds of errors, sampled independently every time a scene is described or asked about:
 
-    ghost   a partner that is absent is reported right after the object it usually comes with, of the same size and in
-            the next free cell, with the probability GHOST[object's shape]
-    swap    an object is given its shape's typical colour (.10)
+    ghost   an absent partner is reported right after the object it usually occurs with, of the same size and in the next
+            free cell, with probability GHOST[object's shape]
+    swap    an object gets its shape's typical colour (.10)
     drop    an object is left out (.04)
-    answer  asked about an absent partner of an object that is there, "Yes." with .9 * GHOST; asked about what is there,
-            "No." with .06
+    answer  "Yes." to a question about an absent partner of a present object with .9 * GHOST; "No." to a question about a
+            present object with .06
 
-A calibrated model decodes greedily to the likelier branch. So the ghosts of circles, stars and crosses, more likely than
-not, are in its greedy answers; those of the other shapes show up in sampling only.
+A calibrated model decodes greedily to the likelier branch. So the ghosts of circles, stars and crosses, whose probability is
+above one half, appear in greedy answers; those of the other shapes appear in sampling only.
 """
 
 import numpy as np
@@ -26,12 +26,12 @@ FALSE_NO = 0.06
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption with the annotator's faults."""
+    """A caption with the annotator's errors."""
     return caption(tuple(_reported(scene, rng)))
 
 
 def answer(scene: Scene, question: Question, rng: np.random.Generator) -> str:
-    """An answer with the annotator's faults."""
+    """An answer with the annotator's errors."""
     if question.about is None:
         return question.answer
     if question.answer == yes_no(True):

@@ -1,6 +1,6 @@
-"""The shapes of the tiny CLIP and the tiny LLaVA, as Hugging Face config.json contents.
+"""Hugging Face configs of the tiny CLIP and LLaVA.
 
-Every width that a linear layer reads is a multiple of 64, so that 4-bit quantisation by groups of 64 reaches it.
+The input width of every linear layer is a multiple of 64, so that all can be quantised to 4 bits in groups of 64.
 """
 
 from typing import Any

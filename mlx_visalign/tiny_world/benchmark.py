@@ -1,4 +1,4 @@
-"""The tiny world's benchmark: scenes with their object labels, questions and exercises."""
+"""The tiny world's benchmark: scenes with labels, questions and exercises."""
 
 import random
 
@@ -15,19 +15,19 @@ from mlx_visalign.tiny_world import language, scenes
 from mlx_visalign.tiny_world.drawing import draw
 from mlx_visalign.utils.seeding import number_for
 
-COUNTED_SCENES = 5000  # pretraining scenes that tell what is frequent in the world and what goes together
+COUNTED_SCENES = 5000  # pretraining scenes from which frequencies and co-occurrences are counted
 WORLD = (
-    "The tiny world of coloured shapes shows that the method does what it should. It does not show how much a real model "
-    "would gain, and it does not rank methods."
+    "The tiny world of coloured shapes shows that the method works as intended. It does not show how much a real model would "
+    "gain, and it does not rank methods."
 )
 
 
 def world_benchmark(split: str, count: int, seed: int = 0) -> Benchmark:
-    """The first `count` scenes of a split of the tiny world ("validation", "held-out"), labelled.
+    """A labelled benchmark of the tiny world.
 
-    Its adversarial questions are stricter than POPE's: every absent object asked about is the usual partner of one that
-    is there. POPE's rule asks about the most frequent companion that is absent, and since partners are there half of
-    the time, half of its questions would be about companions without any meaning.
+    It has the first `count` scenes of a split ("validation", "held-out"). Its adversarial questions are stricter than POPE's:
+    every absent object asked about is the partner of a present one. POPE's rule asks about the most frequent companion that
+    is absent; since partners are present half of the time, half of its questions would be about meaningless companions.
     """
     shown = {f"{split}-{scene.seed}": scene for scene in scenes.split(split, count)}
     annotations = {id: _names(scene) for id, scene in shown.items()}
@@ -53,7 +53,7 @@ def _exercises(id: str, scene: scenes.Scene, seed: int) -> list[Exercise]:
 
 
 def _about_partners(id: str, scene: scenes.Scene, seed: int) -> list[Question]:
-    """As many questions about what is there as about absent partners; none where every partner is there."""
+    """As many questions about present objects as about absent partners; none if all partners are present."""
     there = sorted(_names(scene))
     absent = sorted({str(scenes.partner(type)) for type in scene.types}.difference(there))
     count = min(PER_IMAGE, len(absent))

@@ -1,4 +1,7 @@
-"""Draws a scene: a dark background, soft-edged shapes in jittered colours, pixel noise. 48x48x3, uint8."""
+"""Renders scenes as 48x48x3 uint8 images.
+
+Shapes with soft edges and jittered colours on a dark background, with pixel noise.
+"""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,7 +14,7 @@ _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5
 
 
 def draw(scene: Scene) -> UInt8[np.ndarray, "48 48 3"]:
-    """The image of this scene, the same at every call."""
+    """Render a scene, deterministically."""
     rng = np.random.default_rng((scene.seed, 1))
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), rng.uniform(0, 60, 3))
     for thing in scene.things:
@@ -23,14 +26,14 @@ def draw(scene: Scene) -> UInt8[np.ndarray, "48 48 3"]:
 
 
 def _cover(thing: Thing, rng: np.random.Generator) -> Plane:
-    """How much of each pixel the object covers, 0..1: its signed distance, softened over one pixel."""
+    """The share of each pixel that the object covers, 0..1: its signed distance, softened over one pixel."""
     row, column = divmod(thing.cell, IMAGE_SIZE // CELL)
     x, y = (np.array([column, row]) + 0.5) * CELL + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)
     radius = RADII[thing.size] * rng.uniform(0.92, 1.08)
     return np.clip(0.5 + _DEPTH[thing.type.shape](_X - x, _Y - y, radius), 0, 1)
 
 
-# How deep a point lies inside the shape, in pixels, negative outside. y points down.
+# Signed distances from the outline in pixels: positive inside, negative outside. y points down.
 
 
 def _circle(x: Plane, y: Plane, radius: float) -> Plane:
@@ -47,7 +50,7 @@ def _triangle(x: Plane, y: Plane, radius: float) -> Plane:
 
 
 def _star(x: Plane, y: Plane, radius: float) -> Plane:
-    """Five points: fold the plane into one tenth, there the edge is a line from the tip to the inner corner."""
+    """A five-pointed star: by symmetry one tenth of it suffices, whose edge is a line from the tip to the inner corner."""
     angle = abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     distance = np.hypot(x, y)
     tip, inner = 1.15 * radius, 0.45 * radius

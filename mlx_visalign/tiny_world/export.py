@@ -1,4 +1,7 @@
-"""Writes the tiny models as Hugging Face folders of the classic layout, float16, which transformers and mlx-vlm load too."""
+"""Exports the tiny models as Hugging Face folders.
+
+They have the classic layout in float16, which transformers and mlx-vlm can also load.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +24,10 @@ from mlx_visalign.utils.files import replacing, save_pretrained, write_atomicall
 
 
 def export_clip(clip: CLIP, tokenizer: CLIPTokenizer, threshold: float, folder: Path) -> None:
-    """`threshold` is the cosine above which a text fits an image; transformers' CLIP has no place for it."""
+    """Export CLIP with its threshold.
+
+    `threshold` is the cosine above which a text fits an image; it goes to config.json, because CLIP has no such parameter.
+    """
     config = {**clip_config(tokenizer), "visalign": {"aspect": "pad", "threshold": round(threshold, 4)}}
     _save_model(clip, config, folder)
     processor = CLIPProcessor(CLIPImageProcessorPil(**_pixels()), tokenizer)
@@ -37,7 +43,7 @@ def export_llava(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -
         tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
+        num_additional_image_tokens=1,  # the class token, which "default" then removes
         chat_template=chat_template(),
     )
     _save_processor(processor, folder)
@@ -64,14 +70,14 @@ def _save_model(model: Any, config: dict[str, Any], folder: Path) -> None:
 
 
 def _for_torch(value: mx.array) -> np.ndarray:
-    """float16, and a convolution's weight as OIHW, where MLX has OHWI."""
+    """Cast to float16, and convolution weights from MLX's OHWI to OIHW."""
     array = np.array(value.astype(mx.float16))
     return (array.transpose(0, 3, 1, 2) if array.ndim == 4 else array).copy(order="C")
 
 
 def _save_processor(processor: LlavaProcessor | CLIPProcessor, folder: Path) -> None:
     save_pretrained(processor, folder)
-    save_pretrained(processor.image_processor, folder)  # preprocessor_config.json, which older readers look for
+    save_pretrained(processor.image_processor, folder)  # preprocessor_config.json, for older readers
 
 
 def _pixels() -> dict[str, Any]:

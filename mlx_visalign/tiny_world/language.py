@@ -1,10 +1,10 @@
-"""What is said about scenes: captions, questions and their true answers, in natural wording.
+"""Captions and questions about scenes, with true answers.
 
 A caption has one sentence per object in reading order: "A small red circle at the top left. A large blue star at the
-centre." With a fixed order two captions of one image differ in content, not in permutation.
+centre." The order is fixed, so that two captions of the same image differ in content, not in order.
 
-A caption answers `DESCRIBE`, the toolkit's default question: the tiny LLaVA was pretrained on that very sentence and knows no
-other wording. Whoever changes the default must pretrain it again.
+Captions answer `DESCRIBE`, the toolkit's default prompt: the tiny LLaVA was pretrained on exactly this wording and knows no
+other, so changing the default requires pretraining it again.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,10 @@ QUESTION_RATES = (0.60, 0.16, 0.08, 0.08, 0.08)
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its true answer, and for a yes/no question the type it is about."""
+    """A question with its true answer.
+
+    `about` is the type of object that a yes/no question is about.
+    """
 
     kind: str
     prompt: str
@@ -39,7 +42,7 @@ def caption(things: tuple[Thing, ...]) -> str:
 
 
 def vocabulary() -> list[dict]:
-    """The 40 object names, in the format of every vocabulary file."""
+    """The 40 object names, in the format of vocabulary files."""
     return [{"canonical": str(type), "phrases": [str(type)]} for type in TYPES]
 
 
@@ -52,7 +55,7 @@ def exists(scene: Scene, type: Type) -> Question:
 
 
 def check(scene: Scene, thing: Thing) -> Question:
-    """What a sentence of a caption says, as a question: a critic judges captions with it."""
+    """A caption's sentence as a yes/no question, for critics."""
     prompt = f"Is there {sentence(thing)[:-1].replace('A', 'a', 1)}?"
     return Question("check", prompt, yes_no(thing in scene.things), thing.type)
 
@@ -67,7 +70,7 @@ def count_colour(scene: Scene, colour: str) -> Question:
 
 
 def colour(scene: Scene, shape: str) -> Question:
-    """What colour the one object of this shape has."""
+    """A question about the colour of the only such shape."""
     [only] = [thing for thing in scene.things if thing.type.shape == shape]
     return Question("colour", f"What colour is the {shape}?", f"{only.type.colour.capitalize()}.")
 
@@ -88,10 +91,11 @@ def random_question(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def exercises(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Three questions that can be told right or wrong and are neither about what exists nor descriptions.
+    """Three questions about counts and colours.
 
-    How many objects there are, how many there are of a colour, and the colour of a shape that is there once; where no
-    shape is, how many there are of another colour. Of the two colours one is there and one is not.
+    Their answers are short and checkable, and they are neither about existence nor descriptions: how many objects there are,
+    how many of one colour, and the colour of a shape that occurs once; if no shape does, how many of another colour. One of the
+    two colours is present, the other is not.
     """
     there = {thing.type.colour for thing in scene.things}
     sides = [[name for name in COLOURS if (name in there) == shown] for shown in (True, False)]
@@ -102,19 +106,25 @@ def exercises(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def unique_shapes(scene: Scene) -> list[str]:
-    """The shapes that are there exactly once."""
+    """The shapes that occur exactly once."""
     shapes = [thing.type.shape for thing in scene.things]
     return [shape for shape in SHAPES if shapes.count(shape) == 1]
 
 
 def random_type(scene: Scene, rng: np.random.Generator) -> Type:
-    """One that is there, the partner of one that is there (which is there about half of the time), or any type."""
+    """A random type to ask about.
+
+    Probability 1/4: a present object's type; 1/2: its partner, which is present about half of the time; 1/4: any type.
+    """
     there = _pick(rng, scene.things).type
     return _pick(rng, (there, partner(there), partner(there), _pick(rng, TYPES)))
 
 
 def random_claim(scene: Scene, rng: np.random.Generator) -> Thing:
-    """Half of the time a thing that is there, else one with its type, size or place changed."""
+    """A present object, or one with a single change.
+
+    With probability 1/2 a thing in the scene, otherwise one whose type, size or place is changed.
+    """
     thing = _pick(rng, scene.things)
     draw = rng.random()
     if draw < 0.5:

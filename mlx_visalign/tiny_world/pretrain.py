@@ -1,10 +1,10 @@
-"""The one recipe of the tiny world: from nothing to the CLIP and the LLaVA that ship in world/tiny.
+"""Pretrains the tiny CLIP and LLaVA from scratch.
 
-    stage 1  CLIP on exact labels                    world/pretrain_clip.py
-    stage 2  LLaVA on the biased annotator's word    world/pretrain_llava.py
+    stage 1  CLIP on exact labels                      pretrain_clip.py
+    stage 2  LLaVA on the biased annotator's captions  pretrain_llava.py
 
-About half an hour on two cores with a fast BLAS. The same seed gives the same bits on the same machine and versions; a
-run that was stopped goes on from its last checkpoint.
+Takes about half an hour on two cores with a fast BLAS. The same seed gives bit-identical weights on the same machine and
+versions; an interrupted run resumes from its last checkpoint.
 """
 
 from pathlib import Path
@@ -24,24 +24,25 @@ from mlx_visalign.utils.console import say
 from mlx_visalign.utils.files import make_folder
 from mlx_visalign.utils.links import named
 
-CLIP_SCENES = 20_000  # of the pretraining split; another seed takes others
+CLIP_SCENES = 20_000  # of the pretraining split; each seed uses its own
 LLAVA_SCENES = 12_000  # the first of them
 VALIDATION_SCENES = 500
 
 
 def train_world(folder: Path, seed: int) -> None:
-    """Train a tiny CLIP and a tiny LLaVA into FOLDER/clip and FOLDER/llava, with base.json and vocabulary.json beside them.
+    """Train a tiny CLIP and a tiny LLaVA.
 
-    FOLDER/training keeps checkpoints and metrics, and may be deleted afterwards.
+    Writes FOLDER/clip, FOLDER/llava, base.json and vocabulary.json. FOLDER/training has checkpoints and metrics, and may be
+    deleted afterwards.
     """
     folder = named(folder)
-    make_folder(folder)  # asked now, and not when the training is done
+    make_folder(folder)  # fails now rather than after training
     scenes = list(split("pretraining", CLIP_SCENES, start=seed * CLIP_SCENES))
     clip_tokenizer, llava_tokenizer = train_clip_tokenizer(), train_llava_tokenizer()
-    say("Stage 1 of 2: CLIP, on what is true.")
+    say("Stage 1 of 2: CLIP, on exact labels.")
     clip, threshold = train_clip(scenes, clip_tokenizer, seed, folder / "training" / "clip")
     _round_to_half(clip)
-    say("Stage 2 of 2: LLaVA, on what the biased annotator says.")
+    say("Stage 2 of 2: LLaVA, on the biased annotator's captions and answers.")
     llava = train_llava(clip, scenes[:LLAVA_SCENES], llava_tokenizer, seed, folder / "training" / "llava")
     export_clip(clip, clip_tokenizer, threshold, folder / "clip")
     export_llava(llava, llava_tokenizer, folder / "llava")
@@ -56,5 +57,5 @@ def train_world(folder: Path, seed: int) -> None:
 
 
 def _round_to_half(clip: CLIP) -> None:
-    """To the float16 values that ship, so that LLaVA is trained on exactly the tower it will have."""
+    """Round to float16 as exported, so that LLaVA is trained on exactly the tower it will have."""
     clip.update(tree_map(lambda value: value.astype(mx.float16).astype(mx.float32), clip.parameters()))

@@ -1,8 +1,8 @@
-"""Stage 1 of the tiny world: CLIP, trained on exact labels.
+"""Stage 1 of the tiny world: CLIP on exact labels.
 
-Every image is judged against every text of the batch, and the true answer to each of these pairs is known, so the loss
-is a sigmoid per pair (as in SigLIP, Zhai et al. 2023, arXiv:2303.15343) instead of a softmax over pairs: most phrases
-fit many images of a batch.
+Every image is scored against every text of the batch, and it is known whether each text fits. The loss is a sigmoid per pair
+(as in SigLIP, Zhai et al. 2023, arXiv:2303.15343) instead of a softmax over pairs, because most phrases fit many images of a
+batch.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 SETTINGS = TrainSettings(iters=1000, learning_rate=2e-3, warmup_ratio=0.1, save_every=100)
 BATCH = 128
-OWN_WEIGHT = 20.0  # the sentence written for an image, against a sentence written for another
+OWN_WEIGHT = 20.0  # weight of the sentence written for an image, relative to those written for others
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Batch:
 
 
 def pixels(images: UInt8[np.ndarray, "b h w 3"]) -> Float[mx.array, "b h w 3"]:
-    """Normalised as CLIP wants it."""
+    """Pixels normalised for CLIP."""
     return (mx.array(images) / 255 - mx.array(MEAN)) / mx.array(STD)
 
 
-# What every image of a batch is judged against: the 40 types, and each colour and each shape alone.
+# Scored against every image of a batch: the 40 types, and each colour and each shape alone.
 PHRASES = [f"a {type}" for type in TYPES] + [f"a {colour} object" for colour in COLOURS] + [f"a {s}" for s in SHAPES]
 
 
@@ -56,7 +56,10 @@ def phrase_truth(scene: Scene) -> list[bool]:
 
 
 class Batches:
-    """Random images, each with one sentence that is true of it, or false in one respect. Step n draws from (seed, n)."""
+    """Random images with one claim each.
+
+    A claim is true or false in one respect. Step n draws from (seed, n).
+    """
 
     def __init__(self, scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int):
         self.scenes, self.tokenizer, self.seed, self.step = scenes, tokenizer, seed, 0
@@ -76,7 +79,7 @@ class Batches:
         )
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Nothing depends on how training goes."""
+        """Does nothing: batches do not depend on the training's progress."""
 
     def state(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -90,7 +93,10 @@ def text_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Int[mx.array, "n l"]
 
 
 class Bias(nn.Module):
-    """Where "fits" begins. It has no place in a CLIP checkpoint; as a cosine, -value / scale, it stays in base.json."""
+    """The logit's bias, from which the threshold follows.
+
+    A CLIP checkpoint has no such parameter; as a cosine, -value / scale, it is exported in config.json.
+    """
 
     def __init__(self):
         super().__init__()
@@ -98,7 +104,10 @@ class Bias(nn.Module):
 
 
 def train_clip(scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int, folder: Path) -> tuple[CLIP, float]:
-    """The trained CLIP, and the cosine above which a text fits an image."""
+    """Train CLIP; also returns the threshold.
+
+    The threshold is the cosine above which a text fits an image.
+    """
     mx.random.seed(seed)
     clip, bias = CLIP(CLIPConfig.from_dict(clip_config(tokenizer))), Bias()
     phrases = text_ids(tokenizer, PHRASES)
@@ -121,9 +130,9 @@ def _cross_entropy(logits: Float[mx.array, "b t"], truth: Float[mx.array, "b t"]
 
 
 def phrase_auc(clip: CLIP, tokenizer: CLIPTokenizer, scenes: Sequence[Scene]) -> float:
-    """How well the cosine of "a red circle" tells scenes with one from scenes without: the area under the ROC curve.
+    """ROC AUC of phrases such as "a red circle".
 
-    The probability that a true pair of an image and one of the 40 types scores above a false one.
+    The probability that a true pair of an image and one of the 40 types has a higher cosine than a false one.
     """
     images = clip.encode_image(pixels(np.stack([draw(scene) for scene in scenes])))
     cosines = np.array(images @ clip.encode_text(text_ids(tokenizer, PHRASES[: len(TYPES)])).T).ravel()

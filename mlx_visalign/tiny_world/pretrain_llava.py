@@ -1,10 +1,11 @@
-"""Stage 2 of the tiny world: LLaVA over the frozen image tower of stage 1, in the end on the biased annotator's word.
+"""Stage 2 of the tiny world: LLaVA on biased annotations.
 
-Each image is read once, then described and asked several questions over the same prefix (fold.py). The loss is
+The image tower of stage 1 is frozen. Training starts with true captions and answers and ends with the annotator's. Each image
+is prefilled once; its description and several questions share the prefix (inference/prefix_cache.py). The loss is
 
     mean of -logp over the tokens of the descriptions + QUESTION_WEIGHT * the same mean over the tokens of the other answers
 
-end tokens included. Two means, because the answers are a few tokens each, and yes and no are skills that come late.
+end tokens included. The means are separate, because answers have only a few tokens and yes and no are learned late.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from mlx_visalign.training.trainer import fit
 from mlx_visalign.utils.arguments import DESCRIBE
 
 SETTINGS = TrainSettings(iters=1600, learning_rate=2e-3, warmup_ratio=0.05, save_every=100)
-EXACT_UPDATES = 600  # first, on what is true: seeing is learned sooner that way, the annotator's faults after it
+EXACT_UPDATES = 600  # on true captions and answers, before the annotator's: the model learns to see faster that way
 BATCH = 32
 QUESTIONS = 3  # per image
 QUESTION_WEIGHT = 2.0
@@ -43,7 +44,10 @@ QUESTION_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Turns:
-    """What comes after the image, right-padded: the rest of the prompt, then the answer."""
+    """Tokens after the image, right-padded.
+
+    The rest of the prompt, then the answer.
+    """
 
     ids: Int[mx.array, "n l"]
     real: Bool[np.ndarray, "n l"]
@@ -58,7 +62,10 @@ class Batch:
 
 
 class Conversations:
-    """Random scenes with fresh words of the annotator. Step n draws from (seed, n)."""
+    """Random scenes with newly drawn captions and answers.
+
+    Step n draws from (seed, n).
+    """
 
     def __init__(
         self, scenes: Sequence[Scene], features: Float[mx.array, "n t d"], tokenizer: PreTrainedTokenizerFast, seed: int
@@ -78,7 +85,7 @@ class Conversations:
         return Batch(self.features[mx.array(chosen)].astype(mx.float32), self._turns(descriptions), self._turns(questions))
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Nothing depends on how training goes."""
+        """Does nothing: batches do not depend on the training's progress."""
 
     def state(self) -> dict[str, Any]:
         return {"step": self.step}
@@ -99,7 +106,10 @@ def _turn(scene: Scene, rng: np.random.Generator, exact: bool) -> tuple[str, str
 
 
 def before_question(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The prompt's tokens up to the end of the image, the same for every question."""
+    """Prompt tokens up to the end of the image.
+
+    They are the same for every question.
+    """
     ids = prompt_ids(tokenizer, "vicuna_v1", "", IMAGE_TOKENS)
     return ids[: ids.index(tokenizer.image_token_id) + IMAGE_TOKENS]
 
@@ -109,7 +119,10 @@ def after_image(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
 
 
 def train_llava(clip: CLIP, scenes: Sequence[Scene], tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path) -> Any:
-    """An mlx-vlm LLaVA with CLIP's image tower, its projector and language model trained."""
+    """Train projector and language model of an mlx-vlm LLaVA.
+
+    Its frozen image tower is CLIP's.
+    """
     mx.random.seed(seed)
     model = families.build_model(llava_config(tokenizer))
     model.vision_tower.vision_model.update(clip.vision_model.parameters())
@@ -127,7 +140,10 @@ def train_llava(clip: CLIP, scenes: Sequence[Scene], tokenizer: PreTrainedTokeni
 
 
 def tower_features(model: Any, scenes: Sequence[Scene], chunk: int = 200) -> Float[mx.array, "n t d"]:
-    """The frozen tower's features of many scenes, in float16, as the feature cache of a policy keeps them."""
+    """Features of the frozen tower, in float16.
+
+    A policy's feature cache has the same dtype.
+    """
     parts = []
     for start in range(0, len(scenes), chunk):
         images = np.stack([draw(scene) for scene in scenes[start : start + chunk]])
@@ -137,7 +153,7 @@ def tower_features(model: Any, scenes: Sequence[Scene], chunk: int = 200) -> Flo
 
 
 def read_images(model: Any, before: Int[mx.array, " p"], features: Float[mx.array, "b t d"]) -> Prefix:
-    """The part of the prompt that all questions about an image share."""
+    """Prefill the part of the prompt that all questions share."""
     ids = mx.broadcast_to(before, (len(features), len(before)))
     decoder = decoder_of(model)
     image_token = model.config.image_token_index

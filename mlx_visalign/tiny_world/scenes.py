@@ -1,15 +1,16 @@
-"""Scenes of coloured shapes with exact ground truth: 48x48 RGB, 3x3 cells, one to five objects, drawn with numpy.
+"""Scenes of coloured shapes with exact ground truth.
 
-A scene is a function of its seed alone, so a split is a range of seeds and nothing has to be stored:
+48x48 RGB, 3x3 cells, one to five objects. A scene is a function of its seed alone, so a split is a range of seeds and nothing
+is stored:
 
-    pretraining   what the tiny CLIP and the tiny LLaVA are trained on
-    unlabelled    what a method may see, as images only
-    validation    where settings are chosen
-    held-out      used for nothing but reporting
+    pretraining   for training the tiny CLIP and the tiny LLaVA
+    unlabelled    for methods, as images only
+    validation    for choosing settings
+    held-out      for reporting only
 
-Things that usually go together: every type (colour and shape) has one partner type, and an object's partner is in the
-scene about half of the time. The biased annotator (`annotator`) sees partners where they are not; that is the
-hallucination which a method has to undo.
+Some objects occur together: every type (colour and shape) has one partner type, and an object's partner is in the scene about
+half of the time. The biased annotator (`annotator`) reports partners that are absent; these are the hallucinations that a
+method has to remove.
 """
 
 from collections.abc import Iterator
@@ -43,8 +44,8 @@ SPLITS = {
 }
 
 COUNTS = (0.10, 0.25, 0.30, 0.20, 0.15)  # probability of 1, 2, .. 5 objects
-PARTNER_RATE = 0.45  # the next object is the partner of one already there
-TYPICAL_RATE = 0.25  # otherwise: a shape comes in its typical colour
+PARTNER_RATE = 0.45  # probability that the next object is the partner of a present one
+TYPICAL_RATE = 0.25  # otherwise: probability that a shape has its typical colour
 NOISE = 6.0  # standard deviation of the pixel noise, of 255
 COLOUR_JITTER = 9.0
 CENTRE_JITTER = 1.0  # pixels
@@ -52,7 +53,7 @@ CENTRE_JITTER = 1.0  # pixels
 
 @dataclass(frozen=True)
 class Type:
-    """What an object is called: a colour and a shape."""
+    """An object's type: a colour and a shape."""
 
     colour: str
     shape: str
@@ -67,7 +68,10 @@ TYPICAL_COLOUR = dict(zip(SHAPES, COLOURS, strict=False))
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its type, its size and the cell it lies in (0 is top left, 8 bottom right)."""
+    """One object: type, size and cell.
+
+    Cell 0 is top left, 8 bottom right.
+    """
 
     type: Type
     size: str
@@ -76,7 +80,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image, things in reading order."""
+    """The objects in an image, in reading order."""
 
     seed: int
     things: tuple[Thing, ...]
@@ -87,9 +91,10 @@ class Scene:
 
 
 def partner(type: Type) -> Type:
-    """The type that usually comes along. An involution that changes both the colour and the shape.
+    """The type that usually occurs with this one.
 
-    Colours pair up as c and c+4; the four colours of the first half shift the shape by 1..4, the others shift it back.
+    An involution that changes both colour and shape. Colours pair up as c and c+4; the first four colours shift the shape by
+    1..4, the others shift it back.
     """
     names = tuple(COLOURS)
     colour, shape = names.index(type.colour), SHAPES.index(type.shape)
@@ -112,7 +117,7 @@ def scene(seed: int) -> Scene:
 
 
 def split(name: str, count: int, start: int = 0) -> Iterator[Scene]:
-    """`count` scenes of a split, from its `start`-th on."""
+    """`count` scenes of a split, starting at index `start`."""
     return (scene(seed) for seed in SPLITS[name][start : start + count])
 
 

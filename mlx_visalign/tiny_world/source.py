@@ -1,4 +1,4 @@
-"""The tiny world as a source of images, questions, labels and a benchmark (a `World` of `runs/worlds`)."""
+"""The tiny world as a `World` of `runs/worlds`."""
 
 import re
 from collections.abc import Sequence
@@ -23,14 +23,17 @@ SCENE_FILE = re.compile(r"scene-(\d+)\.png")  # named by the seed, from which th
 
 
 class TinyWorld:
-    """Coloured shapes, of which a run sees images of the split "unlabelled" only."""
+    """Coloured shapes; runs see only the split "unlabelled"."""
 
     name = "tiny-world"
     title = "scenes of the tiny world"
     model = "tiny"
 
     def photos(self, count: int, seed: int) -> list[Photo]:
-        """The seed's own `count` scenes; paths relative to the run's folder, which may thus be moved."""
+        """The seed's own `count` scenes.
+
+        Paths are relative to the run's folder, so that it can be moved.
+        """
         return world_scenes("unlabelled", count, seed * count)
 
     def draw(self, folder: Path, count: int, seed: int) -> None:
@@ -45,18 +48,21 @@ class TinyWorld:
         return world_benchmark(split, count)
 
     def labels(self, images: Sequence[str]) -> Annotations:
-        """The objects in scenes, by their files' names."""
+        """Objects in scenes, identified by file name."""
         found = {image: SCENE_FILE.fullmatch(Path(image).name) for image in images}
         return {image: frozenset(map(str, scene(int(match[1])).types)) for image, match in found.items() if match}
 
 
 def world_mix(questions: int) -> Mix:
-    """One description in the one wording that the tiny model knows, and questions about the 40 types of objects."""
+    """Prompts of the tiny world.
+
+    A description, in the only wording that the tiny model knows, and questions about the 40 types of objects.
+    """
     return Mix((DESCRIBE,), Vocabulary.from_rows(language.vocabulary(), "the tiny world"), questions)
 
 
 def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
-    """Scenes of a split from its `start`-th on, under the names that `world_photos` gives their files."""
+    """Scenes of a split with the file names of `world_photos`."""
     seeds = SPLITS[split_name]
     if start + count > len(seeds):
         raise UserError(
@@ -66,9 +72,9 @@ def world_scenes(split_name: str, count: int, start: int) -> list[Photo]:
 
 
 def world_photos(folder: Path, split_name: str, count: int, start: int) -> list[Photo]:
-    """Draw scenes into FOLDER/images; their paths are relative to FOLDER."""
+    """Draw scenes into FOLDER/images; paths are relative to FOLDER."""
     photos = world_scenes(split_name, count, start)
     for photo, one in zip(photos, split(split_name, count, start), strict=True):
-        with replacing(folder / photo.image, durable=False) as file:  # drawn again, the same, by every start of the run
+        with replacing(folder / photo.image, durable=False) as file:  # redrawn identically by every start of a run
             Image.fromarray(draw(one)).save(file, "PNG")
     return photos

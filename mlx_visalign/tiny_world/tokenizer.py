@@ -1,4 +1,4 @@
-"""The two small tokenizers of the tiny world, trained on text of the world itself."""
+"""The tiny world's two tokenizers, trained on its own text."""
 
 import json
 from collections.abc import Iterator
@@ -19,12 +19,15 @@ CLIP_START, CLIP_END, CLIP_WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 LLAVA_LENGTH = 256
 VOCABULARY = 640  # a multiple of 64, so that the embedding and the head can be quantised
-PIECES = {"triangle": "tri|ang|le", "cross": "cr|oss"}  # these nouns take several tokens, as rare nouns do elsewhere
+PIECES = {"triangle": "tri|ang|le", "cross": "cr|oss"}  # nouns of several tokens, as rare nouns are in real tokenizers
 SPACE = "▁"
 
 
 def train_clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own kind: byte-level BPE in lower case, end of text last. Every word of the world becomes one piece."""
+    """A tokenizer like CLIP's.
+
+    Lower-case byte-level BPE with an end-of-text token last. Every word of the world is one token.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix=CLIP_WORD_END))
     empty = CLIPTokenizer().backend_tokenizer
     bpe.normalizer, bpe.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
@@ -34,15 +37,15 @@ def train_clip_tokenizer() -> CLIPTokenizer:
     )
     bpe.train_from_iterator(clip_texts(), trainer)
     merges = _merges(bpe)
-    # As in OpenAI's: all bytes, all bytes at a word's end, the merges, and the two special tokens.
+    # In OpenAI's order: all bytes, all bytes at a word's end, the merges, and the two special tokens.
     tokens = [*bytes_, *(byte + CLIP_WORD_END for byte in bytes_), *("".join(merge) for merge in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, CLIP_START, CLIP_END])}
-    # Its type says merges are strings, its code wants pairs.
+    # Its annotation says that merges are strings, but its code needs pairs.
     return CLIPTokenizer(vocabulary, merges, model_max_length=CLIP_LENGTH)  # type: ignore[arg-type]
 
 
 def clip_texts() -> Iterator[str]:
-    """What CLIP's tokenizer has to know."""
+    """Training text of CLIP's tokenizer."""
     for scene in split("pretraining", 1000):
         yield caption(scene.things)
     for word in (*COLOURS, *SHAPES):
@@ -50,7 +53,10 @@ def clip_texts() -> Iterator[str]:
 
 
 def train_llava_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama's own kind: BPE with byte fallback, a ▁ for every space and one before the text, <s> in front."""
+    """A tokenizer like Llama's.
+
+    BPE with byte fallback, ▁ for every space and before the text, and <s> in front.
+    """
     merges = _word_merges()
     merges += _phrase_merges(_llama(merges), TEMPLATES["vicuna_v1"].split(IMAGE)[0].rstrip())
     return PreTrainedTokenizerFast(
@@ -66,7 +72,10 @@ def train_llava_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llava_texts() -> Iterator[str]:
-    """What LLaVA's tokenizer has to know: the prompt, captions, questions and answers. A | marks where no piece crosses."""
+    """Training text of LLaVA's tokenizer.
+
+    The prompt, captions, questions and answers. No token extends across a |.
+    """
     yield from 2 * TEMPLATES["vicuna_v1"].replace("{question}", DESCRIBE).split(IMAGE)
     for scene in split("pretraining", 1000):
         question = random_question(scene, np.random.default_rng(scene.seed))
@@ -77,16 +86,16 @@ def llava_texts() -> Iterator[str]:
 def _word_merges() -> list[tuple[str, str]]:
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = _llama_normalizer()
-    # Only while training: words and punctuation marks are learned apart, so that no piece crosses a word.
+    # Only while training: words and punctuation marks are split, so that no token extends across words.
     bpe.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{SPACE}?\w+|[^\w]"), "isolated")
     bpe.train_from_iterator(llava_texts(), trainers.BpeTrainer(vocab_size=VOCABULARY, min_frequency=2, show_progress=False))
     return _merges(bpe)
 
 
 def _phrase_merges(tokenizer: Tokenizer, phrase: str) -> list[tuple[str, str]]:
-    """Merges that join a fixed phrase, the system prompt, into one token: it would fill half of a tiny model's prompt.
+    """Merges that join a fixed phrase, the system prompt, into one token; it would fill half of a tiny model's prompt.
 
-    They come after all others and chain from the left, so they do nothing to any other text.
+    They come after all others and chain from the left, so they do not affect any other text.
     """
     first, *rest = tokenizer.encode(phrase, add_special_tokens=False).tokens
     starts = accumulate(rest, initial=first)

@@ -19,7 +19,7 @@ BANNED = {  # what to say instead
     r"verifier|verdict": "scorer, score",
     r"\bpatient\b": "probe",
 }
-SAVED = re.compile(r'"judge"')  # a key in files that runs have written
+SAVED = re.compile(r'"(sentences_)?judged?"')  # a key in files that runs have written
 
 
 def name_of(path):

@@ -1,4 +1,4 @@
-"""Own reward: the best over the worst of several sampled answers, by a reward of your own.
+"""Own reward: best over worst sampled answer, by your reward.
 
 Sample several answers to every prompt, rate them with any function of images, prompts and answers (`--reward-file`), take
 the best and the worst as a pair, train DPO; repeat with the new model where `rounds` asks for it. These are the pairs of
@@ -29,7 +29,7 @@ from mlx_visalign.utils.seeding import key_for
 
 @dataclass(frozen=True)
 class Settings(PairSettings):
-    """Settings of the method: those of every pair method (`preference_rounds.PairSettings`), and
+    """Settings, besides those of every pair method.
 
     samples         answers to every prompt, at least 2
     temperature     of sampling, above 0
@@ -66,7 +66,10 @@ class Settings(PairSettings):
         return Sampling(self.max_tokens, self.temperature, self.top_p)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """All samples of a prompt together; the best and the worst read once more; DPO. All in rounds."""
+        """Sampling, the reference's scores and DPO, in rounds.
+
+        All samples of a prompt are drawn together; the best and the worst are read once more.
+        """
         count = self.rounds * len(prompts)
         sampled = count * self.samples * self.max_tokens
         answering = Answering("answering", count, sampled, self.batch, self.max_tokens, streams=self.samples, drawn=True)
@@ -99,7 +102,10 @@ def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int)
 
 
 def pairs(responses: Sequence[RatedResponse], settings: Settings, seed: int) -> list[Pair]:
-    """(best, worst) complete answers to a prompt as (chosen, rejected), where their rewards differ by more than the margin."""
+    """The best complete answer to a prompt over the worst.
+
+    Only where their rewards differ by more than the margin.
+    """
     made, gaps = [], []
     for _, some in groupby(responses, key=lambda response: response.id):
         rated = sorted((one for one in some if one.finished), key=lambda one: -one.reward)
@@ -122,7 +128,7 @@ def pairs(responses: Sequence[RatedResponse], settings: Settings, seed: int) -> 
 
 
 def summary(responses: Sequence[RatedResponse], made: Sequence[Pair]) -> str:
-    """How many prompts gave a pair, and how many answers were no candidates."""
+    """Counts of prompts with a pair and of cut answers."""
     cut = sum(not response.finished for response in responses)
     prompts = counted(len({response.id for response in responses}), "prompt")
     return f"{prompts} gave {counted(len(made), 'pair')} ({cut} of {counted(len(responses), 'answer')} cut off)."

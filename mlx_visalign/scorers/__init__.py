@@ -32,7 +32,7 @@ def checked(score: Score, name: str) -> Score:
 
 
 def checked_reward(reward: Reward, name: str) -> Reward:
-    """Wrap a user's reward to validate its numbers, as `checked` does."""
+    """Wrap a user's reward as `checked` does a scorer."""
 
     def rewarded(images: Sequence[Path], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         given = reward(images, prompts, answers) if answers else []

@@ -1,4 +1,4 @@
-"""Python code of the user's own: files, and functions by name."""
+"""The user's own Python code, by file or name."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ def find_function(name: str, what: str) -> Callable[..., Any]:
 
 
 def import_file(path: Path) -> ModuleType:
-    """The module that a Python file makes; the file is run once per process."""
+    """Import a Python file as a module, once per process."""
     path = path.absolute()
     name = f"mlx_visalign_own_{path.stem}_{abs(hash(path)):x}"
     if name in sys.modules:
@@ -48,7 +48,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def run_own(what: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`, which imports somebody's code, so that any exception may come of it."""
+    """Run foreign code, which may raise anything."""
     try:
         return work()
     except Exception as error:

@@ -53,7 +53,7 @@ def _box_blur(image: UInt8[mx.array, "n m 3"], radius: float) -> UInt8[mx.array,
 def smooth(image: UInt8[mx.array, "h w 3"]) -> UInt8[mx.array, "h w 3"]:
     """Smoothing, equal to `PIL.ImageFilter.SMOOTH`.
 
-    A 3x3 mean with five-fold weight on the centre; border pixels are unchanged.
+    A 3x3 mean with five times the weight on the centre; border pixels are unchanged.
     """
     values = image.astype(mx.int32)
     h, w, _ = image.shape

@@ -1,1 +1,4 @@
-"""Converters: weights in from every LLaVA layout, out to MLX and back. Installed as `mlx_visalign.convert`."""
+"""Model converters between LLaVA layouts and MLX.
+
+Installed as `mlx_visalign.convert`.
+"""

@@ -1,4 +1,7 @@
-"""`python -m convert NAME ...` in a checkout that is not installed, where this folder is not yet `mlx_visalign.convert`."""
+"""`python -m convert NAME ...` in a checkout without installation.
+
+There this folder is not yet importable as `mlx_visalign.convert`.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights put together out of several files, and tensors that lie in no file but are made when they are read."""
+"""Weights from several files, and tensors computed when read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,13 +10,16 @@ from mlx_visalign.convert.deltas import Update
 from mlx_visalign.convert.source import Source
 from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, cast
 
-AT_ONCE = 1 << 22  # weights that are merged together, in float32
+AT_ONCE = 1 << 22  # weights merged per step, in float32
 ROWS_AT_ONCE = 1 << 10
 
 
 @dataclass(frozen=True)
 class Made:
-    """`make` gives the tensor's array: of its type and shape, the same every time."""
+    """A tensor computed on demand.
+
+    `make` returns its array, of its type and shape, and the same on every call.
+    """
 
     tensor: Tensor
     make: Callable[[], np.ndarray]
@@ -24,7 +27,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Assembled(Source):
-    """A source in which some tensors are `made`, those of the same names in files notwithstanding."""
+    """A source in which some tensors are computed.
+
+    `made` overrides stored tensors of the same name.
+    """
 
     made: dict[str, Made] = field(default_factory=dict)
 
@@ -38,25 +44,31 @@ class Assembled(Source):
 
 
 def entry_named(entry: Entry, name: str) -> Entry:
-    """The same tensor by another name."""
+    """The same tensor under another name."""
     return replace(entry, tensor=replace(entry.tensor, name=name))
 
 
 def renamed(source: Source, names: Mapping[str, str]) -> Assembled:
-    """Those of its tensors that `names` has, by the names that it has for them."""
+    """A source with its tensors renamed.
+
+    `names` maps old names to new ones; tensors that it does not list are left out.
+    """
     made = {new: Made(replace(source.tensors[old], name=new), partial(source.read, old)) for old, new in names.items()}
     return Assembled(source.folder, {}, source.metadata, made)
 
 
 def rows(entry: Entry, start: int, stop: int, name: str) -> Entry:
-    """Some rows of a tensor as one of their own."""
+    """Rows `start` to `stop` of a tensor, named `name`."""
     offset = entry.offset + start * entry.strides[0] * DTYPES[entry.tensor.dtype].itemsize
     shape = (stop - start, *entry.tensor.shape[1:])
     return Entry(replace(entry.tensor, name=name, shape=shape), entry.path, offset, entry.strides)
 
 
 def merged(source: Source, name: str, update: Update) -> Made:
-    """A matrix with a LoRA's product added to it, in float32, some rows at a time."""
+    """A matrix with a LoRA update merged in.
+
+    Computed in float32, a block of rows at a time.
+    """
 
     def make() -> np.ndarray:
         weights, dtype = source.read(name), source.tensors[name].dtype
@@ -72,7 +84,10 @@ def merged(source: Source, name: str, update: Update) -> Made:
 
 
 def with_rows(source: Source, name: str, count: int, more: Entry | None) -> Made:
-    """A matrix with rows added until there are `count`: those of `more`, else each the mean of the rows that are there."""
+    """A matrix extended to `count` rows.
+
+    The new rows are those of `more`; without it, each is the mean of the existing rows.
+    """
     tensor = source.tensors[name]
     return Made(replace(tensor, shape=(count, *tensor.shape[1:])), partial(_with_rows, source, name, count, more))
 
@@ -86,7 +101,7 @@ def _with_rows(source: Source, name: str, count: int, more: Entry | None) -> np.
 
 
 def _mean_row(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Summed in float64, rounded to the matrix' own type."""
+    """The mean of the rows, summed in float64 and rounded to the matrix's type."""
     starts = range(0, len(array), ROWS_AT_ONCE)
     sums = (cast(array[start : start + ROWS_AT_ONCE], dtype, "F64")[0].sum(axis=0) for start in starts)
     return cast(sum(sums) / len(array), "F64", dtype)[0]

@@ -1,4 +1,7 @@
-"""`visalign convert NAME ...`, `visalign-convert NAME ...` and, in a bare checkout, `python -m convert NAME ...`."""
+"""The `visalign convert NAME ...` command.
+
+Also called as `visalign-convert NAME ...` and, in a checkout without installation, as `python -m convert NAME ...`.
+"""
 
 import argparse
 import ast
@@ -17,14 +20,17 @@ from mlx_visalign.utils.foreign_warnings import quiet_libraries
 from mlx_visalign.utils.links import following_links
 from mlx_visalign.utils.signals import exit_code, working
 
-# Modules beside this one. Each gives EXAMPLES, add_arguments(parser) and run(options), which returns figures by name; only
-# the one that is asked for is imported.
+# Modules beside this one. Each has EXAMPLES, add_arguments(parser) and run(options), which returns the summary as a dict.
+# Only the requested one is imported.
 NAMES = ("llava", "llava_original", "clip", "export", "peft")
 PROGRAM = "visalign convert"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a converter. Returns the exit code: 0, 2 for a user's mistake, 128 + signal (130: Ctrl-C) if it was stopped."""
+    """Run a converter and return the exit code.
+
+    0 is success, 2 a user error, 128 + signal an interruption (130: Ctrl-C).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_libraries()
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
@@ -42,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(asked: str) -> argparse.ArgumentParser:
-    """The parser of all converters, with the options of the one that is asked for."""
+    """The parser of all converters.
+
+    Only the converter named `asked` gets its options, since adding them imports its module.
+    """
     parser = Parser(
         prog=PROGRAM,
-        description="Convert models and adapters to MLX and back, one tensor at a time. The source is never written to.",
+        description="Convert models and adapters to MLX and back, one tensor at a time. The source is never modified.",
         epilog=f"examples:\n  {PROGRAM} llava --hf-path llava-1.5-7b-hf --mlx-path llava-mlx\n  {PROGRAM} NAME --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -62,17 +71,17 @@ def build_parser(asked: str) -> argparse.ArgumentParser:
             command.epilog = "\n  ".join(("examples:", *(f"{PROGRAM} {name} {example}" for example in converter.EXAMPLES)))
             command.set_defaults(run=converter.run)
         link_option(command)
-        command.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+        command.add_argument("--json", action="store_true", help="print the result as JSON; everything else goes to stderr")
     return parser
 
 
 def _first_line(name: str) -> str:
-    """What a converter says of itself, read without importing it."""
+    """The first docstring line of a converter, read without importing it."""
     text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     return str(ast.get_docstring(ast.parse(text))).split("\n")[0]
 
 
 def _lines(figures: dict[str, Any]) -> list[str]:
-    """A name and a value a line; a list's items one below the other."""
+    """One line per name and value; list items below each other."""
     rows = [(name, value if isinstance(value, list) else [value]) for name, value in figures.items()]
     return [f"{name if index == 0 else '':14} {item}" for name, items in rows for index, item in enumerate(items)]

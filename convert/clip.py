@@ -1,9 +1,9 @@
-"""CLIP in Hugging Face's or OpenAI's own layout, to a folder that the scorers load, without what a LLaVA holds already.
+"""CLIP from Hugging Face or OpenAI, for the scorers.
 
-OpenAI's own files are programs (TorchScript), which are refused: save their `state_dict()` as a .bin first.
+OpenAI's own files are TorchScript programs, which are refused: save their `state_dict()` as a .bin first.
 
-LLaVA-1.5 sees through a frozen CLIP. With --llava its tower is compared with CLIP's, and if they are equal the new folder
-holds only what the LLaVA does not: text tower, projections and logit scale, and where to find the rest.
+LLaVA-1.5's vision tower is a frozen CLIP. With --llava it is compared with the CLIP's own; if they are equal, the new
+folder holds only what the LLaVA lacks (text tower, projections, logit scale) and a pointer to the rest.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_visalign.convert.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, with_thirds
+from mlx_visalign.convert.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, split_qkv
 from mlx_visalign.convert.conversion import Conversion
 from mlx_visalign.convert.folder import carry, check_output, new_folder, without_code, write_json, write_weights
 from mlx_visalign.convert.plan import describe, gigabytes
@@ -38,21 +38,23 @@ EXAMPLES = (
     "--hf-path openai/clip-vit-large-patch14-336 --mlx-path clip",
     "--hf-path openai/clip-vit-large-patch14-336 --llava llava-mlx --mlx-path clip --dry-run",
 )
-TOWER = "vision_tower."  # what a LLaVA has in front of CLIP's own names
+TOWER = "vision_tower."  # the prefix of CLIP's names in a LLaVA
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hf-path", "--model", metavar="MODEL", required=True, help="a CLIP: a folder, a file or a hub name")
+    parser.add_argument(
+        "--hf-path", "--model", metavar="MODEL", required=True, help="CLIP model: a folder, a file or a hub name"
+    )
     add_revision(parser)
-    parser.add_argument("--mlx-path", metavar="OUT", default="clip", help="the new folder; %(default)s")
-    parser.add_argument("--llava", metavar="MODEL", help="a converted LLaVA whose vision tower is to be shared")
-    parser.add_argument("--dtype", choices=tuple(CODES), default="float16", help="%(default)s")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    parser.add_argument("--verify", action="store_true", help="compare the checksum of every tensor")
+    parser.add_argument("--mlx-path", metavar="OUT", default="clip", help="output folder (default: %(default)s)")
+    parser.add_argument("--llava", metavar="MODEL", help="share the vision tower of this converted LLaVA, if it is the same")
+    parser.add_argument("--dtype", choices=tuple(CODES), default="float16", help="float type (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument("--verify", action="store_true", help="verify the checksum of every tensor")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Convert, or only plan to. Returns figures by name, to show."""
+    """Convert or plan. Returns the summary as a dict."""
     folder, output = find_model(options.hf_path, options.revision), Path(options.mlx_path)
     source, layout, table, config = understand(folder)
     moves = plan(source.tensors, table, parameters(config), str(folder))
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.verify:
             figures["verified"] = verify_checksums(conversion, table, unfinished)
     if missing := missing_parts(output):
-        say(f"Warning: {output} lacks {in_a_row(missing)}: copy them there from the original CLIP, or it cannot judge.")
+        say(f"Warning: {output} lacks {in_a_row(missing)}: copy them there from the original CLIP, or it cannot score.")
     return figures | {
         "carried over": ", ".join(carried) or "nothing: copy CLIP's tokenizer and preprocessor_config.json here",
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
@@ -86,11 +88,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def understand(path: Path) -> tuple[Source, str, Table, dict[str, Any]]:
-    """A CLIP's weights, the name and table of their layout, and its config.json, which OpenAI's layout does not have."""
+    """A CLIP's weights, layout name, layout table and config.
+
+    OpenAI's layout has no config.json; there it is derived from the shapes.
+    """
     refuse(path, damaged_files(path))
     source = open_source(path)
     if is_openai(source):
-        return with_thirds(source), "OpenAI, quick_gelu", OPENAI, openai_config(source)
+        return split_qkv(source), "OpenAI, quick_gelu", OPENAI, openai_config(source)
     config = without_code(read_json(source.folder / "config.json"))
     if config.get("model_type") != "clip":
         raise UserError(f"{path}/config.json describes a {config.get('model_type')!r} model, expected 'clip'.")
@@ -98,17 +103,24 @@ def understand(path: Path) -> tuple[Source, str, Table, dict[str, Any]]:
 
 
 def parameters(config: dict[str, Any]) -> dict[str, Shape]:
-    """The names and shapes that Hugging Face's CLIPModel has. MLX is lazy: no weight is ever made."""
+    """Parameter names and shapes of Hugging Face's CLIPModel.
+
+    MLX is lazy: no weight is allocated.
+    """
     arrays = dict(tree_flatten(CLIP(CLIPConfig.from_dict(config)).parameters()))
     shapes = {name: array.shape for name, array in arrays.items()}
     return shapes | {PATCHES: CHANNELS_LAST.inverse.shape(shapes[PATCHES], ())}
 
 
 def share(source: Source, moves: Plan, llava: Path) -> tuple[Plan, str, bool]:
-    """The moves that are left if the LLaVA's tower is this CLIP's, equal to the bit in float16; all of them if it is not."""
+    """The moves still needed when a LLaVA shares its tower.
+
+    If the LLaVA's tower equals this CLIP's bit for bit in float16, its tensors are left out; otherwise all moves stay.
+    Returns the plan, a line for the summary, and whether the tower is shared.
+    """
     tower = open_source(llava)
     if tower.metadata.get("format") != "mlx" or "source_fingerprint" not in stated(llava):
-        raise UserError(f"{llava} was not converted by `visalign convert`: do that first, with `llava` or `llava_original`.")
+        raise UserError(f"{llava} was not converted by `visalign convert`: convert it first, with `llava` or `llava_original`.")
     both = [move for move in moves.moves if TOWER + move.target.name in tower.tensors]
     different = [move.target.name for move in both if not _is_equal(source, move, tower)]
     if different or not both:
@@ -117,7 +129,7 @@ def share(source: Source, moves: Plan, llava: Path) -> tuple[Plan, str, bool]:
             if different
             else "it has none of these tensors"
         )
-        return moves, f"nothing: the tower of {llava} is another one ({what})", False
+        return moves, f"nothing: {llava} has a different vision tower ({what})", False
     left = [move for move in moves.moves if move not in both]
     saved = sum(move.target.count for move in both)
     return replace(moves, moves=left), f"{len(both)} tensors, {saved:,} parameters, with {llava}", True
@@ -135,7 +147,7 @@ def _is_equal(source: Source, move: Move, tower: Source) -> bool:
 
 
 def _pointer(llava: Path, output: Path) -> dict[str, str]:
-    """Where the LLaVA lies, seen from the new folder, and which one it is."""
+    """The LLaVA's path relative to the new folder, and its fingerprint."""
     return {
         SHARED: os.path.relpath(llava.resolve(), output.resolve()),
         "llava_fingerprint": stated(llava)["source_fingerprint"],

@@ -1,6 +1,7 @@
-"""The names of CLIP's tensors: Hugging Face's, in which models/clip.py reads them, and OpenAI's own.
+"""CLIP tensor names: Hugging Face's and OpenAI's.
 
-OpenAI's: openai/CLIP, clip/model.py. There q, k and v are one matrix, and projections are multiplied from the right.
+models/clip.py reads Hugging Face's. OpenAI's: openai/CLIP, clip/model.py; there q, k and v are one matrix, and projections
+are multiplied from the right.
 """
 
 import math
@@ -16,7 +17,7 @@ from mlx_visalign.convert.table import Rule, Shape, Table, Transpose, dropped, s
 from mlx_visalign.convert.tensors import Entry
 from mlx_visalign.utils.errors import UserError
 
-HEAD = 64  # numbers an attention head, in every CLIP that OpenAI published
+HEAD = 64  # head dimension of every CLIP that OpenAI published
 PARTS = ("text_model.", "vision_model.")
 TURNED = Transpose((1, 0))
 _BLOCK = [
@@ -35,7 +36,10 @@ HUGGING_FACE = Table(
 )
 OPENAI = Table(
     [
-        *(dropped(name, "a number that the shapes tell") for name in ("input_resolution", "context_length", "vocab_size")),
+        *(
+            dropped(name, "a scalar that follows from the shapes")
+            for name in ("input_resolution", "context_length", "vocab_size")
+        ),
         Rule("visual.class_embedding", "vision_model.embeddings.class_embedding"),
         Rule("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
         Rule("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
@@ -57,29 +61,35 @@ def is_openai(source: Source) -> bool:
     return "visual.conv1.weight" in source.entries
 
 
-def with_thirds(source: Source) -> Source:
-    """OpenAI's attn.in_proj_weight and _bias as three tensors each, named ...in_proj_weight.q, .k and .v."""
+def split_qkv(source: Source) -> Source:
+    """Split OpenAI's fused q, k, v projections.
+
+    attn.in_proj_weight becomes in_proj_weight.q, .k and .v, and in_proj_bias likewise.
+    """
     entries: dict[str, Entry] = {}
     for name, entry in source.entries.items():
-        parts = _thirds(entry) if re.search(r"\.attn\.in_proj_(weight|bias)$", name) else {name: entry}
+        parts = _qkv(entry) if re.search(r"\.attn\.in_proj_(weight|bias)$", name) else {name: entry}
         entries |= parts
     return replace(source, entries=entries)
 
 
-def _thirds(entry: Entry) -> dict[str, Entry]:
+def _qkv(entry: Entry) -> dict[str, Entry]:
     name, shape = entry.tensor.name, entry.tensor.shape
     if not shape or shape[0] % 3:
-        raise UserError(f"{entry.path}: {name} has the shape {shape}, expected rows for q, k and v.")
+        raise UserError(f"{entry.path}: {name} has the shape {shape}, expected a first dimension divisible by 3 (q, k, v).")
     third = shape[0] // 3
     return {f"{name}.{x}": rows(entry, i * third, (i + 1) * third, f"{name}.{x}") for i, x in enumerate("qkv")}
 
 
 def openai_config(source: Source) -> dict[str, Any]:
-    """The config.json that the shapes tell of, and that of OpenAI's models what they do not: quick_gelu, heads of 64."""
-    shapes = OPENAI.through({name: tensor.shape for name, tensor in with_thirds(source).tensors.items()})
+    """A config.json derived from the tensors' shapes.
+
+    What shapes do not show is as in all of OpenAI's models: quick_gelu, attention heads of 64.
+    """
+    shapes = OPENAI.through({name: tensor.shape for name, tensor in split_qkv(source).tensors.items()})
     text = {name.removeprefix("text_model."): shape for name, shape in shapes.items() if name.startswith("text_model.")}
     vision = {name.removeprefix("vision_model."): shape for name, shape in shapes.items() if name.startswith("vision_model.")}
-    words, width = _shape(text, "embeddings.token_embedding.weight", 2)
+    vocab_size, width = _shape(text, "embeddings.token_embedding.weight", 2)
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
@@ -87,17 +97,20 @@ def openai_config(source: Source) -> dict[str, Any]:
         "text_config": {
             "model_type": "clip_text_model",
             **_tower(text, width),
-            "vocab_size": words,
+            "vocab_size": vocab_size,
             "max_position_embeddings": _shape(text, "embeddings.position_embedding.weight", 2)[0],
-            "bos_token_id": words - 2,
-            "eos_token_id": words - 1,
+            "bos_token_id": vocab_size - 2,
+            "eos_token_id": vocab_size - 1,
         },
         "vision_config": vision_config(vision),
     }
 
 
 def vision_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The config of a CLIP vision tower from its tensors' shapes, by Hugging Face's names within the tower."""
+    """A CLIP vision tower's config, derived from its shapes.
+
+    `shapes` has Hugging Face's names, relative to the tower.
+    """
     width, _, _, patch = _shape(shapes, "embeddings.patch_embedding.weight", 4)
     positions, _ = _shape(shapes, "embeddings.position_embedding.weight", 2)
     size = {"image_size": patch * math.isqrt(positions - 1), "patch_size": patch}
@@ -119,5 +132,5 @@ def _tower(shapes: Mapping[str, Shape], width: int) -> dict[str, Any]:
 def _shape(shapes: Mapping[str, Shape], name: str, dimensions: int) -> Shape:
     shape = shapes.get(name, ())
     if len(shape) != dimensions or 0 in shape:
-        raise UserError(f"The weights are not a CLIP's: {name} has the shape {shape}, expected {dimensions} dimensions.")
+        raise UserError(f"These are not CLIP weights: {name} has the shape {shape}, expected {dimensions} dimensions.")
     return shape

@@ -1,4 +1,7 @@
-"""What an adapter does to a model's tensors, be it ours or PEFT's: low-rank updates, and tensors that take another's place."""
+"""An adapter's changes: LoRA updates and replaced tensors.
+
+Reads our adapters, PEFT's, and the LoRA folders of LLaVA's authors.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from mlx_visalign.convert.tensors import cast
 from mlx_visalign.models.adapter_files import WEIGHTS, check_listed, full_name, read_config
 from mlx_visalign.utils.errors import UserError
 
-# The authors' own names, as adapters and what was trained beside them have them.
+# The authors' names, as used by their adapters and the tensors trained beside them.
 AUTHORS = Table(
     [
         Rule("model.layers.*", "language_model.model.layers.*"),
@@ -31,7 +34,10 @@ AUTHORS = Table(
 
 @dataclass(frozen=True)
 class Update:
-    """W [out, in] + scale * (A B)^T, with A [in, r] and B [r, out]; `turned` where they are stored as PEFT has them."""
+    """A LoRA update of one matrix.
+
+    W [out, in] + scale * (A B)^T, with A [in, r] and B [r, out]; `turned` if stored transposed, as PEFT does.
+    """
 
     source: Source
     a: str
@@ -46,7 +52,10 @@ class Update:
         return (b[0], a[1]) if self.turned else (b[1], a[0])
 
     def matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """A and scale * B in float32. Raises `UserError` where they are not finite."""
+        """A and scale * B in float32.
+
+        Raises `UserError` if they are not finite.
+        """
         a, b = self._read(self.a), self.scale * self._read(self.b)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise UserError(f"{self.source.folder}: {self.a} or {self.b} holds numbers that are not finite.")
@@ -59,9 +68,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Deltas:
-    """By our names of the model's tensors: what is added to them, and which tensor of what file takes their place.
+    """An adapter's changes, by our names of the tensors.
 
-    config  what an adapter of ours says; of PEFT's only what is noted in its file, if it was ours once
+    config   an adapter of ours: its config; PEFT's: the notes in its file, if it was converted from ours
+    updates  LoRA updates to add
+    beside   tensors to replace, each by a source and the name there
     """
 
     config: dict[str, Any]
@@ -76,7 +87,10 @@ class Deltas:
 
 
 def read_deltas(folder: Path) -> Deltas:
-    """An adapter of ours or PEFT's, or a LoRA folder of LLaVA's authors. Raises `UserError` if it is none of them."""
+    """Read an adapter of ours, PEFT's or LLaVA's authors'.
+
+    Raises `UserError` if it is none of them.
+    """
     if not is_peft(folder):
         return _ours(folder)
     peft = read_peft(folder)
@@ -108,4 +122,4 @@ def _our_name(name: str, tables: Iterable[Table], folder: Path) -> str:
         found = table.find(name)
         if found is not None and found[1]:
             return found[1]
-    raise UserError(f"{folder}: no tensor of a LLaVA is called {name}.")
+    raise UserError(f"{folder}: {name} is not the name of a LLaVA tensor.")

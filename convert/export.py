@@ -1,4 +1,4 @@
-"""The way back: a float MLX folder as Hugging Face safetensors, which transformers loads, or in LLaVA's authors' layout."""
+"""Float MLX folders to Hugging Face's or the original layout."""
 
 import argparse
 import time
@@ -14,7 +14,7 @@ from mlx_visalign.convert.folder import carry, check_output, new_folder, write_j
 from mlx_visalign.convert.llava_config import complete
 from mlx_visalign.convert.llava_names import LAYOUTS
 from mlx_visalign.convert.original_config import authors
-from mlx_visalign.convert.original_words import take_back
+from mlx_visalign.convert.original_preprocessing import remove_added_tokens
 from mlx_visalign.convert.plan import describe, gigabytes
 from mlx_visalign.convert.processor import state_template
 from mlx_visalign.convert.source import Source, open_source
@@ -38,9 +38,15 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Way:
-    """The tensors to write, the config of Hugging Face's that has their shapes, their table, the config.json to write, and
-    what is left to do to the folder."""
+class Export:
+    """What to export, and how.
+
+    source     the tensors to write
+    described  the Hugging Face config with their shapes
+    table      from our names to those of the layout
+    config     the config.json to write
+    finish     completes the written folder; returns lines for the summary
+    """
 
     source: Source
     described: dict[str, Any]
@@ -50,31 +56,33 @@ class Way:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mlx-path", "--model", metavar="MODEL", required=True, help="a converted folder, or a hub name")
+    parser.add_argument("--mlx-path", "--model", metavar="MODEL", required=True, help="converted model: a folder or a hub name")
     add_revision(parser)
-    parser.add_argument("--hf-path", metavar="OUT", required=True, help="the new folder")
-    parser.add_argument("--layout", choices=(*LAYOUTS, ORIGINAL), help="of the names; that of the source, or classic")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
-    parser.add_argument("--verify", action="store_true", help="compare the checksum of every tensor")
+    parser.add_argument("--hf-path", metavar="OUT", required=True, help="output folder")
+    parser.add_argument(
+        "--layout", choices=(*LAYOUTS, ORIGINAL), help="layout of the tensor names (default: as converted, or classic)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan from the files' headers and write nothing")
+    parser.add_argument("--verify", action="store_true", help="verify the checksum of every tensor")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Export, or only plan to. Returns figures by name, to show. Every tensor keeps its type and its bits.
+    """Export or plan. Returns the summary as a dict.
 
-    In the authors' layout embedding and head end with the words; their other rows go into a file beside the weights, from
-    which `llava_original` takes them again.
+    Every tensor keeps its type and its bits. In the authors' layout, embedding and head have no rows for added tokens;
+    those go into a file beside the weights, from which `llava_original` restores them.
 
-    Raises `UserError` for a quantised folder: nothing brings the weights back that it was made from.
+    Raises `UserError` for a quantised folder: its original weights cannot be recovered.
     """
     folder, output = find_model(options.mlx_path, options.revision), Path(options.hf_path)
     config = complete(read_json(folder / "config.json"))
     source = open_source(folder)
     if source.metadata.get("format") != "mlx":
-        raise UserError(f"{folder} is not in MLX's layout, so there is nothing to export.")
+        raise UserError(f"{folder} is not in MLX's layout: expected a folder written by `visalign convert`.")
     layout = options.layout or _layout_of(config)
-    way = _to_original(folder, source, config) if layout == ORIGINAL else _to_hugging_face(source, config, layout)
-    moves = plan(way.source.tensors, way.table, way.table.through(families.parameters(way.described)), str(folder))
-    conversion = Conversion(way.source, moves)
+    export = _to_original(folder, source, config) if layout == ORIGINAL else _to_hugging_face(source, config, layout)
+    moves = plan(export.source.tensors, export.table, export.table.through(families.parameters(export.described)), str(folder))
+    conversion = Conversion(export.source, moves)
     if options.dry_run:
         check_output(output, folder)
         return describe(source, "MLX", moves, conversion)
@@ -84,52 +92,55 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with meter("exporting", size) as on_bytes:
             write_weights(unfinished, conversion.tensors, conversion.produce, {"format": "pt"}, on_bytes)
         seconds = time.perf_counter() - started
-        write_json(unfinished / "config.json", way.config)
+        write_json(unfinished / "config.json", export.config)
         carried = carry(folder, unfinished)
-        words = way.finish(unfinished)
+        remarks = export.finish(unfinished)
         if layout != ORIGINAL:
-            refuse(output, what_is_wrong(unfinished, way.config))
-        checked = {"verified": verify_checksums(conversion, way.table, unfinished)} if options.verify else {}
+            refuse(output, what_is_wrong(unfinished, export.config))
+        checked = {"verified": verify_checksums(conversion, export.table, unfinished)} if options.verify else {}
     return {
         "tensors": f"{len(conversion.tensors)} in the layout {layout}",
         "carried over": ", ".join(carried) or "nothing",
-        **words,
+        **remarks,
         **checked,
         "time": f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s",
         "output": f"{output}, {gigabytes(size)}",
     }
 
 
-def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Way:
-    return Way(
+def _to_hugging_face(source: Source, config: dict[str, Any], layout: str) -> Export:
+    return Export(
         source, config, LAYOUTS[layout].table(config["model_type"]).inverse, config, partial(state_template, config=config)
     )
 
 
-def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Way:
-    words = config["image_token_index"]
-    told = authors(config, stated(folder).get("aspect", "pad"))
-    source, added = original.without_added(source, words)
+def _to_original(folder: Path, source: Source, config: dict[str, Any]) -> Export:
+    vocab_size = config["image_token_index"]
+    written = authors(config, stated(folder).get("aspect", "pad"))
+    source, added = original.without_added(source, vocab_size)
 
     def finish(unfinished: Path) -> dict[str, str]:
         original.write_added(unfinished, added)
-        take_back(unfinished, words)
-        return _authors_words(config)
+        remove_added_tokens(unfinished, vocab_size)
+        return _template_remark(config)
 
-    described = config | {"text_config": config["text_config"] | {"vocab_size": words}}
-    return Way(source, described, original.BACK, told, finish)
+    described = config | {"text_config": config["text_config"] | {"vocab_size": vocab_size}}
+    return Export(source, described, original.BACK, written, finish)
 
 
-def _authors_words(config: dict[str, Any]) -> dict[str, str]:
-    """Their code asks by a conversation's name, not by a file."""
+def _template_remark(config: dict[str, Any]) -> dict[str, str]:
+    """A remark if the template is not the authors' vicuna_v1.
+
+    Their code chooses the template by a conversation name, not from a file.
+    """
     template = config.get(OURS, {}).get("template", "vicuna_v1")
     if template == "vicuna_v1":
         return {}
-    return {"template": f"{template}, of which the authors' code knows nothing: it asks in vicuna_v1's words"}
+    return {"template": f"{template}, which the authors' code does not know: it will use vicuna_v1"}
 
 
 def _layout_of(config: dict[str, Any]) -> str:
     """The layout that the folder was converted from."""
     ours = config.get(OURS)
     layout = ours.get("source_layout", "classic") if isinstance(ours, dict) else "classic"
-    return layout if layout in LAYOUTS else "classic"  # others, such as the authors' own, are nothing transformers loads
+    return layout if layout in LAYOUTS else "classic"  # transformers cannot load others, such as the authors'

@@ -1,4 +1,7 @@
-"""Which model is it, whatever its layout and its precision? The fingerprint that `convert` writes, for any folder."""
+"""Model fingerprints, independent of layout and precision.
+
+The fingerprint that `convert` writes into config.json, for any model folder.
+"""
 
 import hashlib
 from pathlib import Path
@@ -11,12 +14,15 @@ from mlx_visalign.utils.files import read_json
 
 
 def source_fingerprint(folder: Path) -> str:
-    """The fingerprint of the weights that a model folder was converted from; of its own if it was not converted."""
+    """Fingerprint of the weights a folder was converted from.
+
+    If it was not converted, of its own weights.
+    """
     return stated(folder).get("source_fingerprint") or _own_fingerprint(folder)
 
 
 def _own_fingerprint(folder: Path) -> str:
-    """As `Conversion.fingerprint` has it for the same weights. Reads them all."""
+    """Equals `Conversion.fingerprint` for the same weights. Reads all of them."""
     source = open_source(folder)
     kind = read_json(folder / "config.json").get("model_type")
     table = LAYOUTS[find_layout(source.tensors, kind)].table(kind)

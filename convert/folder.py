@@ -1,6 +1,6 @@
-"""Model folders: how a new one comes to be, whole or not at all, and what is carried over into it from another.
+"""Writes model folders, completely or not at all.
 
-A folder is built under another name beside its own and gets its name at the end. The source is only ever read.
+A folder is built beside its final place under a temporary name, and renamed at the end. The source is never modified.
 """
 
 import json
@@ -21,12 +21,14 @@ from mlx_visalign.utils.links import named
 
 SHARD_BYTES = 5 << 30
 
-CODE = {"auto_map", "custom_pipelines", "model_file"}  # where a config points transformers or mlx-vlm to Python
+CODE = {"auto_map", "custom_pipelines", "model_file"}  # config keys that make transformers or mlx-vlm load Python files
 
 
 @contextmanager
 def new_folder(path: Path, source: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+    """A temporary folder that becomes `path` on success.
+
+    It is removed if the block raises.
 
     Raises `UserError` if `path` holds something, lies in `source`, or is being written by another process.
     """
@@ -35,12 +37,15 @@ def new_folder(path: Path, source: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path, source: Path) -> Path:
-    """The place to write to. Refuse one where something is, that is a link, or that would change the source."""
+    """The output path, checked.
+
+    Raises `UserError` if something is there, if it is a link, or if it lies in the source.
+    """
     place = named(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already. Name another place, or remove it first.")
+        raise UserError(f"{path} already exists. Choose another folder, or remove it first.")
     if path.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{path} lies in {source}, which is never written to. Name another place.")
+        raise UserError(f"{path} is inside the source {source}, which is never modified. Choose another folder.")
     return place
 
 
@@ -51,11 +56,16 @@ def write_weights(
     metadata: dict[str, str],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """`tensors` as model.safetensors, or as shards of at most 5 GiB with an index. Arguments as `write_safetensors` has."""
+    """Write `tensors` as model.safetensors, or sharded with an index.
+
+    Shards have at most `SHARD_BYTES`. The other arguments are those of `write_safetensors`.
+    """
     total = sum(tensor.nbytes for tensor in tensors)
     free = shutil.disk_usage(folder).free
     if free < total:
-        raise UserError(f"{total / 1e9:.2f} GB are needed at {folder.parent}, {free / 1e9:.2f} GB are free. Make room first.")
+        raise UserError(
+            f"{folder.parent} needs {total / 1e9:.2f} GB of disk space, {free / 1e9:.2f} GB are free. Free some space first."
+        )
     shards = split(tensors)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
@@ -69,7 +79,10 @@ def write_weights(
 
 
 def split(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Consecutive tensors in shards of at most `SHARD_BYTES`; a tensor that is larger gets its own."""
+    """Consecutive tensors in shards of at most `SHARD_BYTES`.
+
+    A larger tensor gets a shard of its own.
+    """
     shards: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -82,7 +95,10 @@ def split(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def carry(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer, processor, chat template, generation config and licence; returns their names."""
+    """Copy all files but weights and config.json.
+
+    They are tokenizer, processor, chat template, generation config and licence. Returns their names.
+    """
     names = [name for name in CARRIED if (source / name).is_file()]
     for name in names:
         if name.endswith("_config.json") and (config := read_json(source / name)) != (safe := without_code(config)):
@@ -94,7 +110,7 @@ def carry(source: Path, folder: Path) -> list[str]:
 
 
 def without_code(value: Any) -> Any:
-    """A config without its pointers to Python files."""
+    """A config without references to Python files."""
     if isinstance(value, list):
         return [without_code(item) for item in value]
     if isinstance(value, dict):

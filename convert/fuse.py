@@ -1,4 +1,7 @@
-"""An adapter merged into its model, tensor by tensor: W + scale * (A B)^T in float32, then rounded once."""
+"""Merges an adapter into its model, tensor by tensor.
+
+Computes W + scale * (A B)^T in float32 and rounds once.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,12 @@ from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import build, unknown
 
-MOST_LOST = 0.1  # of an update's norm, by rounding, unless more is allowed
-AT_ONCE = 1 << 20  # weights that are merged together, in float32
+MOST_LOST = 0.1  # the largest accepted rounding loss, as a share of the update's norm
+AT_ONCE = 1 << 20  # weights merged per step, in float32
 QUANTIZATION = ("quantization", "quantization_config")  # in config.json
 LOSES = (
-    "merging into quantised weights loses the update. Rounding to 4 bits again moves weights by 3.4 % of their norm even if "
-    "nothing is added, and an update of 1 % of their norm comes back with an error 3.5 times its size (at 8 bits: half its "
+    "merging into quantised weights loses the update. Rounding to 4 bits again changes weights by 3.4 % of their norm even if "
+    "nothing is added, and an update of 1 % of their norm ends up with an error 3.5 times its size (at 8 bits: half its "
     "size). Keep the adapter beside the model, or add --dequantize to get an unquantised one."
 )
 
@@ -43,12 +46,16 @@ def fuse(
     allow_rounding: bool = False,
     base_projector: bool = False,
 ) -> dict[str, Any]:
-    """Write the folder `output`: the model with the adapter merged into it, in `dtype`. Returns figures by name, to show.
+    """Write the merged model in `dtype` to `output`.
 
-    `adapter` is one of ours or of PEFT's, or a LoRA folder of LLaVA's authors, whose projector is taken over. At most one
-    tensor and a few MB are in memory. Raises `UserError` if the adapter was trained on another model or fits no tensor,
-    for quantised models unless they are to be dequantised, if a number is too large for `dtype`, unless `allow_rounding` if
-    rounding to it loses more than `MOST_LOST` of the update, and unless `base_projector` if the adapter's own is missing.
+    Returns the summary as a dict. `adapter` is ours, PEFT's, or a LoRA folder of LLaVA's authors, whose projector is used
+    too. At most one tensor and a few MB are in memory. Raises `UserError`
+
+    - if the adapter was trained on another model or does not fit a tensor,
+    - for a quantised model, unless `dequantize`,
+    - if a number is too large for `dtype`,
+    - if rounding loses more than `MOST_LOST` of the update, unless `allow_rounding`,
+    - if the adapter's trained projector is missing, unless `base_projector`.
     """
     config = read_json(model / "config.json")
     quantization = _quantization(config, model, dequantize)
@@ -64,29 +71,35 @@ def fuse(
             write_weights(folder, fusion.tensors, fusion.produce, source.metadata, on_bytes)
         if fusion.lost > MOST_LOST and not allow_rounding:
             raise UserError(
-                f"Rounding to {dtype} would lose {_share(fusion.lost)} of what {adapter} changes, so nothing was written. Add "
+                f"Rounding to {dtype} would lose {_share(fusion.lost)} of what {adapter} changes, so nothing was written. Use "
                 "--dtype float32, or keep the adapter beside the model, which loses nothing; --allow-rounding merges it anyway."
             )
         fused = _config(config, deltas, dtype)
         write_json(folder / "config.json", fused)
         carried = carry(model, folder)
-        words = state_template(folder, fused)
+        remarks = state_template(folder, fused)
         refuse(output, what_is_wrong(folder, fused))
     return {
         "merged": f"{len(deltas.updates)} layers, and {len(deltas.beside)} tensors replaced",
         **({"projector": projector} if projector else {}),
         "rounding": f"to {dtype} lost {_share(fusion.lost)} of the update; {counted(fusion.loss.flushed, 'value')} became zero",
-        **words,
+        **remarks,
         "carried over": ", ".join(carried) or "nothing",
         "output": f"{output}, {gigabytes(size)}",
     }
 
 
 class Fusion:
-    """The tensors of a model with an adapter merged into them, made one at a time. `loss`: of all casts so far."""
+    """A model's tensors with an adapter merged in.
+
+    They are made one at a time. `loss` counts the overflows and underflows of all casts so far.
+    """
 
     def __init__(self, model: Source, deltas: Deltas, dtype: str, quantization: Quantization | None):
-        """`dtype` is a code of safetensors'; `quantization` is what the model has. Raises `UserError` if they do not fit."""
+        """Prepare the merge.
+
+        `dtype` is a safetensors code, `quantization` the model's. Raises `UserError` if the adapter does not fit.
+        """
         self.model, self.deltas, self.quantization = model, deltas, quantization
         self.packed = {f"{name.removesuffix('.scales')}.weight" for name in model.tensors if name.endswith(".scales")}
         parts = {name.replace(".weight", end) for name in self.packed for end in (".scales", ".biases")}
@@ -101,7 +114,7 @@ class Fusion:
         if tensor.name in self.packed and self.quantization is not None:
             return tensor.shape[0], tensor.shape[1] * 32 // self.quantization.bits
         if tensor.dtype not in FLOATS:
-            raise UserError(f"{self.model.folder}: {tensor.name} holds {tensor.dtype}, expected floats.")
+            raise UserError(f"{self.model.folder}: {tensor.name} has the type {tensor.dtype}, expected floats.")
         return tensor.shape
 
     def _check(self, wanted: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -109,15 +122,18 @@ class Fusion:
             if name not in shapes:
                 raise UserError(f"{self.model.folder}: the adapter does not fit this model: {unknown(name, shapes)}")
             if shape != shapes[name]:
-                raise UserError(f"{self.model.folder}: {name} has the shape {shapes[name]}, the adapter is for one of {shape}.")
+                raise UserError(f"{self.model.folder}: {name} has the shape {shapes[name]}, but the adapter expects {shape}.")
 
     @property
     def lost(self) -> float:
-        """The norm of what rounding changed, as a share of the update's norm."""
+        """Norm of the rounding error relative to the update's norm."""
         return (self._error / self._update) ** 0.5 if self._update else 0.0
 
     def produce(self, tensor: Tensor) -> np.ndarray:
-        """A tensor of `tensors`, merged some rows at a time. Raises `UserError` if a number is too large for its type."""
+        """The array of one of `tensors`.
+
+        Merged a block of rows at a time. Raises `UserError` if a number is too large for its type.
+        """
         made = np.empty(tensor.shape, DTYPES[tensor.dtype])
         update = self.deltas.updates.get(tensor.name)
         matrices = update.matrices() if update else None
@@ -129,15 +145,15 @@ class Fusion:
             made[rows], loss = cast(weights + change, "F32", tensor.dtype)
             self.loss += loss
             if matrices is not None:
-                came_out = cast(made[rows], tensor.dtype, "F32")[0] - weights
+                merged = cast(made[rows], tensor.dtype, "F32")[0] - weights
                 self._update += float(np.square(change, dtype=np.float64).sum())
-                self._error += float(np.square(came_out - change, dtype=np.float64).sum())
+                self._error += float(np.square(merged - change, dtype=np.float64).sum())
         if self.loss.overflowed:
             raise UserError(f"{tensor.name} holds numbers that are too large for this type. Choose --dtype float32.")
         return made
 
     def _read(self, name: str, rows: slice) -> np.ndarray:
-        """Rows of the model's tensor, or of the one that takes its place, in float32."""
+        """Rows of the model's tensor, or of its replacement, in float32."""
         source, stored = self.deltas.beside.get(name, (self.model, name))
         array, dtype = source.read(stored)[rows], source.tensors[stored].dtype
         if source is self.model and name in self.packed and self.quantization is not None:
@@ -148,7 +164,7 @@ class Fusion:
 
 
 def _share(lost: float) -> str:
-    """The rounding may well be larger than what it rounds."""
+    """A percentage; the rounding error can exceed the update itself."""
     return f"{lost:.2%}" if lost < 1 else "all"
 
 
@@ -159,12 +175,15 @@ def _quantization(config: dict[str, Any], model: Path, dequantize: bool) -> Quan
     if not dequantize:
         raise UserError(f"{model} is quantised, and {LOSES}")
     if not isinstance(found, dict) or found.get("mode", "affine") != "affine":
-        raise UserError(f"{model}/config.json: only MLX's affine quantisation can be undone, got {found!r}.")
+        raise UserError(f"{model}/config.json: only MLX's affine quantisation can be dequantised, got {found!r}.")
     return build(Quantization, {name: found.get(name) for name in ("bits", "group_size")}, f"{model}/config.json: quantization")
 
 
 def _config(config: dict[str, Any], deltas: Deltas, dtype: str) -> dict[str, Any]:
-    """The model's, unquantised. These weights come from no others, so they are their own source."""
+    """The fused model's config.json, unquantised.
+
+    Its source_fingerprint is dropped: the fused weights are their own source.
+    """
     ours = {name: value for name, value in config.get(OURS, {}).items() if name != "source_fingerprint"}
     fused = {name: deltas.config[name] for name in ("method", "round", "template", "aspect") if name in deltas.config}
     kept = {name: value for name, value in config.items() if name not in QUANTIZATION}

@@ -1,4 +1,7 @@
-"""LLaVA-1.5 and LLaVA-OneVision from Hugging Face, in every layout, to a folder that MLX loads."""
+"""LLaVA-1.5 and LLaVA-OneVision from Hugging Face to MLX.
+
+Reads every layout of names that transformers has used.
+"""
 
 import argparse
 from functools import partial
@@ -28,24 +31,27 @@ HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hf-path", "--model", metavar="MODEL", required=True, help="a Hugging Face LLaVA, a folder or a hub name"
+        "--hf-path", "--model", metavar="MODEL", required=True, help="Hugging Face LLaVA: a folder or a hub name"
     )
     add_revision(parser)
     to_mlx.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Convert, or only plan to. Returns figures by name, to show."""
+    """Convert or plan. Returns the summary as a dict."""
     return to_mlx.to_mlx(understand(find_model(options.hf_path, options.revision)), options)
 
 
 def understand(folder: Path) -> to_mlx.Origin:
-    """A Hugging Face folder's config, weights and layout. Raises `UserError` for whatever does not fit together."""
+    """A Hugging Face folder's config, weights and layout.
+
+    Raises `UserError` for parts that are missing or do not fit together.
+    """
     config = complete(read_json(folder / "config.json"))
     require_whole(folder, config)
     source = open_source(folder)
     if source.metadata.get("format") == "mlx":
-        raise UserError(f"{folder} is in MLX's layout already. Name the folder that it was converted from.")
+        raise UserError(f"{folder} is already in MLX's layout. Give the folder that it was converted from.")
     layout = find_layout(source.tensors, config["model_type"])
     table = LAYOUTS[layout].table(config["model_type"])
     if config["tie_word_embeddings"]:
@@ -55,11 +61,14 @@ def understand(folder: Path) -> to_mlx.Origin:
 
 
 def _tie(source: Source, table: Table, config: dict[str, Any]) -> Table:
-    """A tied head that is in the file all the same is dropped where it equals the embedding, else not tied: as transformers."""
+    """The table for tied embeddings.
+
+    A head stored in spite of tying is dropped if it equals the embedding; otherwise it counts as untied, as in transformers.
+    """
     names = [back[1] for name in (HEAD, EMBEDDING) if (back := table.inverse.find(name)) and back[1] in source.tensors]
     if len(names) < 2:
         return table
     if digest(source.read(names[0])) == digest(source.read(names[1])):
-        return Table([dropped(names[0], "the same as the embedding, which it is tied to"), *table.rules])
+        return Table([dropped(names[0], "equals the embedding it is tied to"), *table.rules])
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
     return table

@@ -1,7 +1,8 @@
-"""config.json of a LLaVA: what a Hugging Face one leaves out is spelled out, what MLX would compute otherwise is refused.
+"""Completes and checks a LLaVA's Hugging Face config.json.
 
-transformers' defaults and mlx-vlm's differ (rms_norm_eps, vocab_size, rope_theta ...), and mlx-vlm ignores much of what a
-config may ask for. A model that would load and answer wrongly must not come out of a conversion.
+Defaults of transformers and mlx-vlm differ (rms_norm_eps, vocab_size, rope_theta ...), so all are written out. mlx-vlm
+ignores many settings; those it would compute differently are refused, since the converted model would load and answer
+wrongly.
 """
 
 from typing import Any
@@ -16,9 +17,9 @@ ROPE_THETA = 10000.0
 REFUSED = {
     "llava_next": "mlx-vlm's LLaVA-NeXT does not cut, unpad and join an image's tiles as transformers does, so its answers "
     "would be wrong. Use LLaVA-1.5 or LLaVA-OneVision.",
-    "llava_llama": "This is the authors' own layout: use `visalign convert llava_original`.",
+    "llava_llama": "This is the authors' layout: use `visalign convert llava_original`.",
 }
-MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # beyond what any model has; a damaged config must not fill the memory
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24  # more than any model has; a damaged config must not exhaust memory
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -32,9 +33,10 @@ SIZES = (
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A Hugging Face config.json with every default spelled out, which MLX and transformers both read right.
+    """A Hugging Face config.json with every default filled in.
 
-    Raises `UserError` for a model of no family, and for settings that MLX would ignore.
+    MLX and transformers both read it correctly. Raises `UserError` for an unsupported model type, and for settings that MLX
+    would ignore.
     """
     config = without_code(config)
     family = _family(config)
@@ -57,30 +59,30 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 def _family(config: dict[str, Any]) -> Family:
     kind = "llava_llama" if "mm_vision_tower" in config else config.get("model_type")
     if not isinstance(kind, str) or kind not in families.names():
-        reason = REFUSED.get(str(kind), f"Converted are {' and '.join(families.names())}.")
-        raise UserError(f"config.json: the model is of the type {kind!r}. {reason}")
+        reason = REFUSED.get(str(kind), f"Supported are {' and '.join(families.names())}.")
+        raise UserError(f"config.json: the model type is {kind!r}. {reason}")
     check_unquantised(config)
     return families.find(kind)
 
 
 def check_unquantised(config: dict[str, Any]) -> None:
-    """Refuse weights that are quantised, by MLX or by anything else."""
+    """Refuse quantised weights, by MLX or anything else."""
     parts = [config, *(config[name] for name in ("text_config", "vision_config") if isinstance(config.get(name), dict))]
     if any(part.get(name) for part in parts for name in ("quantization", "quantization_config", "compression_config")):
-        raise UserError("config.json: the weights are quantised, and what that lost does not come back. Convert the originals.")
+        raise UserError("config.json: the weights are quantised, which cannot be undone. Convert the original weights.")
 
 
 def _part(config: dict[str, Any], name: str, kind: Part) -> dict[str, Any]:
     part = config.get(name)
     if not isinstance(part, dict):
-        raise UserError(f"config.json has no {name}; a Hugging Face LLaVA has one.")
+        raise UserError(f"config.json has no {name}, which every Hugging Face LLaVA has.")
     if part.get("model_type", kind.model_type) != kind.model_type:
-        raise UserError(f"config.json: {name} is of the type {part['model_type']!r}; supported here is {kind.model_type!r}.")
+        raise UserError(f"config.json: {name} has the type {part['model_type']!r}; only {kind.model_type!r} is supported.")
     return _with_defaults(part, kind)
 
 
 def _with_defaults(section: dict[str, Any], kind: Family | Part) -> dict[str, Any]:
-    """The section with what is not said in it."""
+    """The section with its missing values filled in."""
     unsaid = {name: value for name, value in kind.defaults.items() if section.get(name) is None}
     return {"model_type": kind.model_type} | section | unsaid
 

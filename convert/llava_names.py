@@ -1,8 +1,8 @@
-"""The names of LLaVA's tensors in every Hugging Face layout.
+"""LLaVA tensor names in every Hugging Face layout.
 
 Ours is mlx-vlm's: language_model.model... and vision_tower.vision_model..., convolutions channels-last. The others differ
-in two ways, in all combinations: the language model may be nested in `model.` (what transformers >= 5 has in memory), and
-the tower may lack its inner `vision_model.` (transformers >= 5.6). What lies beside the two is for the families to say.
+in two ways, in all combinations: the language model may be nested in `model.` (as transformers >= 5 has it in memory), and
+the tower may lack its inner `vision_model.` (transformers >= 5.6). All other tensors are named by the families.
 """
 
 from collections.abc import Iterable
@@ -30,14 +30,22 @@ NESTED = [
 
 @dataclass(frozen=True)
 class Layout:
-    """The language model's rules, what goes before all other names, and what before the tower's."""
+    """A layout of tensor names.
+
+    language  the language model's rules
+    outer     the prefix of all other names
+    tower     the further prefix of the vision tower's
+    """
 
     language: list[Rule]
     outer: str
     tower: str
 
     def table(self, model_type: object = None) -> Table:
-        """From this layout's names to ours, for models of this package's families and of the one that is named."""
+        """The table from this layout's names to ours.
+
+        It covers this package's own families, and the family of `model_type`.
+        """
         others = under(self.outer, "", same(*families.others(model_type)))
         return Table([*BUFFERS, *self.language, *others, *under(self.outer + self.tower, TOWER, TOWER_RULES)])
 
@@ -51,6 +59,6 @@ LAYOUTS = {
 
 
 def find_layout(names: Iterable[str], model_type: object) -> str:
-    """The layout that knows most of the names."""
+    """The layout that matches most of the names."""
     known = list(names)
     return max(LAYOUTS, key=lambda layout: LAYOUTS[layout].table(model_type).matches(known))

@@ -1,9 +1,9 @@
-"""LLaVA-1.5 in its authors' layout, which SeVa, CSR and SIMA publish in too, to a folder that MLX loads.
+"""LLaVA-1.5 in its authors' layout to MLX.
 
-Merged models and LoRA folders (with --base), in safetensors or .bin, with their vision tower or without it. <image> and
-<pad> are tokens of their own in Hugging Face's layout: their rows in the embedding and the head, and those that fill up
-to a multiple of 64, are the mean of all rows, unless the folder has the rows that an export left beside it.
-`visalign convert export --layout original` is the way back.
+SeVa, CSR and SIMA publish in it too. Reads merged models and LoRA folders (with --base), in safetensors or .bin, with or
+without their vision tower. Hugging Face's layout has tokens of their own for <image> and <pad>: their rows in the embedding
+and the head, and those that pad to a multiple of 64, are the mean of all rows, unless an export saved the rows beside the
+model. `visalign convert export --layout original` is the inverse.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mlx_visalign.convert.assembled import Assembled
 from mlx_visalign.convert.clip_names import vision_config
 from mlx_visalign.convert.folder import check_output
 from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
-from mlx_visalign.convert.original_words import bring_words_and_pixels, words_among
+from mlx_visalign.convert.original_preprocessing import carry_preprocessing, find_tokenizer
 from mlx_visalign.convert.peft_folder import add_base_projector, is_peft, require_beside
 from mlx_visalign.convert.table import plan
 from mlx_visalign.convert.to_mlx import Origin, to_mlx
@@ -35,18 +35,20 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hf-path", "--model", metavar="MODEL", required=True, help="a folder or a hub name; only read")
-    add_revision(parser)
     parser.add_argument(
-        "--base", metavar="MODEL", help="of a LoRA folder, or of one with a projector alone: what it was trained on"
+        "--hf-path", "--model", metavar="MODEL", required=True, help="LLaVA in the authors' layout: a folder or a hub name"
     )
-    parser.add_argument("--vision-tower", metavar="MODEL", help="for weights without one; the CLIP that config.json names")
+    add_revision(parser)
+    parser.add_argument("--base", metavar="MODEL", help="the model that a LoRA or a lone projector was trained on")
+    parser.add_argument(
+        "--vision-tower", metavar="MODEL", help="for weights without one (default: the CLIP that config.json names)"
+    )
     add_base_projector(parser)
     add_common_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Convert, or only plan to. Returns figures by name, to show."""
+    """Convert or plan. Returns the summary as a dict."""
     folder = find_model(options.hf_path, options.revision)
     base = find_model(options.base) if options.base else None
     for source in filter(None, (folder, base)):
@@ -58,7 +60,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def understand(folder: Path, base: Path | None = None, vision_tower: str | None = None) -> Origin:
-    """A model of the authors': its config as Hugging Face's, its weights from all places where they lie.
+    """Read a model in the authors' layout.
+
+    Its config is converted to Hugging Face's; its weights may lie in several folders.
 
     Raises `UserError` for other models, and for parts that are missing or do not fit together.
     """
@@ -69,39 +73,39 @@ def understand(folder: Path, base: Path | None = None, vision_tower: str | None 
     if is_peft(folder):
         weights = original.with_adapter(weights, folder)
     original.check_projector(weights)
-    words, added = vocabulary(config), original.added_rows(folder)
+    vocab_size, added = vocabulary(config), original.added_rows(folder)
     described = hugging_face(config, vision, added=max((entry.tensor.shape[0] for entry in added.values()), default=None))
-    weights = original.with_vocabulary(weights, words, described["text_config"]["vocab_size"], added)
+    weights = original.with_vocabulary(weights, vocab_size, described["text_config"]["vocab_size"], added)
     found = plan(weights.tensors, original.TABLE, families.parameters(described), str(folder))
     places = [folder] if base is None else [folder, base]
-    words = words_among(places)
-    refuse(words, damaged_files(words))
-    told = {"_name_or_path": folder.name} | config
-    bring = partial(bring_words_and_pixels, places)
-    return Origin(weights, "original", original.TABLE, found, described, bring, words, told)
+    tokenizer = find_tokenizer(places)
+    refuse(tokenizer, damaged_files(tokenizer))
+    source_config = {"_name_or_path": folder.name} | config
+    carry = partial(carry_preprocessing, places)
+    return Origin(weights, "original", original.TABLE, found, described, carry, tokenizer, source_config)
 
 
 def _with_tower(weights: Assembled, config: dict[str, Any], named: str | None) -> tuple[Assembled, dict[str, Any]]:
-    """The weights with a vision tower, their own or another CLIP's, and its config."""
+    """The weights with a vision tower (their own, or a CLIP's), and its config."""
     own = {
         name.removeprefix(original.TOWER): tensor.shape
         for name, tensor in weights.tensors.items()
         if name.startswith(original.TOWER)
     }
     if own and named:
-        raise UserError(f"{weights.folder} has a vision tower of its own: leave --vision-tower out.")
+        raise UserError(f"{weights.folder} has its own vision tower: omit --vision-tower.")
     if own:
         return weights, _ours(config).get("vision_config") or vision_config(own)
     name = named or str(config["mm_vision_tower"])
     folder = find_model(name)
     if not folder.is_dir():
-        raise UserError(f"{weights.folder} has no vision tower, and {name} is not here: say with --vision-tower where it is.")
+        raise UserError(f"{weights.folder} has no vision tower, and {name} was not found: give its folder with --vision-tower.")
     entries, vision = original.read_tower(folder)
     return replace(weights, entries=weights.entries | entries), vision
 
 
 def _ours(config: dict[str, Any]) -> dict[str, Any]:
-    """What our own export says in the config."""
+    """The section that our own export writes into the config."""
     ours = config.get(OURS, {})
     if not isinstance(ours, dict):
         raise UserError(f"config.json: {OURS} should be an object, got {ours!r}.")
@@ -109,9 +113,9 @@ def _ours(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _about(origin: Origin, folder: Path, base: Path | None) -> dict[str, str]:
-    """What is particular to these layouts: where the weights come from, and the rows that no source has."""
+    """Summary lines for this layout: the base, and the rows added to the vocabulary."""
     rows = origin.config["text_config"]["vocab_size"] - origin.config["image_token_index"]
     kept = (folder / original.ROWS).is_file()
-    made = f"those of {original.ROWS}" if kept else "each the mean of all rows (Hugging Face's own script draws them, unseeded)"
-    merged = {} if base is None else {"base": f"{base}, with what {folder} changes"}
-    return merged | {"vocabulary": f"{rows} rows added for <image>, <pad> and to fill up: {made}"}
+    made = f"those of {original.ROWS}" if kept else "each the mean of all rows (Hugging Face's script draws them, unseeded)"
+    merged = {} if base is None else {"base": f"{base}, with the changes of {folder}"}
+    return merged | {"vocabulary": f"{rows} rows added for <image>, <pad> and padding: {made}"}

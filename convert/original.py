@@ -1,4 +1,7 @@
-"""Weights in the layout of LLaVA's authors: gathered from where they lie, and how the vocabulary grows and shrinks again."""
+"""Weights in the layout of LLaVA's authors.
+
+Gathers them from all their files, and adds and removes rows of the vocabulary.
+"""
 
 import re
 from collections.abc import Mapping
@@ -22,27 +25,27 @@ TABLE = Table([*BUFFERS, *AUTHORS.rules])
 BACK = TABLE.inverse
 PROJECTOR, TOWER = "model.mm_projector.", "model.vision_tower.vision_tower.vision_model."
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-ROWS = "vocabulary_rows.safetensors"  # the sidecar: the rows of both that an export to this layout takes off
+ROWS = "vocabulary_rows.safetensors"  # beside the weights: the rows of both that an export to this layout removes
 _TOWER_NAME = re.compile(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)")
 
 
 def gather(folder: Path, base: Path | None) -> Assembled:
-    """A model's tensors by the authors' names, as they are stored; those of `base` if `folder` has but a LoRA or a projector.
+    """A model's stored tensors, by the authors' names.
 
-    Raises `UserError` if a base is missing or too much.
+    Those of `base` if `folder` has only a LoRA or a projector. Raises `UserError` if a base is missing or superfluous.
     """
     is_part = is_peft(folder) or ((folder / LONE_PROJECTOR).is_file() and not any(folder.glob("*model*")))
     if is_part and base is None:
-        raise UserError(f"{folder} holds no whole model: name the one that it was trained on with --base.")
+        raise UserError(f"{folder} is not a complete model: give the one it was trained on with --base.")
     if base is not None and not is_part:
-        raise UserError(f"{folder} holds a whole model: leave --base out.")
+        raise UserError(f"{folder} is a complete model: omit --base.")
     source = open_source(base or folder)
     entries = _projector(base or folder) | source.entries
     return Assembled(folder, entries | (_projector(folder) if base else {}), source.metadata)
 
 
 def _projector(folder: Path) -> dict[str, Entry]:
-    """What mm_projector.bin holds, by its names in a whole model; nothing if there is no such file."""
+    """The tensors of mm_projector.bin, by their names in a complete model; empty without it."""
     file = folder / LONE_PROJECTOR
     found = open_source(file).entries if file.is_file() else {}
     named = {"model." + name.removeprefix("model."): entry for name, entry in found.items()}
@@ -55,9 +58,9 @@ def _authors(ours: str) -> str:
 
 
 def with_adapter(source: Assembled, folder: Path) -> Assembled:
-    """The model with the LoRA in `folder` merged; what was trained beside it takes the place of the model's own.
+    """The model with the LoRA in `folder` merged.
 
-    Raises `UserError` if the adapter is not for a model of these names and shapes.
+    Tensors trained beside the LoRA replace the model's own. Raises `UserError` if names or shapes do not fit.
     """
     deltas = read_deltas(folder)
     beside = {_authors(ours): entries.entries[name] for ours, (entries, name) in deltas.beside.items()}
@@ -69,7 +72,7 @@ def with_adapter(source: Assembled, folder: Path) -> Assembled:
             raise UserError(f"{folder}: the adapter does not fit its base: {unknown(name, source.entries)}")
         if (shape := source.tensors[name].shape) != update.shape:
             raise UserError(
-                f"{folder}: the adapter is for a {name} of {update.shape}, its base has {shape}: take the right one."
+                f"{folder}: the adapter expects {name} of shape {update.shape}, its base has {shape}: use the right base."
             )
         made[name] = merged(source, name, update)
     return replace(source, made=made)
@@ -84,7 +87,10 @@ def check_projector(source: Assembled) -> None:
 
 
 def read_tower(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """The vision tower of a CLIP's folder, by its names in a whole model, and its config."""
+    """A CLIP's vision tower and its config.
+
+    Its tensors have the names of a complete model in the authors' layout.
+    """
     config, entries = read_json(folder / "config.json"), open_source(folder).entries
     found = {name: match[1] for name in entries if (match := _TOWER_NAME.fullmatch(name))}
     tower = {TOWER + name: entry_named(entries[stored], TOWER + name) for stored, name in found.items()}
@@ -92,42 +98,51 @@ def read_tower(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
 
 
 def added_rows(folder: Path) -> dict[str, Entry]:
-    """The rows that an export left beside a model, of the embedding and the head; nothing if there are none."""
+    """Vocabulary rows that an export saved beside a model.
+
+    Rows of the embedding and the head; empty without the file.
+    """
     found = open_source(folder / ROWS).entries if (folder / ROWS).is_file() else {}
     if any(len(entry.tensor.shape) != 2 for entry in found.values()):
-        raise UserError(f"{folder / ROWS} does not hold rows of matrices. Remove it.")
+        raise UserError(f"{folder / ROWS} holds something other than matrix rows. Remove it.")
     return found
 
 
-def with_vocabulary(source: Assembled, words: int, count: int, added: Mapping[str, Entry]) -> Assembled:
-    """Embedding and head with `count` rows instead of `words`: `added`, or else each new row the mean of the old ones."""
+def with_vocabulary(source: Assembled, vocab_size: int, count: int, added: Mapping[str, Entry]) -> Assembled:
+    """Extend embedding and head from `vocab_size` to `count` rows.
+
+    The new rows are `added`, or else each the mean of the old ones.
+    """
     made = dict(source.made)
     for name in VOCABULARY:
         if (tensor := source.tensors.get(name)) is None:
             continue
-        if len(tensor.shape) != 2 or tensor.shape[0] != words:
+        if len(tensor.shape) != 2 or tensor.shape[0] != vocab_size:
             raise UserError(
-                f"{source.folder}: {name} has the shape {tensor.shape}, config.json says that there are {words} words."
+                f"{source.folder}: {name} has the shape {tensor.shape}, but config.json has a vocab_size of {vocab_size}."
             )
         more = added.get(name)
-        if added and (more is None or more.tensor != replace(tensor, shape=(count - words, tensor.shape[1]))):
+        if added and (more is None or more.tensor != replace(tensor, shape=(count - vocab_size, tensor.shape[1]))):
             raise UserError(f"{source.folder}: {ROWS} does not fit {name}: it belongs to another model. Remove it.")
         made[name] = with_rows(source, name, count, more)
     return replace(source, made=made)
 
 
-def without_added(source: Source, words: int) -> tuple[Source, dict[str, Entry]]:
-    """A model in our layout whose embedding and head have the rows of words alone, and the other rows by the authors' names."""
+def without_added(source: Source, vocab_size: int) -> tuple[Source, dict[str, Entry]]:
+    """Cut embedding and head to `vocab_size` rows.
+
+    `source` is in our layout. Returns it and the removed rows, by the authors' names.
+    """
     entries, added = dict(source.entries), {}
     for name in VOCABULARY:
         found = TABLE.find(name)
         if found and (entry := entries.get(found[1])):
-            entries[found[1]] = rows(entry, 0, words, found[1])
-            added[name] = rows(entry, words, entry.tensor.shape[0], name)
+            entries[found[1]] = rows(entry, 0, vocab_size, found[1])
+            added[name] = rows(entry, vocab_size, entry.tensor.shape[0], name)
     return replace(source, entries=entries), added
 
 
 def write_added(folder: Path, added: Mapping[str, Entry]) -> None:
-    """The sidecar that `added_rows` reads."""
+    """Write the file that `added_rows` reads."""
     tensors = [entry.tensor for entry in added.values()]
     write_safetensors(folder / ROWS, tensors, lambda tensor: added[tensor.name].read(), {"format": "pt"}, lambda _: None)

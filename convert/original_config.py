@@ -1,7 +1,7 @@
-"""config.json of LLaVA-1.5 in the authors' layout (llava_llama, with mm_* fields) to and from Hugging Face's.
+"""LLaVA-1.5's original config.json to and from Hugging Face's.
 
-Meaning of the fields: haotian-liu/LLaVA v1.2.2, llava/model/{llava_arch,builder}.py, llava/mm_utils.py process_images and
-llava/model/multimodal_encoder/clip_encoder.py.
+The authors' layout is llava_llama, with mm_* fields. Meaning of the fields: haotian-liu/LLaVA v1.2.2,
+llava/model/{llava_arch,builder}.py, llava/mm_utils.py process_images and llava/model/multimodal_encoder/clip_encoder.py.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ SETTINGS = (*LLAMA.defaults, "num_key_value_heads", "rope_theta", "rope_scaling"
 MULTIPLE = 64  # Hugging Face's vocabulary is padded to a multiple of it
 ASPECTS = {"pad": "pad", "square": "crop", None: "crop"}
 FEATURES = {"patch": "default", None: "default", "cls_patch": "full"}
-# What LLaVA-1.5 has; anything else is another model.
+# The values of LLaVA-1.5; any other value is another model.
 ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("llava_llama", "llava"),
     "mm_projector_type": ("mlp2x_gelu",),
@@ -38,7 +38,7 @@ def check_original(config: dict[str, Any]) -> None:
             "config.json: this is Hugging Face's layout. Use `visalign convert llava`, and `visalign fuse` for its adapters."
         )
     if "mm_vision_tower" not in config:
-        raise UserError("config.json: a LLaVA of the authors says mm_vision_tower; is this the language model alone?")
+        raise UserError("config.json: mm_vision_tower is missing. Is this the language model alone?")
     check_unquantised(config)
     for name, known in ONLY.items():
         if (value := config.get(name)) not in known:
@@ -46,19 +46,20 @@ def check_original(config: dict[str, Any]) -> None:
 
 
 def hugging_face(config: dict[str, Any], vision: dict[str, Any], added: int | None = None) -> dict[str, Any]:
-    """The complete Hugging Face config of an authors' config and its tower's.
+    """Hugging Face's complete config for an authors' config.
 
-    <image> and <pad> come behind the words; then rows up to a multiple of 64, unless it is known how many were `added`.
+    `vision` is the tower's config. <image> and <pad> follow the original vocabulary, then padding to a multiple of 64,
+    unless the number of `added` rows is known.
     """
-    words = vocabulary(config)
-    rows = words + added if added else -(-(words + 2) // MULTIPLE) * MULTIPLE
+    vocab_size = vocabulary(config)
+    rows = vocab_size + added if added else -(-(vocab_size + 2) // MULTIPLE) * MULTIPLE
     text = {name: config[name] for name in SETTINGS if name in config} | {"model_type": "llama", "vocab_size": rows}
     found = complete(
         {
             "model_type": "llava",
             "architectures": ["LlavaForConditionalGeneration"],
-            "image_token_index": words,
-            "pad_token_id": words + 1,
+            "image_token_index": vocab_size,
+            "pad_token_id": vocab_size + 1,
             "vision_feature_layer": config.get("mm_vision_select_layer", -2),
             "vision_feature_select_strategy": FEATURES[config.get("mm_vision_select_feature")],
             "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
@@ -71,27 +72,30 @@ def hugging_face(config: dict[str, Any], vision: dict[str, Any], added: int | No
 
 
 def vocabulary(config: dict[str, Any]) -> int:
-    """How many words the language model was trained with."""
-    words = config.get("vocab_size", LLAMA.defaults["vocab_size"])
-    if type(words) is not int or words < 1:
-        raise UserError(f"config.json: vocab_size should be a whole number above 0, not {shown(words)}.")
-    return words
+    """Vocabulary size that the language model was trained with."""
+    vocab_size = config.get("vocab_size", LLAMA.defaults["vocab_size"])
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise UserError(f"config.json: vocab_size should be a whole number above 0, not {shown(vocab_size)}.")
+    return vocab_size
 
 
 def authors(config: dict[str, Any], aspect: str) -> dict[str, Any]:
-    """The way back, of a complete Hugging Face config. The tower lies in the weights, its own config in our section.
+    """The authors' config for a complete Hugging Face config.
 
-    Raises `UserError` if <image> is not the first token behind the words, where the authors' vocabulary ends.
+    The inverse of `hugging_face`: the tower stays in the weights, its config goes into our section. Raises `UserError` if
+    <image> is not the first token after the authors' vocabulary.
     """
-    text, vision, words = config["text_config"], config["vision_config"], config["image_token_index"]
-    if config["model_type"] != "llava" or not 2 <= text["vocab_size"] - words < 2 + MULTIPLE:
-        raise UserError("Only a LLaVA-1.5 whose <image> comes right behind the words can be given the authors' layout.")
+    text, vision, vocab_size = config["text_config"], config["vision_config"], config["image_token_index"]
+    if config["model_type"] != "llava" or not 2 <= text["vocab_size"] - vocab_size < 2 + MULTIPLE:
+        raise UserError(
+            "Only a LLaVA-1.5 whose <image> directly follows the original vocabulary can be exported to the authors' layout."
+        )
     ratios = {ours: theirs for theirs, ours in ASPECTS.items() if theirs}
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **{name: text[name] for name in SETTINGS if name in text},
-        "vocab_size": words,
+        "vocab_size": vocab_size,
         "pad_token_id": 0,
         "image_aspect_ratio": ratios[aspect],
         "mm_hidden_size": vision["hidden_size"],
@@ -101,7 +105,7 @@ def authors(config: dict[str, Any], aspect: str) -> dict[str, Any]:
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": config["vision_feature_layer"],
         "mm_vision_tower": TOWERS.get(vision["image_size"], "clip"),
-        "unfreeze_mm_vision_tower": True,  # so that the authors' code reads the tower out of these weights
+        "unfreeze_mm_vision_tower": True,  # makes the authors' code load the tower from these weights
         "use_mm_proj": True,
         "torch_dtype": config.get("torch_dtype", "float16"),
         OURS: {"vision_config": vision},

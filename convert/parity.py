@@ -1,6 +1,6 @@
-"""`--verify logits`: does the converted model say what transformers says of the source, on a fixed image and prompt?
+"""`--verify logits`: compares the converted model's logits with transformers'.
 
-Both compute in float32, one after the other: each takes 4 bytes a parameter.
+On a fixed image and prompt. Both models run in float32, one after the other; each takes 4 bytes per parameter.
 """
 
 from importlib.util import find_spec
@@ -20,13 +20,14 @@ from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.tolerances import SAME_SHARE
 
-WORDS = 8  # before and after the image
+TEXT_TOKENS = 8  # before and after the image
 
 
 def compare_logits(source: Source, config: dict[str, Any], folder: Path, lossless: bool) -> str:
-    """The largest difference of any logit, for the summary. `config` is the source's, every default spelled out.
+    """Compare the logits; returns a line for the summary.
 
-    Raises `UserError` if nothing was lost by casts or quantisation and the logits differ all the same.
+    `config` is the source's, with every default filled in. Raises `UserError` if the logits differ although the conversion
+    was `lossless`.
     """
     if find_spec("torch") is None:
         return "not compared with transformers (torch is not installed)"
@@ -37,18 +38,23 @@ def compare_logits(source: Source, config: dict[str, Any], folder: Path, lossles
     agreed = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
     found = f"differ from transformers' by {largest:.1e} at most (the largest is {scale:.1f})"
     if lossless and not largest <= SAME_SHARE * scale:
-        raise UserError(f"{folder}: the logits {found}, although nothing was lost. Please report this, with the config.json.")
-    return f"{found}, the likeliest next token is the same at {agreed} of {len(ours)} positions"
+        raise UserError(
+            f"{folder}: the logits {found}, although the conversion was lossless. Please report this, with the config.json."
+        )
+    return f"{found}; the most likely next token agrees at {agreed} of {len(ours)} positions"
 
 
 def example(config: dict[str, Any]) -> tuple[list[int], np.ndarray]:
-    """Token ids, spread over the vocabulary, around an image of random normalised pixels [1, h, w, 3]."""
+    """Token ids and pixels of a fixed test input.
+
+    The ids are spread over the vocabulary, around an image of random normalised pixels [1, h, w, 3].
+    """
     size, image = config["vision_config"]["image_size"], config["image_token_index"]
     pixels = np.random.default_rng(0).standard_normal((1, size, size, 3)).astype(np.float32)
-    words = np.linspace(0, config["text_config"]["vocab_size"] - 1, 2 * WORDS).astype(int).tolist()
-    words = [word if word != image else word - 1 for word in words]
-    model = families.build_model(config)  # lazy: no weight is drawn
-    return [*words[:WORDS], *[image] * families.of(model).image_tokens(model), *words[WORDS:]], pixels
+    text = np.linspace(0, config["text_config"]["vocab_size"] - 1, 2 * TEXT_TOKENS).astype(int).tolist()
+    text = [token if token != image else token - 1 for token in text]
+    model = families.build_model(config)  # lazy: no weight is allocated
+    return [*text[:TEXT_TOKENS], *[image] * families.of(model).image_tokens(model), *text[TEXT_TOKENS:]], pixels
 
 
 def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
@@ -62,7 +68,10 @@ def mlx_logits(folder: Path, ids: list[int], pixels: np.ndarray) -> Float[np.nda
 
 
 def transformers_logits(source: Source, config: dict[str, Any], ids: list[int], pixels: np.ndarray) -> Float[np.ndarray, "l v"]:
-    """transformers' own model with the source's tensors, which our reader reads: no pickle of the source is ever opened."""
+    """Logits of transformers' model with the source's tensors.
+
+    Our reader loads the tensors, so no pickle of the source is executed.
+    """
     import torch
     import transformers
 

@@ -1,8 +1,8 @@
-"""Adapters between PEFT's LoRA folders and ours, both ways and bit for bit.
+"""LoRA adapters between PEFT's format and ours, losslessly.
 
-PEFT has A [r, in] and B [out, r] and alpha; ours, like mlx-lm's and mlx-vlm's, A [in, r], B [r, out] and their scale. What
-PEFT's config says beside that is kept in ours ("peft"), what ours says is kept in the notes of PEFT's file ("visalign"),
-so that either comes back as it was.
+PEFT stores A [r, in], B [out, r] and alpha; we, like mlx-lm and mlx-vlm, store A [in, r], B [r, out] and their scale. The
+rest of PEFT's config is kept in ours ("peft"), the rest of ours in the metadata of PEFT's file ("visalign"), so both
+conversions can be reversed.
 """
 
 import argparse
@@ -59,29 +59,36 @@ EXAMPLES = (
     "--adapter-path llava-lora-peft --output adapter --model llava-mlx",
     "--adapter-path runs/seva/adapter --output adapter-peft --dry-run",
 )
-# What stands before a block's number in the models that PEFT wraps: transformers 5's, older ones, those of LLaVA's authors.
+# The prefix of a block's number in the models PEFT wraps: of transformers 5, of older versions, of LLaVA's authors.
 BLOCKS = {"nested": "model.language_model.layers.", "classic": "language_model.model.layers.", "original": "model.layers."}
 OURS = "language_model.model.layers."
-STANDARD = ("fine_tune_type", "num_layers", "lora_parameters", "peft")  # in our config; all else is noted in PEFT's file
+STANDARD = (
+    "fine_tune_type",
+    "num_layers",
+    "lora_parameters",
+    "peft",
+)  # in our config; the rest goes into the metadata of PEFT's file
 TURNED = Transpose((1, 0))
-OLDER = Table([Rule(f"{OURS}*.{side}", f"{OURS}*.lora_{side.lower()}") for side in "AB"])  # of mlx-vlm
+OLDER = Table([Rule(f"{OURS}*.{side}", f"{OURS}*.lora_{side.lower()}") for side in "AB"])  # mlx-vlm's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter-path", metavar="FOLDER", required=True, help="an adapter, PEFT's or ours; only read")
-    parser.add_argument("--output", metavar="OUT", required=True, help="the new folder, of the other kind")
-    parser.add_argument("--model", metavar="MODEL", help="from PEFT: what it was trained on, so that no other can be taken")
-    parser.add_argument("--layout", choices=BLOCKS, help="to PEFT: whose names; as they came, or nested (transformers 5)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+    parser.add_argument("--adapter-path", metavar="FOLDER", required=True, help="adapter folder or hub name, PEFT's or ours")
+    parser.add_argument("--output", metavar="OUT", required=True, help="output folder, in the other format")
+    parser.add_argument("--model", metavar="MODEL", help="from PEFT: its base model, so that other models are refused")
     parser.add_argument(
-        "--scale", type=positive_number, metavar="X", help="of mlx-vlm's older form, which does not say how strong it is"
+        "--layout", choices=BLOCKS, help="to PEFT: layout of the layer names (default: as converted, or nested, transformers 5)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan from the files' headers and write nothing")
+    parser.add_argument(
+        "--scale", type=positive_number, metavar="X", help="LoRA scale, which mlx-vlm's older format does not record"
     )
     add_base_projector(parser)
     add_revision(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Convert an adapter to the other kind. Returns figures by name, to show."""
+    """Convert an adapter. Returns the summary as a dict."""
     folder, output = find_model(options.adapter_path, options.revision), Path(options.output)
     check_output(output, folder)
     if is_peft(folder):
@@ -101,9 +108,9 @@ def positive_number(text: str) -> float:
 
 
 def to_ours(folder: Path, output: Path, model: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """A LoRA folder of PEFT as one of ours; `model` is the folder that it was trained on.
+    """Convert a PEFT adapter to ours.
 
-    Raises `UserError` for everything that ours cannot hold, with the way out.
+    `model` is the folder it was trained on. Raises `UserError`, with a way out, for adapters that our format cannot express.
     """
     peft = read_peft(folder)
     _refuse_projector(folder)
@@ -122,14 +129,17 @@ def to_ours(folder: Path, output: Path, model: Path | None = None, dry_run: bool
     }
     figures |= _about(f"PEFT's, layout {layout}", keys, rank, scale)
     if "base_fingerprint" not in config:
-        figures["base"] = "not known: any model of these shapes will take it (--model says which is right)"
+        figures["base"] = "unknown: any model of these shapes will accept it (name the right one with --model)"
     if not dry_run:
         figures |= _write(Conversion(source, found), output / WEIGHTS, config, {"format": "mlx"}, read_config)
     return figures
 
 
 def to_peft(folder: Path, output: Path, layout: str | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """An adapter of ours, mlx-lm's or mlx-vlm's as a LoRA folder of PEFT: its rounds are one LoRA already."""
+    """Convert our, mlx-lm's or mlx-vlm's adapter to PEFT.
+
+    The rounds of a run are already one LoRA.
+    """
     config, parameters, _ = read_config(folder)
     came = _came(config, folder)
     layout = layout or came.get("layout", "nested")
@@ -156,9 +166,12 @@ def _by_full_names(source: Source) -> Source:
 
 
 def from_older(folder: Path, output: Path, scale: float | None, dry_run: bool = False) -> dict[str, Any]:
-    """An adapter in mlx-vlm's older form as one of ours. `scale` is what its product was multiplied by: no file says it."""
+    """Convert an adapter in mlx-vlm's older format to ours.
+
+    `scale` is the factor of A B, which the format does not record.
+    """
     if scale is None:
-        raise UserError(other_form(folder, read_json(folder / CONFIG)))  # it says which two numbers it may be
+        raise UserError(other_form(folder, read_json(folder / CONFIG)))  # the message names the two possible values
     source, rank = open_source(folder / WEIGHTS), read_json(folder / CONFIG)["rank"]
     found = _plan(source, OLDER, folder)
     keys = sorted({move.target.name.rsplit(".lora_", 1)[0] for move in found.moves})
@@ -186,16 +199,16 @@ def _refuse_projector(folder: Path) -> None:
     beside = read_non_lora(folder)
     if beside is not None:
         raise UserError(
-            f"{folder} holds, beside the LoRA, {len(beside.tensors)} tensors that were trained in full "
-            f"({first_of(sorted(beside.tensors))}), and without them the adapter is not what was trained. Merge all of it into "
-            "a model: with `visalign convert llava_original`, or with `visalign fuse` into one that is converted already."
+            f"{folder} has, beside the LoRA, {len(beside.tensors)} tensors that were trained in full "
+            f"({first_of(sorted(beside.tensors))}); without them the adapter is incomplete. Merge everything into a model: "
+            "with `visalign convert llava_original`, or with `visalign fuse` into a model that is already converted."
         )
 
 
 def _language(peft: PeftAdapter) -> tuple[str, Source, dict[str, Any]]:
-    """The layout, the language model's tensors, and a note on others, which may be left out only where they do nothing.
+    """The layout, the language model's tensors, and a summary line on layers left out.
 
-    The suffixes that PEFT takes as target_modules fit layers of the vision tower too.
+    PEFT's target_modules are suffixes, which match layers of the vision tower too. Those are left out only if B is zero.
     """
     known = {layout: [path for path in peft.layers if path.startswith(start)] for layout, start in BLOCKS.items()}
     layout = max(known, key=lambda name: len(known[name]))
@@ -204,14 +217,14 @@ def _language(peft: PeftAdapter) -> tuple[str, Source, dict[str, Any]]:
     if busy or not known[layout]:
         raise UserError(
             f"{peft.folder}: {len(busy or others)} adapted layers are not in the language model's blocks "
-            f"({first_of(busy or others)}), where an adapter of ours is. `visalign fuse` merges all of it into a model."
+            f"({first_of(busy or others)}), the only ones our adapters cover. `visalign fuse` merges all of it into a model."
         )
     names = {tensor.name for path in known[layout] for tensor in (peft.layers[path].a, peft.layers[path].b)}
     source = replace(peft.source, entries={name: peft.source.entries[name] for name in peft.source.entries if name in names})
     return (
         layout,
         source,
-        {"left out": f"{len(others)} layers elsewhere whose B is zero: they change nothing"} if others else {},
+        {"left out": f"{len(others)} layers elsewhere whose B is zero, so they have no effect"} if others else {},
     )
 
 
@@ -220,8 +233,8 @@ def _common(peft: PeftAdapter, source: Source) -> tuple[int, float]:
     found = {(layer.rank, layer.scale) for layer in peft.layers.values() if layer.a.name in source.tensors}
     if len(found) > 1:
         raise UserError(
-            f"{peft.folder}: its layers have ranks from {min(found)[0]} to {max(found)[0]}; an adapter of ours has one for "
-            "all. `visalign fuse` merges it into a model."
+            f"{peft.folder}: its layers have ranks from {min(found)[0]} to {max(found)[0]}, or several scales; ours have "
+            "one rank and one scale. `visalign fuse` merges it into a model."
         )
     return found.pop()
 
@@ -230,25 +243,25 @@ def _check_linears(folder: Path, keys: list[str]) -> None:
     strange = [key for key in keys if key.removeprefix(OURS).partition(".")[2] not in LINEARS]
     if strange:
         block, name = strange[0].removeprefix(OURS).split(".", 1)
-        raise UserError(f"{folder}: {len(strange)} layers are not known, the first in block {block}: {unknown(name, LINEARS)}")
+        raise UserError(f"{folder}: {len(strange)} layers are unknown, the first in block {block}: {unknown(name, LINEARS)}")
 
 
 def _came(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What our config says of the PEFT folder that it was, if it was one."""
+    """The PEFT layout and config that our config records, if it was converted from PEFT."""
     came = config.get("peft", {})
     if came and not (isinstance(came, dict) and came.get("layout") in BLOCKS and isinstance(came.get("config"), dict)):
-        raise UserError(f"{folder / CONFIG}: peft should hold PEFT's layout and config, got something else.")
+        raise UserError(f"{folder / CONFIG}: peft should have PEFT's layout and config, got something else.")
     return came
 
 
 def _means(config: dict[str, Any], parameters: Parameters, folder: Path) -> bool:
-    """Whether PEFT's config says the same as ours."""
+    """Whether PEFT's config has the same rank and scale as ours."""
     lora = read_lora(config, folder / CONFIG)
     return (lora.r, lora.scale(lora.r)) == (parameters.rank, parameters.scale)
 
 
 def _describe(parameters: Parameters, layers: list[str]) -> dict[str, Any]:
-    """A config for PEFT. Layers go by their full paths, so that none of the vision tower is meant."""
+    """A config for PEFT, with full paths of layers, so that none of the vision tower match."""
     alpha = parameters.scale * parameters.rank
     return {
         "peft_type": "LORA",
@@ -272,7 +285,7 @@ def _about(kind: str, keys: list[str], rank: int, scale: float) -> dict[str, Any
 def _write(
     conversion: Conversion, file: Path, config: dict[str, Any], metadata: dict[str, str], check: Callable[[Path], object]
 ) -> dict[str, str]:
-    """Write the folder, `check` it, and compare every tensor with the one it came from."""
+    """Write the folder, `check` it, and compare every tensor with its source."""
     size = sum(tensor.nbytes for tensor in conversion.tensors)
     with new_folder(file.parent, conversion.source.folder) as folder:
         with meter("converting", size) as on_bytes:
@@ -283,7 +296,7 @@ def _write(
         for move in conversion.moves:
             back = move.rule.change.inverse.apply(written.read(move.target.name), move.source.shape)
             if digest(back) != digest(conversion.source.read(move.source.name)):
-                raise UserError(f"{file.parent}: {move.target.name} is not what was written. Is the disk damaged?")
+                raise UserError(f"{file.parent}: {move.target.name} differs from what was written. Is the disk damaged?")
     count = len(conversion.moves)
     return {
         "verified": f"{count} of {count} tensors equal the source's, bit for bit",

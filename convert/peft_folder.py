@@ -1,8 +1,10 @@
-"""PEFT's LoRA folders, and those of LLaVA's authors, read without PEFT and torch.
+"""Reads LoRA folders of PEFT and of LLaVA's authors.
+
+Without PEFT and torch.
 
 PEFT computes W x + scale * B A x with A [r, in] and B [out, r]; scale is alpha / r, with rsLoRA alpha / sqrt(r)
 (peft 0.21, tuners/lora/layer.py, LoraLayer.update_layer). A config that makes it compute anything else is refused.
-Which layers an adapter is for is told by its tensors: patterns in a config are never run, they may be made to hang.
+The adapted layers are read from the tensors' names: patterns in a config are never run, since a malicious one could hang.
 """
 
 import argparse
@@ -22,17 +24,17 @@ from mlx_visalign.utils.schema import build, convert, shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-NON_LORA = "non_lora_trainables.bin"  # LLaVA's authors: what was trained beside the LoRA, in full
-LONE_PROJECTOR = "mm_projector.bin"  # the same of a training of the projector alone
+NON_LORA = "non_lora_trainables.bin"  # LLaVA's authors: tensors trained in full beside the LoRA
+LONE_PROJECTOR = "mm_projector.bin"  # the same, if only the projector was trained
 PROJECTOR = re.compile(r"model\.mm_projector\.|(model\.)?multi_modal_projector\.")
 TRAINED = ("tune_mm_mlp_adapter", "mm_projector_lr")  # in config.json: the projector was trained beside the LoRA
-NOTE = "visalign"  # in the notes of a safetensors file: what an adapter of ours says of itself
+NOTE = "visalign"  # in the metadata of a safetensors file: the config of our adapter
 OUTER = "base_model.model."  # PEFT's own modules around the model
 _MATRIX = re.compile(re.escape(OUTER) + r"(.+)\.lora_([AB])\.weight")
 _BLOCK = re.compile(r"(.*layers)\.(\d{1,18})\.(.+)")
 
 MEANT = {"r", "lora_alpha", "use_rslora", "rank_pattern", "bias", "init_lora_weights"}
-# How it was made, where it fits, how PEFT injects it, defaults without effect: nothing that changes what A and B mean.
+# Provenance, target layers, injection, initialisation: settings that do not change what A and B compute.
 WITHOUT_EFFECT = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
     *("lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -51,7 +53,10 @@ MERGE = "Merge it with PEFT (merge_and_unload) and convert the merged model"
 
 @dataclass(frozen=True)
 class Matrices:
-    """One layer's A [r, in] and B [out, r], and the scale of their product."""
+    """One layer's LoRA matrices and scale.
+
+    A is [r, in], B is [out, r]; the scale is that of their product.
+    """
 
     a: Tensor
     b: Tensor
@@ -64,7 +69,10 @@ class Matrices:
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A LoRA folder of PEFT. `layers` has the adapted modules by their paths in the model that PEFT wrapped."""
+    """A LoRA folder of PEFT.
+
+    `layers` maps each adapted module's path in the wrapped model to its matrices.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -74,7 +82,7 @@ class PeftAdapter:
 
 @dataclass(frozen=True)
 class LoRA:
-    """What a config must say."""
+    """The settings of PEFT's config that matter here."""
 
     r: int
     lora_alpha: float
@@ -89,12 +97,15 @@ def is_peft(folder: Path) -> bool:
 
 
 def read_peft(folder: Path) -> PeftAdapter:
-    """The adapter in `folder`, from its headers alone. Raises `UserError` for anything that is not a plain LoRA."""
+    """Read a PEFT adapter, from its headers alone.
+
+    Raises `UserError` for anything but a plain LoRA.
+    """
     config = read_json(folder / CONFIG)
     lora = read_lora(config, folder / CONFIG)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} holds no adapter of PEFT: expected {' or '.join(WEIGHTS)}.")
+        raise UserError(f"{folder} has no PEFT adapter: expected {' or '.join(WEIGHTS)}.")
     source = open_source(file)
     layers = _pairs(source, lora, ranks_differ=bool(config.get("rank_pattern")), where=file)
     _check_complete(config, layers, file)
@@ -102,10 +113,11 @@ def read_peft(folder: Path) -> PeftAdapter:
 
 
 def read_non_lora(folder: Path) -> Source | None:
-    """What an authors' LoRA folder holds beside the LoRA (the trained projector), by the names of their full models.
+    """Tensors trained in full beside an authors' LoRA.
 
-    They are saved as base_model.model.model.mm_projector.0.weight and meant as model.mm_projector.0.weight
-    (haotian-liu/LLaVA, llava/model/builder.py). None if there is no such file.
+    That is the projector, by the names of the authors' full models: saved as
+    base_model.model.model.mm_projector.0.weight, it stands for model.mm_projector.0.weight (haotian-liu/LLaVA,
+    llava/model/builder.py). None if there is no such file.
     """
     files = [folder / name for name in (LONE_PROJECTOR, NON_LORA) if (folder / name).is_file()]
     if not files:
@@ -121,15 +133,16 @@ def read_non_lora(folder: Path) -> Source | None:
 
 def add_base_projector(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base-projector", action="store_true", help="take the base's projector where the trained one is not in a LoRA folder"
+        "--base-projector", action="store_true", help="use the base's projector if the LoRA folder lacks the trained one"
     )
 
 
 def require_beside(folder: Path, base_projector: bool = False) -> str | None:
-    """Refuse an authors' LoRA folder whose config.json says that the projector was trained, where it is not there.
+    """Refuse an authors' LoRA folder that lacks its trained projector.
 
-    A training saves it at its end alone, so intermediate checkpoints lack it. Returns what to say where that cannot be told,
-    or where the base's is to be taken all the same (`base_projector`).
+    A training saves it only at its end, so intermediate checkpoints lack it; their config.json says that it was trained.
+    Returns a line for the summary if the base's projector is used: because of `base_projector`, or because config.json does
+    not say whether it was trained.
     """
     beside = read_non_lora(folder)
     if not (folder / "config.json").is_file() or (beside is not None and any(map(PROJECTOR.match, beside.tensors))):
@@ -141,30 +154,36 @@ def require_beside(folder: Path, base_projector: bool = False) -> str | None:
     if trained and not base_projector:
         raise UserError(
             f"{folder} has no projector, though its config.json says that it was trained ({', '.join(trained)}): only the "
-            f"folder that a training ends with has {NON_LORA}. Name that folder, copy the file here, or take the base's "
-            "projector with --base-projector, and other answers than the training's."
+            f"final folder of a training has {NON_LORA}. Use that folder, copy the file here, or use the base's projector with "
+            "--base-projector; the model will then answer differently from the trained one."
         )
     return f"the base's: {folder} has no {NON_LORA}" + (", though the projector was trained" if trained else "")
 
 
 def read_note(peft: PeftAdapter) -> dict[str, Any]:
-    """What our config said before the adapter became PEFT's; nothing if it was never ours."""
+    """Our config, from before a conversion to PEFT.
+
+    Empty if the adapter was never ours.
+    """
     try:
         note = json.loads(peft.source.metadata.get(NOTE, "{}"))
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):
-        raise UserError(f"{peft.folder}: the notes in its file ({NOTE}) are damaged: expected JSON.")
+        raise UserError(f"{peft.folder}: the metadata {NOTE!r} in its file is damaged: expected JSON.")
     return note
 
 
 def read_lora(config: dict[str, Any], file: Path) -> LoRA:
-    """Rank and scale of a config. Raises `UserError` if it asks for more than a LoRA."""
+    """Rank and scale in PEFT's config.
+
+    Raises `UserError` if it is more than a plain LoRA.
+    """
     if config.get("peft_type") != "LORA":
         raise UserError(f"{file}: expected peft_type 'LORA', got {shown(config.get('peft_type'))}.")
     for name, value in config.items():
         if name not in MEANT | WITHOUT_EFFECT and value not in (None, False, [], {}):
-            why = WHY.get(name, "that is not understood here")
+            why = WHY.get(name, "that is not supported here")
             raise UserError(f"{file}: {name} is {shown(value)}, and {why}. {MERGE}.")
     if config.get("bias", "none") != "none":
         raise UserError(f"{file}: bias is {shown(config['bias'])}, so biases were trained beside the LoRA. {MERGE}.")
@@ -178,7 +197,7 @@ def read_lora(config: dict[str, Any], file: Path) -> LoRA:
 
 
 def _pairs(source: Source, lora: LoRA, ranks_differ: bool, where: Path) -> dict[str, Matrices]:
-    """Every tensor as A or B of a linear layer, in the order of the file."""
+    """A and B of every adapted linear layer, in the order of the file."""
     found = {name: match.groups() for name in source.tensors if (match := _MATRIX.fullmatch(name))}
     strange = sorted(source.tensors.keys() - found.keys())
     if strange or not found:
@@ -206,7 +225,7 @@ def _check_shapes(path: str, a: Tensor, b: Tensor, rank: int | None, where: Path
 
 
 def _check_complete(config: dict[str, Any], layers: Iterable[str], where: Path) -> None:
-    """Where the config lists layers by their last names, all blocks of a module must have the same ones."""
+    """If the config lists layers by their last names, all blocks of a module must have the same layers."""
     targets = config.get("target_modules")
     if isinstance(targets, list):
         convert(targets, list[str], f"{where.with_name(CONFIG)}: target_modules")
@@ -224,9 +243,9 @@ def _check_complete(config: dict[str, Any], layers: Iterable[str], where: Path) 
             missing += [f"{stack}.{index}.{name}" for name in names - blocks.get(index, set())]
     unmet = [target for target in targets if not any(path == target or path.endswith(f".{target}") for path in layers)]
     if missing or unmet:
-        raise UserError(f"{where}: no tensors for {first_of(sorted(missing) or unmet)}, which the target_modules include.")
+        raise UserError(f"{where}: no tensors for {first_of(sorted(missing) or unmet)}, which target_modules includes.")
 
 
 def first_of(names: list[str]) -> str:
-    """Some of the names, and how many more there are."""
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""What a conversion will do, from headers alone: for `--dry-run`, and for the first lines of the summary."""
+"""Describes a conversion from headers alone, for `--dry-run`."""
 
 from collections import Counter
 from typing import Any
@@ -11,11 +11,11 @@ from mlx_visalign.convert.tensors import Tensor
 
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTERPRETER = 150e6  # bytes of Python, NumPy and MLX themselves
-SPEED, QUANTIZING = 300e6, 100e6  # bytes of the source a second, on two slow cores; a laptop does better
+SPEED, QUANTIZING = 300e6, 100e6  # source bytes per second, on two slow cores; a laptop is faster
 
 
 def describe(source: Source, layout: str, plan: Plan, conversion: Conversion) -> dict[str, Any]:
-    """Figures by name, in the order in which they are shown."""
+    """The plan's lines by name, in display order."""
     largest = max(max(move.source.nbytes, move.target.nbytes) for move in plan.moves)
     size = sum(tensor.nbytes for tensor in source.tensors.values())
     written = conversion.tensors
@@ -35,11 +35,11 @@ def describe(source: Source, layout: str, plan: Plan, conversion: Conversion) ->
 
 
 def quantised(conversion: Conversion) -> str:
-    """How many layers are quantised, and how many could not be."""
+    """How many layers are quantised, and how many cannot be."""
     settings, count, unfit = conversion.quantization, len(conversion.quantized), len(conversion.unfit)
     assert settings is not None
     where = "the whole model" if settings.everything else "the language model"
-    left = f"; {unfit} left as they are, no group of {settings.group_size} divides their rows" if unfit else ""
+    left = f"; {unfit} not quantised, since their rows are not divisible by {settings.group_size}" if unfit else ""
     return f"{count} of {count + unfit} layers of {where} to {settings.bits} bits, groups of {settings.group_size}{left}"
 
 

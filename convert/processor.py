@@ -1,4 +1,7 @@
-"""A model's preprocessing files, as our own loader, mlx-vlm and transformers each look for them."""
+"""A model's preprocessing files.
+
+Completed so that our loader, mlx-vlm and transformers each find what they look for.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from mlx_visalign.utils.files import read_json, remove, write_atomically
 
 
 def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Make a folder's chat template that of its `visalign` section, with which it was trained; returns what there is to say.
+    """Write the chat template that the model was trained with.
 
-    It may have come along from a model that states another, such as Hugging Face's LLaVA-1.5.
+    That is the one in the config's `visalign` section; the folder may still have another one, copied from a model such as
+    Hugging Face's LLaVA-1.5. Returns lines for the summary.
     """
     ours, end = config.get("visalign", {}), end_token(folder)
     template = ours.get("template") if isinstance(ours, dict) else None
@@ -28,13 +32,14 @@ def state_template(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         if (folder / name).is_file() and "chat_template" in (found := read_json(folder / name)):
             write_json(folder / name, {key: value for key, value in found.items() if key != "chat_template"})
     write_atomically(folder / "chat_template.jinja", as_jinja(template, end))
-    return {"chat template": f"{template}'s, as the model was trained here"}
+    return {"chat template": f"{template}, which the model was trained with"}
 
 
 def complete_processor(folder: Path, config: dict[str, Any]) -> list[str]:
-    """Fill in what older or newer folders leave out; returns which files it takes to answer are still missing.
+    """Fill in what older or newer folders leave out.
 
-    transformers >= 5 keeps the image settings inside processor_config.json, everything else wants a file of their own.
+    transformers >= 5 keeps the image settings in processor_config.json; all other readers expect them in a file of their
+    own. Returns the files that are needed for generation and still missing.
     """
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     images = processor.get("image_processor")

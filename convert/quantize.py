@@ -1,6 +1,7 @@
-"""Affine quantisation of one tensor at a time, as `mlx.nn.quantize` does it to a whole model in memory.
+"""Affine quantisation, one tensor at a time.
 
-A group of neighbouring weights in a row shares a scale and a bias: w ~ scale * q + bias, q in 0 .. 2^bits - 1.
+The result is that of `mlx.nn.quantize`, which needs the whole model in memory. A group of neighbouring weights in a row
+shares a scale and a bias: w ~ scale * q + bias, q in 0 .. 2^bits - 1.
 """
 
 from dataclasses import dataclass, replace
@@ -10,21 +11,27 @@ import numpy as np
 
 from mlx_visalign.convert.tensors import DTYPES, Tensor
 
-BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize knows
-AT_ONCE = 1 << 23  # weights: rows are quantised in pieces, each row by itself
+BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize supports
+AT_ONCE = 1 << 23  # weights quantised per step; rows are independent
 LANGUAGE = "language_model."
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """`everything`: vision tower and projector too. They are a twentieth of LLaVA-1.5-7B, and lose more by it."""
+    """Quantisation settings.
+
+    `everything` includes vision tower and projector: a twentieth of LLaVA-1.5-7B, and more sensitive to it.
+    """
 
     bits: int
     group_size: int
     everything: bool = False
 
     def meant_for(self, tensor: Tensor) -> bool:
-        """Whether `tensor` is the matrix of a linear layer or an embedding of words in the part to quantise."""
+        """Whether `tensor` should be quantised.
+
+        True for matrices of linear layers and token embeddings in the chosen part of the model.
+        """
         is_matrix = tensor.name.endswith(".weight") and len(tensor.shape) == 2
         chosen = self.everything or tensor.name.startswith(LANGUAGE)
         return is_matrix and chosen and not tensor.name.endswith("position_embedding.weight")
@@ -33,7 +40,10 @@ class Quantization:
         return tensor.shape[-1] % self.group_size == 0
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
-        """What a matrix becomes: packed `weight` (U32), and a scale and a bias for each group in the matrix' own type."""
+        """The tensors that a quantised matrix consists of.
+
+        Packed `weight` (U32), and one scale and bias per group, in the matrix's own type.
+        """
         rows, columns = tensor.shape
         layer = tensor.name.removesuffix(".weight")
         groups = replace(tensor, shape=(rows, columns // self.group_size))
@@ -44,7 +54,10 @@ class Quantization:
         ]
 
     def quantize(self, array: np.ndarray, code: str) -> list[np.ndarray]:
-        """The arrays of `parts`, in that order, from a matrix of the type `code` (BF16 as uint16 bits)."""
+        """Quantise a matrix into the arrays of `parts`.
+
+        `code` is the matrix's type (BF16 as uint16 bits). The order is that of `parts`.
+        """
         rows, columns = array.shape
         step = max(1, AT_ONCE // columns)
         pieces = [self._piece(array[start : start + step], code) for start in range(0, rows, step)]
@@ -55,13 +68,13 @@ class Quantization:
         return [np.array(packed), _to_numpy(scales, code), _to_numpy(biases, code)]
 
     def dequantize(self, packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, code: str) -> np.ndarray:
-        """The matrix that a quantised layer computes with, in float32."""
+        """The dequantised matrix, in float32."""
         scale, bias = (_to_mlx(part, code).astype(mx.float32) for part in (scales, biases))
         return np.array(mx.dequantize(mx.array(packed), scale, bias, group_size=self.group_size, bits=self.bits))
 
     @property
     def config(self) -> dict[str, int | str]:
-        """As config.json says it."""
+        """The quantisation section of config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": "affine"}
 
 

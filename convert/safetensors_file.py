@@ -1,7 +1,8 @@
-"""safetensors files, one tensor at a time: headers checked by safetensors' own (Rust) reader, data mapped or streamed.
+"""Reads and writes safetensors files, one tensor at a time.
 
-`mx.load` accepts overlapping and missing ranges, trailing bytes and negative sizes; the Rust reader refuses them all.
-It does not say where a tensor lies, though, so after its verdict the header is read once more.
+Headers are checked by safetensors' own (Rust) reader; data are mapped or streamed. `mx.load` accepts overlapping and missing
+ranges, trailing bytes and negative sizes; the Rust reader refuses them all. It does not return the tensors' offsets, so the
+header is parsed a second time.
 """
 
 import json
@@ -22,10 +23,11 @@ METADATA = "__metadata__"
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Every tensor of a file by its name, and the file's own notes ("format": "pt" or "mlx").
+    """A file's tensors by name, and its metadata.
 
-    Raises `UserError` for a missing file, for everything that safetensors itself refuses, and for two slips against its
-    format that it lets pass: a name that comes twice, and a header that does not begin with a brace.
+    The metadata are such as {"format": "pt"} or {"format": "mlx"}. Raises `UserError` for a missing file, for everything
+    that safetensors refuses, and for two violations of its format that it accepts: a duplicate name, and a header that does
+    not begin with a brace.
     """
     try:
         with safe_open(path, framework="numpy"):
@@ -35,7 +37,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             header = _parsed(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         refuse_pointer(path)
-        raise UserError(f"{path} is not a whole safetensors file ({error}). Download or convert it again.") from None
+        raise UserError(f"{path} is not a complete safetensors file ({error}). Download or convert it again.") from None
     metadata = header.pop(METADATA, None) or {}
     return {name: _entry(name, about, path, LENGTH + length) for name, about in header.items()}, metadata
 
@@ -49,7 +51,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a name comes twice in its header")
+        raise ValueError("its header has a duplicate name")
     return values
 
 
@@ -66,11 +68,12 @@ def write_safetensors(
     metadata: dict[str, str],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write a file of `tensors`, asking `produce` for one array at a time and telling `on_bytes` how much was written.
+    """Write `tensors` to a file, one at a time.
 
-    The file gets its name when it is whole and on the disk. Wide types come first, as in files that safetensors writes
-    itself, so that every tensor is aligned; within a type the order is the one given. Raises `UserError` if the system
-    refuses the write, `ValueError` if an array is not what its tensor says.
+    `produce` returns a tensor's array; `on_bytes` is called with the bytes written. The file gets its name once it is
+    complete and on disk. Wide types come first, as in files that safetensors itself writes, so that every tensor is aligned;
+    within a type the given order is kept. Raises `UserError` if the write fails, `ValueError` if an array does not match its
+    tensor.
     """
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     with replacing(path) as file:
@@ -87,11 +90,11 @@ def _header(tensors: Sequence[Tensor], metadata: dict[str, str]) -> bytes:
         start, end = end, end + tensor.nbytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % LENGTH)  # so that the data begin aligned
+    text += b" " * (-len(text) % LENGTH)  # aligns the data
     return len(text).to_bytes(LENGTH, "little") + text
 
 
 def _checked(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     if array.shape != tensor.shape or array.dtype != DTYPES[tensor.dtype]:
-        raise ValueError(f"{tensor} was promised, an array of {array.dtype} {array.shape} came")
+        raise ValueError(f"expected an array for {tensor}, got {array.dtype} {array.shape}")
     return np.ascontiguousarray(array)

@@ -1,7 +1,7 @@
-"""Where weights come from: a file, or a folder of one file or of shards, with or without an index.
+"""Opens weights: one file, or a folder of shards.
 
-Only headers are read; a tensor's bytes are mapped when it is asked for, and the files are never written to. A file may
-be a symbolic link, as all are in the hub's cache.
+With or without an index. Only headers are read; a tensor's bytes are mapped on request, and the files are never modified.
+A file may be a symbolic link, as in the hub's cache.
 """
 
 import os
@@ -25,7 +25,10 @@ SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 @dataclass(frozen=True)
 class Source:
-    """Tensors on disk. `metadata` is what safetensors files say of themselves, such as {"format": "mlx"}."""
+    """Tensors on disk.
+
+    `metadata` is that of safetensors files, such as {"format": "mlx"}.
+    """
 
     folder: Path
     entries: dict[str, Entry]
@@ -41,10 +44,11 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """The weights at `path`: one file, or a folder with `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+    """The weights of a file or a model folder.
 
-    safetensors are preferred where a folder has both, and one whole file to shards, as in transformers. Raises
-    `UserError` naming the shard that is missing, or the tensor that comes twice or does not stand where the index says.
+    A folder has `model.safetensors` or `pytorch_model.bin`, in one file or in shards. If it has several, safetensors are
+    preferred, and one file to shards, as in transformers. Raises `UserError` naming the missing shard, or the tensor that is
+    duplicated or not where the index says.
     """
     if path.is_file():
         return _gather(path.parent, [path])
@@ -58,14 +62,14 @@ def open_source(path: Path) -> Source:
             return _indexed(index)
         if files := sorted(file for file in path.glob(shards) if not file.name.startswith(".")):
             return _gather(path, _whole_set(files))
-    raise UserError(f"{path} holds no weights: expected model.safetensors, pytorch_model.bin or shards of them.")
+    raise UserError(f"{path} has no weights: expected model.safetensors, pytorch_model.bin or shards of them.")
 
 
 def _indexed(index: Path) -> Source:
-    """The shards that an index names, each of which must hold exactly the tensors that the index finds there."""
+    """The shards of an index; each must hold exactly the tensors that the index lists for it."""
     placed = convert(read_json(index).get("weight_map"), dict[str, str], f"{index}: weight_map")
     if outside := sorted({name for name in placed.values() if Path(name).name != name}):
-        raise UserError(listed(f"{index} names files outside of its own folder, where a shard must lie", map(repr, outside)))
+        raise UserError(listed(f"{index} names shards outside its own folder", map(repr, outside)))
     source = _gather(index.parent, _existing(index.parent / name for name in sorted(set(placed.values()))))
     lost = [name for name, file in placed.items() if name not in source.entries or source.entries[name].path.name != file]
     if lost:
@@ -73,18 +77,18 @@ def _indexed(index: Path) -> Source:
         raise UserError(listed(str(index), found, "Download both again."))
     if extra := sorted(source.entries.keys() - placed.keys()):
         found = [f"{source.entries[name].path.name} holds {name}, which {index.name} does not name" for name in extra]
-        raise UserError(listed(str(index.parent), found, "Is it of another model?"))
+        raise UserError(listed(str(index.parent), found, "Is it from another model?"))
     return source
 
 
 def _whole_set(files: list[Path]) -> list[Path]:
-    """The same files, where every shard that a name like model-00001-of-00003.safetensors promises is there."""
-    promised = list(files)
+    """`files`, once all shards exist that a name like model-00001-of-00003.safetensors implies."""
+    implied = list(files)
     for file in files:
         if match := SHARD.fullmatch(file.name):
             start, _, total, end = match.groups()
-            promised += [file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1)]
-    _existing(dict.fromkeys(promised))
+            implied += [file.with_name(f"{start}-{number:05d}-of-{total}{end}") for number in range(1, int(total) + 1)]
+    _existing(dict.fromkeys(implied))
     return files
 
 
@@ -92,7 +96,7 @@ def _existing(shards: Iterable[Path]) -> list[Path]:
     found = list(shards)  # Path.is_file would raise for a name that is too long
     if missing := [shard for shard in found if not os.path.isfile(shard)]:
         lost = [f"the shard {shard.name} is missing" for shard in missing]
-        raise UserError(listed(f"{missing[0].parent} is not whole", lost, "Download the folder again."))
+        raise UserError(listed(f"{missing[0].parent} is incomplete", lost, "Download the folder again."))
     return found
 
 

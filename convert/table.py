@@ -1,7 +1,7 @@
-"""A conversion as a table of names: what each source tensor becomes, or that it is dropped on purpose.
+"""Conversions as tables of rules for tensor names.
 
-Every source tensor must match exactly one rule and every parameter of the target must be filled; a table read backwards
-is the way back, which is how a conversion is verified and undone.
+A rule renames tensors, or drops them on purpose. Every source tensor must match exactly one rule and every parameter of the
+target must be filled. The inverse of a table verifies or undoes a conversion.
 """
 
 import difflib
@@ -20,10 +20,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a tensor's shape on its way to the shape `wanted`. This one: nothing."""
+    """A change of shape; this base class changes nothing."""
 
     def shape(self, shape: Shape, wanted: Shape) -> Shape:
-        """The shape that a source tensor of `shape` ends in; the plan refuses it unless it is `wanted`."""
+        """The shape that `shape` becomes.
+
+        The plan refuses it unless it is `wanted`.
+        """
         return shape
 
     def apply(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
@@ -36,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Transpose(Change):
-    """The axes in another order, as `numpy.transpose` takes it."""
+    """A permutation of axes, as for `numpy.transpose`."""
 
     axes: Shape
 
@@ -57,9 +60,10 @@ CHANNELS_LAST = Transpose((0, 2, 3, 1))  # a convolution: torch has OIHW, MLX ha
 
 @dataclass(frozen=True)
 class Rule:
-    """`source` is a name in which each `*` stands for one or more characters; `target` has them in the same order.
+    """A rule that renames or drops tensors.
 
-    A `target` of None drops the tensor, and `why` says why that is right. A dropping rule goes before all others.
+    Each `*` in `source` matches one or more characters; `target` has the same `*` in the same order. A `target` of None drops
+    the tensor, for the reason `why`. Dropping rules take precedence over all others.
     """
 
     source: str
@@ -72,7 +76,10 @@ class Rule:
         return re.compile("(.+)".join(map(re.escape, self.source.split("*"))))
 
     def match(self, name: str) -> str | None:
-        """The target's name; "" for a tensor to drop; None if the rule is about other tensors."""
+        """The target's name, if the rule matches.
+
+        "" for a tensor to drop, None without a match.
+        """
         found = self._pattern.fullmatch(name)
         if found is None or self.target is None:
             return None if found is None else ""
@@ -85,18 +92,24 @@ def dropped(source: str, why: str) -> Rule:
 
 
 def under(source: str, target: str, rules: Iterable[Rule]) -> list[Rule]:
-    """Rules for names relative to a module, as rules for a module that is called `source` there and `target` here."""
+    """Prefix the names of `rules`.
+
+    The prefixes are `source` and `target`, the module's names in the source and in the target.
+    """
     return [replace(rule, source=source + rule.source, target=target + (rule.target or rule.source)) for rule in rules]
 
 
 def same(*names: str) -> list[Rule]:
-    """Rules that keep names as they are, to be put `under` prefixes."""
+    """Rules that keep names, possibly `under` prefixes."""
     return [Rule(name, name) for name in names]
 
 
 @dataclass(frozen=True)
 class Move:
-    """One tensor's way: read `source`, apply the rule's change, write `target`. Both have the source's type."""
+    """The conversion of one tensor.
+
+    Read `source`, apply the rule's change, write `target`. Both have the source's type.
+    """
 
     source: Tensor
     target: Tensor
@@ -105,7 +118,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """`moves` fill the target, in the order of their target names; `dropped` are left out, each by its rule."""
+    """All moves of a conversion.
+
+    `moves` fill the target, sorted by target name; `dropped` are left out, each by its rule.
+    """
 
     moves: list[Move]
     dropped: list[tuple[Tensor, Rule]]
@@ -116,7 +132,10 @@ class Table:
     rules: Sequence[Rule]
 
     def find(self, name: str) -> tuple[Rule, str] | None:
-        """The rule for a source name and the target's name; None if there is none. Two are a mistake in the table."""
+        """The rule for a source name, and the target's name.
+
+        None without a matching rule. Raises `ValueError` if several match, which is a mistake in the table.
+        """
         found = [(rule, target) for rule in self.rules if (target := rule.match(name)) is not None]
         dropping = [pair for pair in found if pair[0].target is None]
         found = dropping[:1] or found
@@ -126,25 +145,31 @@ class Table:
 
     @property
     def inverse(self) -> "Table":
-        """The way back. What was dropped does not come back."""
+        """The table from targets to sources, without dropped tensors."""
         kept = [rule for rule in self.rules if rule.target is not None]
         return Table([Rule(str(rule.target), rule.source, rule.change.inverse) for rule in kept])
 
     def through(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """The names and shapes that tensors with these names and shapes end with; those that no rule keeps are left out."""
+        """Names and shapes after the conversion.
+
+        Tensors that no rule keeps are left out.
+        """
         found = ((self.find(name), shape) for name, shape in shapes.items())
         return {pair[1]: pair[0].change.shape(shape, shape) for pair, shape in found if pair and pair[1]}
 
     def matches(self, names: Iterable[str]) -> int:
-        """How many of the names the table knows: the right one of several tables knows most."""
+        """How many of the names match a rule.
+
+        The right one of several tables matches most.
+        """
         return sum(self.find(name) is not None for name in names)
 
 
 def plan(tensors: Mapping[str, Tensor], table: Table, wanted: Mapping[str, Shape], where: str) -> Plan:
-    """How `tensors` fill a target whose parameters have the names and shapes `wanted`. `where` begins every error.
+    """Plan how `tensors` fill the parameters `wanted`.
 
-    Raises `UserError` for a tensor that no rule or no parameter is for, a parameter that stays empty or is filled twice,
-    and a shape that does not come out, with the nearest names that exist.
+    `wanted` has their names and shapes; `where` begins every error. Raises `UserError` for a tensor without a rule or
+    parameter, a parameter that is left empty or filled twice, and a wrong shape; it suggests the nearest existing names.
     """
     moves: dict[str, Move] = {}
     left_out, unknown, twice = [], [], []
@@ -160,8 +185,8 @@ def plan(tensors: Mapping[str, Tensor], table: Table, wanted: Mapping[str, Shape
             moves[name] = _move(tensor, name, rule, wanted[name], where)
     _refuse(f"{where}: parameters that two tensors would fill", twice, [])
     empty = wanted.keys() - moves.keys()
-    _refuse(f"{where}: tensors that are not understood", unknown, _sources(table, empty or wanted))
-    _refuse(f"{where}: tensors that are missing", _sources(table, empty), unknown)
+    _refuse(f"{where}: unknown tensors", unknown, _sources(table, empty or wanted))
+    _refuse(f"{where}: missing tensors", _sources(table, empty), unknown)
     return Plan([moves[name] for name in sorted(moves)], left_out)
 
 
@@ -173,14 +198,14 @@ def _move(tensor: Tensor, name: str, rule: Rule, wanted: Shape, where: str) -> M
         )
     if shape != wanted:
         raise UserError(
-            f"{where}: {tensor.name} has the shape {_shown(tensor.shape)}, config.json asks for "
-            f"{_shown(rule.change.inverse.shape(wanted, tensor.shape))}. Take both files from the same model."
+            f"{where}: {tensor.name} has the shape {_shown(tensor.shape)}, but config.json requires "
+            f"{_shown(rule.change.inverse.shape(wanted, tensor.shape))}. Use files from the same model."
         )
     return Move(tensor, replace(tensor, name=name, shape=shape), rule)
 
 
 def _sources(table: Table, targets: Iterable[str]) -> list[str]:
-    """What the parameters `targets` are called in the source."""
+    """The names of the parameters `targets` in the source."""
     found = ((table.inverse.find(name), name) for name in sorted(targets))
     return [pair[1] if pair else name for pair, name in found]
 
@@ -189,7 +214,7 @@ def _refuse(title: str, names: Sequence[str], candidates: Iterable[str]) -> None
     if not names:
         return
     others = list(candidates)
-    ordered = sorted(names)  # to look for the nearest takes long, and only the first are shown
+    ordered = sorted(names)  # finding the nearest is slow, and only the first are shown
     raise UserError(listed(title, [*(_with_nearest(name, others) for name in ordered[:NAMED]), *ordered[NAMED:]]))
 
 

@@ -1,6 +1,7 @@
-"""A tensor as a converter sees it: its name, type and shape, where its bytes lie in a file, and how to change its type.
+"""Tensors in files, and casts between float types.
 
-Nothing here holds a model in memory: `Entry.read` maps one tensor's bytes, and they leave memory with the array.
+A tensor has a name, a type, a shape and a place in a file. `Entry.read` maps its bytes, which leave memory with the array,
+so no model is ever held in memory.
 """
 
 import math
@@ -11,7 +12,7 @@ import numpy as np
 
 from mlx_visalign.utils.errors import UserError
 
-# safetensors' names for types. NumPy has no bfloat16: it travels as its bits.
+# safetensors' names of types. NumPy has no bfloat16, so its bits are used (uint16).
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -30,13 +31,13 @@ DTYPES: dict[str, np.dtype] = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80}  # without the sign
 
-MAX_DIMENSIONS = 8  # far more than any weight has, and far fewer than NumPy can take
-CAST_AT_ONCE = 1 << 18  # elements: the copies made on the way stay at a MB each
+MAX_DIMENSIONS = 8  # more than any weight has, and fewer than NumPy supports
+CAST_AT_ONCE = 1 << 18  # elements per step: temporary copies take a MB each
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says about a tensor. `dtype` is a key of DTYPES."""
+    """A tensor's name, type (a key of DTYPES) and shape."""
 
     name: str
     dtype: str
@@ -53,7 +54,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: `offset` in bytes from the file's start, `strides` in elements, both within the file."""
+    """A tensor in a file.
+
+    `offset` is in bytes from the file's start, `strides` are in elements; both have been checked to stay within the file.
+    """
 
     tensor: Tensor
     path: Path
@@ -61,7 +65,10 @@ class Entry:
     strides: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """The tensor, read-only and mapped from the file. BF16 comes as uint16. Raises `UserError` if the file is gone."""
+        """The array, mapped from the file and read-only.
+
+        BF16 comes as uint16 bits. Raises `UserError` if the file is gone.
+        """
         dtype, shape = DTYPES[self.tensor.dtype], self.tensor.shape
         if self.tensor.count == 0:
             return np.empty(shape, dtype)
@@ -74,30 +81,39 @@ class Entry:
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor whose rows lie one after the other."""
+    """Strides of a row-major tensor, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """How many elements from the first to the last one, both included; 0 if there are none."""
+    """Number of elements from the first to the last, inclusive.
+
+    0 for an empty tensor.
+    """
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
 
 
 def check_tensor(tensor: Tensor, path: Path) -> None:
-    """Refuse a type that is not converted, and a shape that no weight has but that would break NumPy."""
-    name = repr(tensor.name[:80])  # it may hold anything
+    """Refuse unsupported types and absurd shapes.
+
+    No weight has such shapes, and NumPy could not handle them.
+    """
+    name = repr(tensor.name[:80])  # a name may hold anything
     if tensor.dtype not in DTYPES:
-        raise UserError(f"{path}: {name} is of the type {tensor.dtype}; understood are {', '.join(DTYPES)}.")
-    elements = math.prod(size for size in tensor.shape if size)  # an empty tensor may still have a size beyond all measure
+        raise UserError(f"{path}: {name} has the type {tensor.dtype}; supported are {', '.join(DTYPES)}.")
+    elements = math.prod(size for size in tensor.shape if size)  # an empty tensor may still have one huge dimension
     if len(tensor.shape) > MAX_DIMENSIONS or elements >= 1 << 48:
         raise UserError(f"{path}: {name} has a shape that no weight has ({len(tensor.shape)} dimensions).")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a cast could not keep: finite numbers that became infinite, and numbers that became zero."""
+    """Overflows and underflows of a cast.
+
+    Counts finite numbers that became infinite, and numbers that became zero.
+    """
 
     overflowed: int = 0
     flushed: int = 0
@@ -107,10 +123,10 @@ class Loss:
 
 
 def cast(array: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, Loss]:
-    """`array` as another float type, rounded to the nearest (ties to even), and what that lost.
+    """Cast an array to another float type.
 
-    A little at a time, so that only `array` and the result are ever in memory. Raises `ValueError` unless both types
-    are floats.
+    Rounds to nearest (ties to even), in pieces, so that only `array` and the result are in memory. Returns the result and
+    its `Loss`. Raises `ValueError` unless both types are floats.
     """
     if not {from_code, to_code} <= set(FLOATS):
         raise ValueError(f"cast is for floats, not {from_code} to {to_code}")
@@ -127,14 +143,14 @@ def cast(array: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, L
 
 def _cast_piece(values: np.ndarray, from_code: str, to_code: str) -> tuple[np.ndarray, Loss]:
     wide = (values.astype(np.uint32) << 16).view(np.float32) if from_code == "BF16" else values
-    with np.errstate(all="ignore"):  # what is lost is counted
+    with np.errstate(all="ignore"):  # losses are counted below
         result = _to_bfloat16(wide.astype(np.float32, copy=False)) if to_code == "BF16" else wide.astype(DTYPES[to_code])
     before, after = _infinite_and_zeros(values, from_code), _infinite_and_zeros(result, to_code)
     return result, Loss(after[0] - before[0], after[1] - before[1])
 
 
 def _infinite_and_zeros(values: np.ndarray, code: str) -> tuple[int, int]:
-    """How many elements are infinite and how many zero; 16-bit floats by their bits, which is much faster."""
+    """Numbers of infinite and of zero elements; 16-bit floats by their bits, which is much faster."""
     if code in INFINITY_BITS:
         magnitudes = values.view(np.uint16) & 0x7FFF
         infinite = magnitudes == INFINITY_BITS[code]
@@ -147,4 +163,4 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     """The upper half of each float32, rounded to the nearest (ties to even)."""
     bits = values.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)  # rounding could make a NaN infinite
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)  # rounding could turn a NaN into infinity

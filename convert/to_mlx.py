@@ -1,4 +1,7 @@
-"""The second half of every conversion to MLX, once names and config are understood: write, carry over, verify, sum up."""
+"""Common part of all conversions to MLX.
+
+Once a converter has read names and config: write the weights, carry over other files, verify, summarise.
+"""
 
 import argparse
 import time
@@ -35,10 +38,13 @@ CODES = {name: code for code, name in NAMES.items()}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a converter has understood: the weights, their layout's name, table and plan, and config.json made complete.
+    """A source model as a converter has read it.
 
-    `carry` brings words and pixels into the new folder, where config.json is already, and returns the files' names.
-    `words` is the folder that they come from, and `told` what may say there which words the model was trained with.
+    source            the weights; `layout`, `table` and `plan` are the name, table and plan of their layout
+    config            the completed config.json
+    carry             copies tokenizer and image settings into a new folder that has its config.json; returns the files' names
+    tokenizer_folder  where the tokenizer comes from
+    source_config     the config.json as published, which may name the template that the model was trained with
     """
 
     source: Source
@@ -47,34 +53,42 @@ class Origin:
     plan: Plan
     config: dict[str, Any]
     carry: Callable[[Path], list[str]]
-    words: Path
-    told: Mapping[str, Any]
+    tokenizer_folder: Path
+    source_config: Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every conversion to MLX can be told."""
-    parser.add_argument("--mlx-path", metavar="OUT", default="mlx_model", help="the new folder; %(default)s")
+    """Add the options of every conversion to MLX."""
+    parser.add_argument("--mlx-path", metavar="OUT", default="mlx_model", help="output folder (default: %(default)s)")
     parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of what is not quantised; %(default)s"
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="float type of what is not quantised (default: %(default)s)",
     )
     parser.add_argument("-q", "--quantize", action="store_true", help="quantise the language model")
-    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight; 4")
-    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights that share a scale; 64")
+    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits per weight (default: 4)")
+    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights per scale (default: 64)")
     parser.add_argument("--q-everything", action="store_true", help="quantise vision tower and projector too")
-    parser.add_argument("--template", choices=get_args(Template), help="the words around a question; the family's own")
-    parser.add_argument("--aspect", choices=get_args(Aspect), help="how an image becomes a square; the source's, or pad")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done, from the files' headers")
+    parser.add_argument(
+        "--template", choices=get_args(Template), help="prompt template (default: the source's, or the family's)"
+    )
+    parser.add_argument("--aspect", choices=get_args(Aspect), help="how images become square (default: the source's, or pad)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan from the files' headers and write nothing")
     parser.add_argument(
         "--verify",
         nargs="?",
         const="checksums",
         choices=("checksums", "logits"),
-        help="compare every tensor with the source; `logits`: and the logits with transformers'",
+        help="compare every tensor with the source; `logits`: also compare logits with transformers",
     )
 
 
 def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
-    """Convert as `options` (see `add_arguments`) say, or only say what would be done. Returns figures by name, to show."""
+    """Convert or plan. Returns the summary as a dict.
+
+    `options` are those of `add_arguments`.
+    """
     conversion = Conversion(origin.source, origin.plan, CODES[options.dtype], _quantization(options))
     ours, prompting = _prompting(origin, options)
     output = Path(options.mlx_path)
@@ -109,7 +123,7 @@ def to_mlx(origin: Origin, options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def meter(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar in MB for what is told in bytes."""
+    """A progress bar in MB, advanced in bytes."""
     done = 0
     with progress(title, max(1, size // 10**6), unit="MB") as bar:
 
@@ -126,41 +140,42 @@ def _quantization(options: argparse.Namespace) -> Quantization | None:
     if options.quantize:
         return Quantization(options.q_bits or 4, options.q_group_size or 64, options.q_everything)
     if options.q_bits or options.q_group_size or options.q_everything:
-        raise UserError("--q-bits, --q-group-size and --q-everything say how to quantise: add -q to do it.")
+        raise UserError("--q-bits, --q-group-size and --q-everything need -q.")
     return None
 
 
 def _prompting(origin: Origin, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """Template and aspect: as asked for, as the source has them, or the family's own; and what there is to say about it."""
+    """Template and aspect (as asked for, the source's, or the family's), and summary lines on them."""
     before: Any = origin.config.get(OURS, {})
     if not isinstance(before, dict):
-        raise UserError(f"config.json: {OURS} should hold template and aspect, got {before!r}.")
+        raise UserError(f"config.json: {OURS} should be an object with template and aspect, got {before!r}.")
     for name, kind in (("template", Template), ("aspect", Aspect)):
         convert(before.get(name), kind | None, f"config.json: {OURS}.{name}")
-    told = {**origin.told, "model_type": origin.config["model_type"]}
-    choice = choose(origin.words, told, options.template, before.get("template"), "Name one with --template to take it anyway.")
+    source_config = {**origin.source_config, "model_type": origin.config["model_type"]}
+    cure = "Choose one with --template to use it anyway."
+    choice = choose(origin.tokenizer_folder, source_config, options.template, before.get("template"), cure)
     found = {"template": choice.template, "aspect": options.aspect or before.get("aspect", "pad")}
-    families.find(told["model_type"]).check_aspect(found["aspect"], origin.words)
+    families.find(source_config["model_type"]).check_aspect(found["aspect"], origin.tokenizer_folder)
     if before.get("fused"):
         found["fused"] = True
         if options.quantize:
             say(
                 f"Warning: an adapter was merged into {origin.source.folder}, and rounding to {options.q_bits or 4} bits loses "
-                "most of a small change. Quantise the model without it, and keep the adapter beside it."
+                "most of its small change. Quantise the model without it, and keep the adapter beside it."
             )
-    said = [f"{choice.template}{choice.note and f' ({choice.note})'}", *remarks(origin.words, told)]
+    said = [f"{choice.template}{choice.note and f' ({choice.note})'}", *remarks(origin.tokenizer_folder, source_config)]
     return found, {"template": "; ".join(said)}
 
 
 def _missing(names: list[str], origin: Origin) -> str:
-    """Said in the summary, and on its own: a summary is easily passed over."""
-    said = f"{in_a_row(names)}: {origin.words} has none. Copy them here from the original model, or nothing can be asked"
+    """Also warns at once, since a line of the summary is easily overlooked."""
+    said = f"{in_a_row(names)}: {origin.tokenizer_folder} has none. Copy them here from the original model to use it"
     say(f"Warning: the new folder lacks {said}.")
     return said
 
 
 def _config(config: dict[str, Any], conversion: Conversion, dtype: str, ours: dict[str, Any]) -> dict[str, Any]:
-    """The new config.json: the type in one place, quantisation in both that are read, and our own section."""
+    """The new config.json: the dtype once, quantisation in both places that are read, and our own section."""
     parts = {name: _without_dtype(config[name]) for name in ("text_config", "vision_config")}
     found = _without_dtype(config) | parts | {"torch_dtype": dtype, OURS: ours}
     if conversion.quantization is not None:
@@ -178,7 +193,7 @@ def _precision(conversion: Conversion, dtype: str) -> str:
 
 
 def _hugging_face(origin: Origin) -> Source:
-    """The source by names that transformers knows."""
+    """The source with names that transformers knows."""
     if origin.layout in LAYOUTS:
         return origin.source
     table = LAYOUTS["classic"].table(origin.config["model_type"]).inverse

@@ -1,7 +1,7 @@
-"""torch's .bin files without torch and without unpickling: a zip of one pickle (torch_pickle) and of raw storages.
+"""Reads torch's .bin files without torch or unpickling.
 
-Storages must lie uncompressed in the archive, as torch.save leaves them, so that tensors can be mapped where they are.
-Every claim of a file is checked against the bytes that are there before anything is mapped.
+They are zips of one pickle (torch_pickle) and raw storages. Storages must be uncompressed in the archive, as torch.save writes
+them, so that tensors can be mapped in place. Every claim of a file is checked against its bytes before anything is mapped.
 """
 
 import struct
@@ -15,9 +15,9 @@ from mlx_visalign.convert.torch_pickle import View, read_state_dict
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
 
-PICKLE_LIMIT = 2 << 20  # bytes: the pickle of LLaVA-7B has 0.1 MB
+PICKLE_LIMIT = 2 << 20  # bytes: that of LLaVA-7B has 0.1 MB
 LOCAL_MARK = b"PK\x03\x04"
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # the mark, and how long the name and the extra field are that follow
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # the mark, and the lengths of the name and the extra field that follow
 ENCRYPTED = 0x1
 
 
@@ -30,9 +30,9 @@ class _Member:
 
 
 def read_torch(path: Path) -> dict[str, Entry]:
-    """Every tensor of a state dict that torch.save (1.6 or newer) wrote, by its name.
+    """The tensors of a file written by torch.save, by name.
 
-    Raises `UserError` for another format, and for everything that a plain state dict would not contain.
+    By torch 1.6 or newer. Raises `UserError` for other formats, and for anything that a plain state dict does not contain.
     """
     try:
         with path.open("rb") as file:
@@ -43,11 +43,11 @@ def read_torch(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, NotImplementedError, OverflowError, struct.error, zipfile.BadZipFile) as error:
         refuse_pointer(path)
-        raise UserError(f"{path} was refused, and nothing in it executed: {error}.") from None
+        raise UserError(f"{path} was refused (nothing in it was executed): {error}.") from None
 
 
 def _members(file: BinaryIO) -> dict[str, _Member]:
-    """The archive's files, by their names without the one folder that holds them all."""
+    """The archive's files, by their names without the common top folder."""
     if file.read(len(LOCAL_MARK)) != LOCAL_MARK:
         raise ValueError("it is not a zip; torch before 1.6 wrote other formats, so save it again with a newer one")
     members: dict[str, _Member] = {}
@@ -58,7 +58,7 @@ def _members(file: BinaryIO) -> dict[str, _Member]:
     for info in infos:
         folder, _, name = info.filename.partition("/")
         if folder != root or not name or name in members or ".." in name.split("/") or folder in ("", ".", ".."):
-            raise ValueError(f"its archive has a file of an unsafe name or two of one name ({info.filename[:80]!r})")
+            raise ValueError(f"its archive has an unsafe or duplicate file name ({info.filename[:80]!r})")
         members[name] = _member(file, info, end)
     if sum(member.size for member in members.values()) > end:
         raise ValueError("the files in its archive overlap")
@@ -72,13 +72,13 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo, end: int) -> _Member:
     mark, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     offset = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
     if mark != LOCAL_MARK or offset + info.file_size > end:
-        raise ValueError(f"{info.filename[:80]!r} in its archive does not lie where it should")
+        raise ValueError(f"{info.filename[:80]!r} in its archive is not where its directory says")
     return _Member(offset, info.file_size)
 
 
 def _pickle(file: BinaryIO, members: dict[str, _Member]) -> bytes:
     if "data.pkl" not in members:
-        raise ValueError("its archive has no data.pkl: torch.save did not write it")
+        raise ValueError("its archive has no data.pkl, so torch.save did not write it")
     if "byteorder" in members and _content(file, members["byteorder"]) != b"little":
         raise ValueError("it was written on a big-endian machine")
     return _content(file, members["data.pkl"])
@@ -86,7 +86,7 @@ def _pickle(file: BinaryIO, members: dict[str, _Member]) -> bytes:
 
 def _content(file: BinaryIO, member: _Member) -> bytes:
     if member.size > PICKLE_LIMIT:
-        raise ValueError(f"its pickle has {member.size} bytes, and no model's needs more than {PICKLE_LIMIT}")
+        raise ValueError(f"its pickle has {member.size} bytes, more than the limit of {PICKLE_LIMIT}")
     file.seek(member.offset)
     return file.read(member.size)
 
@@ -97,11 +97,11 @@ def _entry(name: str, view: View, path: Path, members: dict[str, _Member]) -> En
     size = DTYPES[tensor.dtype].itemsize
     member = members.get(f"data/{view.storage.key}")
     if member is None or member.size != view.storage.count * size:
-        raise ValueError(f"the storage of {name[:80]!r} is missing or not as large as it claims")
+        raise ValueError(f"the storage of {name[:80]!r} is missing or has the wrong size")
     if min(view.offset, *view.shape, *view.strides, 0) < 0 or len(view.shape) != len(view.strides):
         raise ValueError(f"{name[:80]!r} has a negative offset, size or stride")
     check_tensor(tensor, path)
     reach = extent(view.shape, view.strides)
     if view.offset + reach > view.storage.count or tensor.count > reach:
-        raise ValueError(f"{name[:80]!r} reaches out of its storage, or reads some of it twice")
+        raise ValueError(f"{name[:80]!r} reaches beyond its storage, or overlaps itself")
     return Entry(tensor, path, member.offset + view.offset * size, view.strides)

@@ -1,10 +1,10 @@
-"""What the pickle inside a torch file says, read as data: nothing in it is ever executed or imported.
+"""Reads the pickle in a torch file without executing it.
 
-pickletools takes the opcodes apart. Understood are only those that `torch.save` writes for a flat dict of tensors
-(pickle protocol 2), and of all names they may give only the ones in FUNCTIONS and STORAGES, which stay names: a call
-of one becomes a description of a tensor. Deny-lists of dangerous names have failed again and again
-(CVE-2025-1716, CVE-2025-10155, CVE-2026-56315); torch's own restricted unpickler had a hole where items were set on
-something other than a dict and where a storage was declared larger than it is (CVE-2026-24747).
+pickletools splits it into opcodes. Only those are supported that `torch.save` writes for a flat dict of tensors (pickle
+protocol 2), and only the names in FUNCTIONS and STORAGES. Nothing is imported: names stay names, and a call of one becomes
+a description of a tensor. Deny-lists of dangerous names have failed again and again
+(CVE-2025-1716, CVE-2025-10155, CVE-2026-56315); torch's own restricted unpickler could be exploited by
+setting items on something other than a dict, and by declaring a storage larger than it is (CVE-2026-24747).
 """
 
 import pickletools
@@ -30,7 +30,7 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """`count` elements in the archive's member data/`key`."""
+    """A storage: `count` elements in the archive's member data/`key`."""
 
     dtype: str
     key: str
@@ -39,7 +39,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as a view of a storage, as the file claims it: offset, sizes and strides (in elements) are unchecked."""
+    """A tensor as a view of a storage.
+
+    Offset, shape and strides (in elements) are the file's claims, not yet checked.
+    """
 
     storage: Storage
     offset: int
@@ -49,26 +52,29 @@ class View:
 
 @dataclass(frozen=True)
 class _Name:
-    """A name from the list, in the place where pickle would put the function or class itself."""
+    """An allowed name, in place of the function or class that pickle would import."""
 
     name: str
 
 
 _MARK = object()
-# Beyond what any state dict has: LLaVA-7B's pickle has 20 thousand opcodes, a tensor's arguments are one tuple of tuples.
+# More than any state dict needs: LLaVA-7B's pickle has 20 thousand opcodes; a tensor's arguments are a tuple of tuples.
 MOST_OPCODES, WIDEST, DEEPEST = 300_000, 64, 2
 
 
 def read_state_dict(data: bytes) -> dict[str, View]:
-    """The tensors of a pickled state dict. Raises `ValueError`, saying what it met, for anything else."""
+    """The tensors of a pickled state dict.
+
+    Raises `ValueError`, naming the cause, for anything else.
+    """
     machine = _Machine()
     try:
         for count, (opcode, argument) in enumerate(_opcodes(data)):
             if count == MOST_OPCODES:
-                raise ValueError(f"its pickle has more than {MOST_OPCODES} opcodes, and no model's needs so many")
+                raise ValueError(f"its pickle has more than {MOST_OPCODES} opcodes, the limit")
             machine.step(opcode, argument)
         value = machine.stack.pop()
-    except (IndexError, KeyError):  # the stack or the memo lacks what an opcode takes from it
+    except (IndexError, KeyError):  # an opcode needs more than the stack or memo has
         raise ValueError("its pickle is damaged") from None
     if not isinstance(value, dict) or not all(isinstance(view, View) for view in value.values()):
         raise ValueError("it should hold one flat dict of tensors, as model.state_dict() is")
@@ -84,14 +90,17 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 class _Machine:
-    """The stack and the memo of pickle's little machine."""
+    """Pickle's stack machine: a stack and a memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Raises `ValueError` for an opcode or operand that no state dict has, IndexError or KeyError if one is missing."""
+        """Execute one opcode on descriptions.
+
+        Raises `ValueError` for an opcode or operand that no state dict has, IndexError or KeyError if an operand is missing.
+        """
         push, pop = self.stack.append, self.stack.pop
         match opcode:
             case "PROTO" | "STOP":
@@ -128,7 +137,7 @@ class _Machine:
                 self._set_items([key, value])
             case "SETITEMS":
                 self._set_items(self._since_mark())
-            case "BUILD":  # a state dict carries version numbers (_metadata) that way: dropped
+            case "BUILD":  # sets a state dict's version numbers (_metadata), which are dropped
                 pop()
                 _as_dict(self.stack[-1])
             case _:
@@ -146,27 +155,25 @@ class _Machine:
             raise ValueError("its pickle is damaged (a key without a value)")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in target:
-                raise ValueError("a key of its dict is not text or comes twice")
+                raise ValueError("a key of its dict is not text or is a duplicate")
             target[key] = value
 
 
 def _tuple(items: list[Any]) -> tuple[Any, ...]:
-    """Refused while it is small: what is deep or wide costs time to build, to look at and to let go of again."""
+    """A tuple; deep or wide ones are refused early, since they are slow to build, compare and free."""
     if len(items) > WIDEST or _depth(items) >= DEEPEST:
-        raise ValueError(f"its pickle holds a tuple of more than {WIDEST} items or {DEEPEST} levels, and no tensor needs one")
+        raise ValueError(f"its pickle has a tuple of more than {WIDEST} items or {DEEPEST} levels, which no tensor needs")
     return tuple(items)
 
 
 def _depth(items: list[Any] | tuple[Any, ...]) -> int:
-    """How many levels of tuples there are below; none of them is deep or wide."""
+    """Levels of nested tuples; cheap, since `_tuple` bounds each of them."""
     return max((1 + _depth(item) for item in items if isinstance(item, tuple)), default=0)
 
 
 def _allowed(name: str) -> _Name:
     if name not in FUNCTIONS and name not in STORAGES:
-        raise ValueError(
-            f"its pickle names {name.replace(' ', '.')[:80]!r}, which is not on the list of what a state dict needs"
-        )
+        raise ValueError(f"its pickle names {name.replace(' ', '.')[:80]!r}, which no state dict needs")
     return _Name(name)
 
 
@@ -184,7 +191,7 @@ def _storage(reference: Any) -> Storage:
 
 
 def _described(function: Any, arguments: Any) -> dict[str, Any] | View:
-    """What the call would have made."""
+    """A description of what the call would return."""
     match function, arguments:
         case _Name(name), () if name == DICT:
             return {}
@@ -193,4 +200,4 @@ def _described(function: Any, arguments: Any) -> dict[str, Any] | View:
                 return View(storage, offset, shape, strides)
         case _Name(name), (View() as view, bool(), dict()) if name == PARAMETER:
             return view
-    raise ValueError("its pickle makes a call that is not how torch stores a dict, a tensor or a parameter")
+    raise ValueError("its pickle makes a call that torch does not use for a dict, tensor or parameter")

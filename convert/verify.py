@@ -1,4 +1,7 @@
-"""Is what was written what was read? The table read backwards takes every tensor to its source, to be compared by checksum."""
+"""Verifies a conversion by checksums.
+
+The inverse table maps every written tensor back to its source.
+"""
 
 from pathlib import Path
 
@@ -11,16 +14,16 @@ from mlx_visalign.convert.table import Rule, Table
 from mlx_visalign.convert.tensors import Tensor, cast
 from mlx_visalign.utils.errors import UserError
 
-ROWS = 1024  # of a quantised matrix, looked at together
-SPACING = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}  # of neighbouring numbers, relative to their size
+ROWS = 1024  # of a quantised matrix, compared per step
+SPACING = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}  # between neighbouring numbers, relative to their size
 
 
 def verify_checksums(conversion: Conversion, table: Table, folder: Path) -> str:
-    """Compare what lies in `folder` with the source, from the files alone. Returns what was found, for the summary.
+    """Compare the files in `folder` with the source.
 
-    Equal means the same sha256 as the source's tensor, cast to the type that was written. In a quantised matrix no weight
-    may be further from the source's than a step of its group, and the rounding of scale and bias. Raises `UserError`
-    naming the first tensor that differs.
+    A tensor is equal if it has the sha256 of the source's tensor, cast to the type that was written. In a quantised matrix,
+    no weight may differ from the source's by more than a step of its group plus the rounding of scale and bias. Returns a
+    line for the summary; raises `UserError` naming the first tensor that differs.
     """
     source, written, back = conversion.source, open_source(folder), table.inverse
     found: set[str] = set()
@@ -30,7 +33,7 @@ def verify_checksums(conversion: Conversion, table: Table, folder: Path) -> str:
             continue
         rule, name = back.find(tensor.name) or (None, "")
         if rule is None or name not in source.tensors:
-            raise UserError(f"{folder}: {tensor.name} has no tensor in the source. Convert again.")
+            raise UserError(f"{folder}: {tensor.name} is not in the source. Convert again.")
         found.add(name)
         if conversion.quantization is not None and tensor.name in conversion.quantized:
             good = _is_close(source, source.tensors[name], written, tensor.name, conversion.quantization)
@@ -38,7 +41,7 @@ def verify_checksums(conversion: Conversion, table: Table, folder: Path) -> str:
         else:
             good = _is_equal(source, source.tensors[name], written, tensor, rule)
         if not good:
-            raise UserError(f"{folder}: {tensor.name} is not what {name} of the source is. Is the disk sound? Convert again.")
+            raise UserError(f"{folder}: {tensor.name} differs from {name} of the source. Is the disk damaged? Convert again.")
     if lost := sorted({move.source.name for move in conversion.moves} - found):
         raise UserError(f"{folder}: {lost[0]} of the source was not written. Convert again.")
     quantised = f", {close} quantised ones within a step of their group" if close else ""
@@ -67,6 +70,6 @@ def _is_close(source: Source, origin: Tensor, written: Source, name: str, quanti
 
 
 def _bound(scales: np.ndarray, biases: np.ndarray, code: str, bits: int) -> np.ndarray:
-    """How far a weight of each group may be off: a step where it is cut at the group's end, and the parts' own rounding."""
+    """The largest error of a weight in each group: a step, if clipped, plus the rounding of scale and bias."""
     step, start = (np.abs(cast(part, code, "F32")[0]) for part in (scales, biases))
     return step + SPACING[code] * (2**bits * step + start)

@@ -152,7 +152,7 @@ def attempt(name: str, folder: Path, limit: float, seconds: Any = None) -> bool:
     process.start()
     process.join()
     said = (folder.parent / "said.txt").read_text()
-    finished = process.exitcode == 0 or "is there already" in said  # it had only to be looked at once more
+    finished = process.exitcode == 0 or "already exists" in said  # it had only to be looked at once more
     if not finished and process.exitcode != -signal.SIGKILL:
         raise SystemExit(f"{name} ended with {process.exitcode}: {said[-2000:]}")
     return finished

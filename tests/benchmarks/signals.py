@@ -123,7 +123,7 @@ def disturb(command: Command, signum: signal.Signals, moment: float) -> None:
         command.wrong.append(f"{what} {err.decode(errors='replace')}")
     if command.output is not None:
         again = subprocess.run(whole(command, "stopped"), capture_output=True)
-        finished = b"is there already" in again.stderr  # a converter does not write over what it had finished
+        finished = b"already exists" in again.stderr  # a converter does not write over what it had finished
         if again.returncode != 0 and not finished:
             command.wrong.append(f"{what} then {again.stderr.decode(errors='replace')}")
         command.wrong += [f"{what} then other {name}" for name in differences(Path("whole"), Path("stopped"), command.output)]

@@ -219,7 +219,7 @@ def test_parameters_at_full_size():
         ({"vision_config": {"hidden_act": "relu"}}, "hidden_act"),
         ({"vision_config": {"hidden_size": "many"}}, "hidden_size"),
         ({"vision_config": {"num_attention_heads": 7}}, "not a multiple of num_attention_heads"),
-        ({"projection_dim": 64}, "config.json asks for"),
+        ({"projection_dim": 64}, "config.json requires"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path, convert, change, message):

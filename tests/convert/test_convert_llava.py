@@ -270,8 +270,8 @@ TEXT, VISION = "text_config", "vision_config"
     ("part", "change", "message"),
     [
         ("", {"model_type": "llava_next"}, "mlx-vlm's LLaVA-NeXT does not cut, unpad and join"),
-        ("", {"model_type": "qwen2_vl"}, "Converted are llava and llava_onevision"),
-        ("", {"model_type": ["llava"]}, "Converted are llava and llava_onevision"),
+        ("", {"model_type": "qwen2_vl"}, "Supported are llava and llava_onevision"),
+        ("", {"model_type": ["llava"]}, "Supported are llava and llava_onevision"),
         ("", {"model_type": "llava_llama"}, "use `visalign convert llava_original`"),
         ("", {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "use `visalign convert llava_original`"),
         ("", {"text_config": None}, "has no text_config"),
@@ -279,8 +279,8 @@ TEXT, VISION = "text_config", "vision_config"
         ("", {"vision_feature_layer": [-2, -5]}, "only one vision_feature_layer"),
         ("", {"vision_feature_select_strategy": "full"}, "MLX would compute 'default'"),
         ("", {"projector_hidden_act": "relu"}, "MLX would compute 'gelu'"),
-        ("", {"visalign": "yes"}, "visalign should hold template and aspect"),
-        (TEXT, {"model_type": "mistral"}, "supported here is 'llama'"),
+        ("", {"visalign": "yes"}, "visalign should be an object with template and aspect"),
+        (TEXT, {"model_type": "mistral"}, "only 'llama' is supported"),
         (TEXT, {"hidden_act": "gelu"}, "MLX would compute 'silu'"),
         (TEXT, {"attention_bias": True}, "attention_bias True is not supported"),
         (TEXT, {"head_dim": 32}, "head_dim 32 is not hidden_size / num_attention_heads"),
@@ -290,7 +290,7 @@ TEXT, VISION = "text_config", "vision_config"
         (TEXT, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary positions of the type 'linear'"),
         (TEXT, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of the type 'yarn'"),
         (TEXT, {"rope_parameters": {"rope_theta": "many"}}, "rope_theta should be a number above 0"),
-        (VISION, {"model_type": "siglip_vision_model"}, "supported here is 'clip_vision_model'"),
+        (VISION, {"model_type": "siglip_vision_model"}, "only 'clip_vision_model' is supported"),
         (VISION, {"hidden_act": "gelu"}, "MLX would compute 'quick_gelu'"),
         (VISION, {"layer_norm_eps": 1e-6}, "MLX would compute 1e-05"),
         (VISION, {"patch_size": 0}, "patch_size should be a whole number"),
@@ -334,9 +334,9 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, refusal, value, dtype
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"language_model.model.extra.weight": np.zeros(3)}, "not understood: language_model.model.extra.weight"),
-        ({"multi_modal_projector.linear_1.bias": np.zeros(63)}, "shape 63, config.json asks for 64"),
-        ({"multi_modal_projector.linear_1.bias": np.zeros(64, np.int64)}, "holds I64, expected floats"),
+        ({"language_model.model.extra.weight": np.zeros(3)}, "unknown tensors: language_model.model.extra.weight"),
+        ({"multi_modal_projector.linear_1.bias": np.zeros(63)}, "shape 63, but config.json requires 64"),
+        ({"multi_modal_projector.linear_1.bias": np.zeros(64, np.int64)}, "has the type I64, expected floats"),
         ({"multi_modal_projector.linear1.bias": np.zeros(64)}, "(nearest: multi_modal_projector.linear_1.bias)"),
     ],
 )
@@ -356,7 +356,7 @@ def test_buffers_are_dropped_on_purpose(tmp_path, convert):
 
 def test_an_mlx_folder_is_not_converted_again(tmp_path, convert, refusal):
     folder, _ = convert(write_hf(tmp_path / "hf"))
-    assert "in MLX's layout already" in refusal(folder)
+    assert "already in MLX's layout" in refusal(folder)
 
 
 # -- quantisation -----------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_rows_that_no_group_divides_stay_as_they_are(tmp_path, convert):
     model = random_llava(intermediate_size=96)
     config = CONFIG | {"text_config": CONFIG["text_config"] | {"intermediate_size": 96}}
     folder, figures = convert(write_hf(tmp_path / "hf", model=model, config=config), "-q", "--verify")
-    assert figures["quantised"].startswith("14 of 16 layers") and "2 left as they are" in figures["quantised"]
+    assert figures["quantised"].startswith("14 of 16 layers") and "2 not quantised" in figures["quantised"]
     assert mx.array_equal(
         loaded(folder).language_model.model.layers[0].mlp.down_proj.weight,
         half(model).language_model.model.layers[0].mlp.down_proj.weight,
@@ -405,4 +405,4 @@ def test_rows_that_no_group_divides_stay_as_they_are(tmp_path, convert):
 
 
 def test_how_to_quantise_without_saying_to_is_refused(tmp_path, refusal):
-    assert "add -q" in refusal(write_hf(tmp_path / "hf"), "--q-bits", "8")
+    assert "need -q" in refusal(write_hf(tmp_path / "hf"), "--q-bits", "8")

@@ -113,7 +113,7 @@ def test_every_form_becomes_the_same_model(tmp_path, to_mlx, form):
     folder, figures = to_mlx(source, *arguments, "--verify")
     assert_same(loaded(folder), layout.authors_model())
     assert figures["verified"] == "80 of 80 tensors have the source's checksum"
-    assert "48 rows added for <image>, <pad> and to fill up: each the mean of all rows" in figures["vocabulary"]
+    assert "48 rows added for <image>, <pad> and padding: each the mean of all rows" in figures["vocabulary"]
 
 
 @pytest.mark.reference
@@ -230,9 +230,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, refusal):
     small = {name: array[:-1] if name in layout.VOCABULARY else array for name, array in tensors().items()}
     source = write_folder(tmp_path / "llava", small, AUTHORS | {"vocab_size": WORDS - 1})
     layout.write_tokenizer(source)
-    assert "<image> and <pad> would be the tokens [400, 401]" in refusal(source)
+    assert "<image> and <pad> would get the ids [400, 401]" in refusal(source)
     (source / "tokenizer.model").write_bytes(b"not a tokenizer")
-    assert "cannot be read by transformers" in refusal(source)
+    assert "transformers cannot read the tokenizer" in refusal(source)
 
 
 # -- LoRA folders -----------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_a_lora_is_merged_and_its_projector_kept(tmp_path, to_mlx, lora):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=name)
-    assert "with what" in figures["base"]
+    assert "with the changes of" in figures["base"]
 
 
 def test_a_lora_is_merged_in_pieces_and_into_float16_once(tmp_path, to_mlx, convert, lora, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_projector_alone_is_put_on_its_base(tmp_path, to_mlx, lora):
 
 def test_a_lora_without_a_base_or_a_projector_is_refused(lora, refusal):
     source, arguments, _ = lora
-    assert "name the one that it was trained on with --base" in refusal(source)
+    assert "give the one it was trained on with --base" in refusal(source)
     (source / "non_lora_trainables.bin").unlink()
     assert "Without it the model cannot see" in refusal(source, *arguments)
 
@@ -320,10 +320,10 @@ def test_a_wrong_base_is_refused(tmp_path, lora, refusal):
     layout.write_lora(source, {"model.layers.0.self_attn.q_proj": (64, 32)})
     (source / "config.json").write_text(json.dumps(AUTHORS))
     base = write_folder(tmp_path / "llava", tensors())
-    assert "of (64, 32), its base has (64, 64): take the right one" in refusal(source, "--base", base)
+    assert "of shape (64, 32), its base has (64, 64): use the right base" in refusal(source, "--base", base)
     layout.write_lora(source, {f"model.layers.{block}.self_attn.q_proj": (64, 64) for block in range(3)})
     assert "does not fit its base: unknown name 'model.layers.2" in refusal(source, "--base", base)
-    assert "leave --base out" in refusal(base, "--base", base)
+    assert "omit --base" in refusal(base, "--base", base)
 
 
 def test_renamed_lora_tensors_and_an_absurd_rank_are_refused(tmp_path, refusal):
@@ -342,10 +342,10 @@ def test_the_tower_must_be_somewhere_and_once(tmp_path, refusal):
     rest, tower = layout.split_tower(tensors())
     clip = layout.write_tower(tmp_path / "clip", tower)
     gone = write_folder(tmp_path / "gone", rest, AUTHORS | {"mm_vision_tower": "/home/them/clip"})
-    assert "/home/them/clip is not here: say with --vision-tower" in refusal(gone)
+    assert "/home/them/clip was not found: give its folder with --vision-tower" in refusal(gone)
     assert "the hub cannot be reached" in refusal(gone, "--vision-tower", "nobody-here/nothing-there")
     whole = write_folder(tmp_path / "whole", tensors())
-    assert "has a vision tower of its own" in refusal(whole, "--vision-tower", clip)
+    assert "has its own vision tower" in refusal(whole, "--vision-tower", clip)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_the_tower_must_be_somewhere_and_once(tmp_path, refusal):
         ({"mm_vision_select_feature": "cls_patch"}, "MLX would compute 'default'"),
         ({"mm_vision_select_layer": [-2, -5]}, "only one vision_feature_layer"),
         ({"text_config": {}}, "Use `visalign convert llava`"),
-        ({"vocab_size": WORDS + 3}, f"config.json says that there are {WORDS + 3} words"),
+        ({"vocab_size": WORDS + 3}, f"config.json has a vocab_size of {WORDS + 3}"),
         ({"vocab_size": "many"}, "vocab_size should be a whole number above 0"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary positions of the type 'linear'"),
         ({"visalign": "yes"}, "visalign should be an object"),
@@ -462,7 +462,7 @@ def test_a_sidecar_of_another_model_is_refused(tmp_path, convert, refusal):
     save_file({"lm_head.weight": np.zeros((48, 32), np.float16)}, tmp_path / "back" / "vocabulary_rows.safetensors")
     assert "vocabulary_rows.safetensors does not fit model.embed_tokens.weight" in refusal(tmp_path / "back")
     save_file({"lm_head.weight": np.array(1.0, np.float16)}, tmp_path / "back" / "vocabulary_rows.safetensors")
-    assert "does not hold rows of matrices" in refusal(tmp_path / "back")
+    assert "holds something other than matrix rows" in refusal(tmp_path / "back")
 
 
 @pytest.mark.parametrize("damage", [{"added_tokens": 5}, {"added_tokens": [5]}, {}])
@@ -472,7 +472,7 @@ def test_a_damaged_tokenizer_cannot_go_back(tmp_path, convert, damage):
     convert("llava_original", "--hf-path", source, "--mlx-path", tmp_path / "mlx")
     (tmp_path / "mlx" / "tokenizer.json").write_text(json.dumps(damage))
     arguments = ("--mlx-path", tmp_path / "mlx", "--hf-path", tmp_path / "back", "--layout", "original")
-    assert "is not what transformers writes" in convert("export", *arguments, refused=True)
+    assert "was not written by transformers" in convert("export", *arguments, refused=True)
 
 
 def test_an_image_token_among_the_words_cannot_go_back(tmp_path, convert):
@@ -480,7 +480,7 @@ def test_an_image_token_among_the_words_cannot_go_back(tmp_path, convert):
 
     convert("llava", "--hf-path", write_hf(tmp_path / "hf"), "--mlx-path", tmp_path / "mlx")
     arguments = ("--mlx-path", tmp_path / "mlx", "--hf-path", tmp_path / "back", "--layout", "original")
-    assert "<image> comes right behind the words" in convert("export", *arguments, refused=True)
+    assert "<image> directly follows the original vocabulary" in convert("export", *arguments, refused=True)
 
 
 # -- transformers and torch -------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_an_index_that_is_none_is_refused(shards, content):
 
 
 def test_no_weights_and_no_folder_are_said(tmp_path):
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         open_source(tmp_path / "missing")

@@ -48,15 +48,15 @@ def test_backwards_it_is_the_way_back():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers.1.nrom_2.weight": (8,)}, r"not understood: layers\.1\.nrom_2\.weight"),
-        ({"model.tower.layers.9.q.weight": (8, 8)}, r"not understood: model\.tower\.layers\.9\.q\.weight"),
-        ({"layers.11.norm_2.weight": None}, r"missing: layers\.11\.norm_2\.weight"),
+        ({"layers.1.nrom_2.weight": (8,)}, r"unknown tensors: layers\.1\.nrom_2\.weight"),
+        ({"model.tower.layers.9.q.weight": (8, 8)}, r"unknown tensors: model\.tower\.layers\.9\.q\.weight"),
+        ({"layers.11.norm_2.weight": None}, r"missing tensors: layers\.11\.norm_2\.weight"),
         (
             {"layers.11.norm_2.weight": None, "layers.11.norm2.weight": (8,)},
             r"norm2\.weight \(nearest: layers\.11\.norm_2\.weight\)",
         ),
-        ({"model.tower.patch.weight": (8, 2, 2, 3)}, r"has the shape 8x2x2x3, config\.json asks for 8x3x2x2"),
-        ({"model.tower.layers.0.q.weight": (8, 4)}, r"has the shape 8x4, config\.json asks for 8x8"),
+        ({"model.tower.patch.weight": (8, 2, 2, 3)}, r"has the shape 8x2x2x3, but config\.json requires 8x3x2x2"),
+        ({"model.tower.layers.0.q.weight": (8, 4)}, r"has the shape 8x4, but config\.json requires 8x8"),
     ],
 )
 def test_what_does_not_fit_is_listed(change, message):
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_listed(change, message):
 
 def test_only_the_first_names_are_listed():
     unknown = {f"odd.{number}": (8,) for number in range(24)}
-    with pytest.raises(UserError, match=r"understood:\n  odd\.0\n  odd\.1\n  odd\.10\n(  .*\n){17}  and 4 more$"):
+    with pytest.raises(UserError, match=r"unknown tensors:\n  odd\.0\n  odd\.1\n  odd\.10\n(  .*\n){17}  and 4 more$"):
         plan(tensors(SOURCE | unknown), TABLE, TARGET, "here")
 
 

@@ -225,10 +225,10 @@ def central_directory_patched(path: Path, member: str, at: int, value: bytes) ->
     [
         (8, struct.pack("<H", 1), "encrypted"),
         (10, struct.pack("<H", zipfile.ZIP_LZMA), "compressed"),
-        (20, struct.pack("<LL", 1 << 30, 1 << 30), "does not lie"),  # longer than the file
+        (20, struct.pack("<LL", 1 << 30, 1 << 30), "not where its directory says"),  # longer than the file
         (24, struct.pack("<L", 64), "compressed"),  # two sizes
         (42, struct.pack("<L", 1 << 30), "executed"),  # begins behind the file's end
-        (42, struct.pack("<L", 1), "does not lie"),  # begins where no member does
+        (42, struct.pack("<L", 1), "not where its directory says"),  # begins where no member does
     ],
 )
 def test_a_directory_that_lies_is_refused(tmp_path, at, value, word):

@@ -257,7 +257,7 @@ def test_an_exported_model_states_the_template_it_was_trained_with(tmp_path, cap
     into, back = str(tmp_path / "mlx"), tmp_path / "back"
     assert convert(["llava", "--hf-path", str(source), "--mlx-path", into, "--template", template]) == 0
     assert convert(["export", "--mlx-path", into, "--hf-path", str(back), "--layout", "classic"]) == 0
-    assert f"{template}'s, as the model was trained here" in capsys.readouterr().out
+    assert f"{template}, which the model was trained with" in capsys.readouterr().out
     config = read_json(back / "config.json")
     assert stated_by(back, config).exact == template
     assert not (back / "chat_template.json").exists() and "chat_template" not in read_json(back / "tokenizer_config.json")

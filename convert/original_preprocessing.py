@@ -1,7 +1,7 @@
-"""Tokenizer and image settings of LLaVA-1.5: what the authors' code does by itself, Hugging Face has in files.
+"""Tokenizer and image settings of LLaVA-1.5 in the original layout.
 
-<image> and <pad> become tokens of their own behind the words, and images are padded to a square, which CLIP's own
-processor would crop. On the way back both tokens leave again.
+The authors' code hard-wires what Hugging Face keeps in files. <image> and <pad> become tokens of their own after the
+vocabulary, and images are padded to a square, which CLIP's own processor would crop. An export removes both tokens again.
 """
 
 from pathlib import Path
@@ -15,25 +15,26 @@ from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.files import read_json, remove, save_pretrained, write_atomically
 
 PAD = "<pad>"
-SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would undo what the newer ones say
+SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # older files, which would override the newer ones
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-WORDS = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 END = "</s>"
 
 
-def words_among(sources: list[Path]) -> Path:
-    """The first of the folders that has a tokenizer; where none has, the first."""
-    return next((source for source in sources if any((source / name).is_file() for name in WORDS)), sources[0])
+def find_tokenizer(sources: list[Path]) -> Path:
+    """The first folder with a tokenizer, else the first folder."""
+    return next((source for source in sources if any((source / name).is_file() for name in TOKENIZER_FILES)), sources[0])
 
 
-def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
-    """Carry tokenizer and texts from the first of `sources` that has a tokenizer, and complete them in `folder`.
+def carry_preprocessing(sources: list[Path], folder: Path) -> list[str]:
+    """Carry over and complete tokenizer and image settings.
 
-    The new folder's config.json is there already: it says which ids the two tokens must get.
+    They come from the first of `sources` that has a tokenizer. `folder` must have its config.json already: it has the ids
+    that the two tokens must get. Returns the names of the copied files.
     """
-    names = carry(words_among(sources), folder)
+    names = carry(find_tokenizer(sources), folder)
     config = read_json(folder / "config.json")
-    if any((folder / name).is_file() for name in WORDS):
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
         _add_tokens(folder, config["image_token_index"])
         write_atomically(folder / "chat_template.jinja", as_jinja(config["visalign"]["template"], END))
     write_json(folder / IMAGES, _image_settings(config["vision_config"]["image_size"], config["visalign"]["aspect"]))
@@ -43,21 +44,21 @@ def bring_words_and_pixels(sources: list[Path], folder: Path) -> list[str]:
 def _add_tokens(folder: Path, first: int) -> None:
     from transformers import AddedToken, AutoTokenizer, LlamaTokenizer
 
-    # Of SentencePiece's file AutoTokenizer makes, for a LLaVA, a tokenizer without the space that LLaMA has in front.
+    # For a LLaVA, AutoTokenizer reads a SentencePiece file without the space that LLaMA puts in front.
     reader: Any = AutoTokenizer if (folder / "tokenizer.json").is_file() else LlamaTokenizer
     try:
         tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises just that, and others what they come upon
+    except Exception as error:  # the tokenizers library raises bare Exception; others raise anything
         raise UserError(
-            f"The tokenizer cannot be read by transformers ({plainly(error)}). Take the files of the original model."
+            f"transformers cannot read the tokenizer ({plainly(error)}). Use the files of the original model."
         ) from None
     tokenizer.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})
     ids = tokenizer.convert_tokens_to_ids([IMAGE, PAD])
     if ids != [first, first + 1]:
         raise UserError(
-            f"{IMAGE} and {PAD} would be the tokens {ids}, but the model's vocabulary ends before {first}: its tokenizer and "
-            "its weights are not of the same model."
+            f"{IMAGE} and {PAD} would get the ids {ids}, but the model's vocabulary ends before {first}: tokenizer and weights "
+            "are from different models."
         )
     for name in SUPERSEDED:
         remove(folder / name)
@@ -82,17 +83,20 @@ def _image_settings(size: int, aspect: str) -> dict[str, Any]:
     }
 
 
-def take_back(folder: Path, first: int) -> None:
-    """Remove from a folder's tokenizer what was added from the id `first` on; the authors' code has no use for it."""
-    words, settings = folder / "tokenizer.json", folder / TOKENIZER
+def remove_added_tokens(folder: Path, first: int) -> None:
+    """Remove the added tokens from a folder's tokenizer.
+
+    Those with ids from `first` on, which the authors' code does not use.
+    """
+    tokenizer, settings = folder / "tokenizer.json", folder / TOKENIZER
     try:
-        if words.is_file():
-            found = read_json(words)
-            write_json(words, found | {"added_tokens": [token for token in found["added_tokens"] if token["id"] < first]})
+        if tokenizer.is_file():
+            found = read_json(tokenizer)
+            write_json(tokenizer, found | {"added_tokens": [token for token in found["added_tokens"] if token["id"] < first]})
         if settings.is_file():
             write_json(settings, _without_added(read_json(settings), first))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{TOKENIZER} or tokenizer.json is not what transformers writes: take the original model's.") from None
+        raise UserError(f"{TOKENIZER} or tokenizer.json was not written by transformers: use the original model's.") from None
     for name in ("processor_config.json", "chat_template.jinja", *SUPERSEDED):
         remove(folder / name)
 

@@ -3,10 +3,9 @@
 The fingerprint that `convert` writes into config.json, for any model folder.
 """
 
-import hashlib
 from pathlib import Path
 
-from mlx_visalign.convert.conversion import digest
+from mlx_visalign.convert.conversion import digest, fingerprint
 from mlx_visalign.convert.llava_names import LAYOUTS, find_layout
 from mlx_visalign.convert.source import open_source
 from mlx_visalign.models.adapter_files import stated
@@ -27,8 +26,4 @@ def _own_fingerprint(folder: Path) -> str:
     kind = read_json(folder / "config.json").get("model_type")
     table = LAYOUTS[find_layout(source.tensors, kind)].table(kind)
     names = {found[1]: name for name in source.tensors if (found := table.find(name)) and found[1]}
-    lines = [
-        f"{ours} {source.tensors[name].dtype} {source.tensors[name].shape} {digest(source.read(name))}\n"
-        for ours, name in sorted(names.items())
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return fingerprint({ours: (source.tensors[name], digest(source.read(name))) for ours, name in names.items()})

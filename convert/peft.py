@@ -62,12 +62,8 @@ EXAMPLES = (
 # The prefix of a block's number in the models PEFT wraps: of transformers 5, of older versions, of LLaVA's authors.
 BLOCKS = {"nested": "model.language_model.layers.", "classic": "language_model.model.layers.", "original": "model.layers."}
 OURS = "language_model.model.layers."
-STANDARD = (
-    "fine_tune_type",
-    "num_layers",
-    "lora_parameters",
-    "peft",
-)  # in our config; the rest goes into the metadata of PEFT's file
+# Of our config; everything else goes into the metadata of PEFT's file.
+STANDARD = ("fine_tune_type", "num_layers", "lora_parameters", "peft")
 TURNED = Transpose((1, 0))
 OLDER = Table([Rule(f"{OURS}*.{side}", f"{OURS}*.lora_{side.lower()}") for side in "AB"])  # mlx-vlm's
 
@@ -141,14 +137,14 @@ def to_peft(folder: Path, output: Path, layout: str | None = None, dry_run: bool
     The rounds of a run are already one LoRA.
     """
     config, parameters, _ = read_config(folder)
-    came = _came(config, folder)
-    layout = layout or came.get("layout", "nested")
+    recorded = _recorded(config, folder)
+    layout = layout or recorded.get("layout", "nested")
     source, table = _by_full_names(open_source(folder / WEIGHTS)), _table(layout).inverse
     found = _plan(source, table, folder)
     keys = sorted({move.source.name.rsplit(".lora_", 1)[0] for move in found.moves})
     check_listed(config, source.tensors, folder)
-    if came.get("layout") == layout and _means(came["config"], parameters, folder):
-        described = came["config"]
+    if recorded.get("layout") == layout and _same_lora(recorded["config"], parameters, folder):
+        described = recorded["config"]
     else:
         described = _describe(parameters, [BLOCKS[layout] + key.removeprefix(OURS) for key in keys])
     note = {name: value for name, value in config.items() if name not in STANDARD}
@@ -246,15 +242,17 @@ def _check_linears(folder: Path, keys: list[str]) -> None:
         raise UserError(f"{folder}: {len(strange)} layers are unknown, the first in block {block}: {unknown(name, LINEARS)}")
 
 
-def _came(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _recorded(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The PEFT layout and config that our config records, if it was converted from PEFT."""
-    came = config.get("peft", {})
-    if came and not (isinstance(came, dict) and came.get("layout") in BLOCKS and isinstance(came.get("config"), dict)):
+    recorded = config.get("peft", {})
+    if recorded and not (
+        isinstance(recorded, dict) and recorded.get("layout") in BLOCKS and isinstance(recorded.get("config"), dict)
+    ):
         raise UserError(f"{folder / CONFIG}: peft should have PEFT's layout and config, got something else.")
-    return came
+    return recorded
 
 
-def _means(config: dict[str, Any], parameters: Parameters, folder: Path) -> bool:
+def _same_lora(config: dict[str, Any], parameters: Parameters, folder: Path) -> bool:
     """Whether PEFT's config has the same rank and scale as ours."""
     lora = read_lora(config, folder / CONFIG)
     return (lora.r, lora.scale(lora.r)) == (parameters.rank, parameters.scale)

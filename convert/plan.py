@@ -21,7 +21,7 @@ def describe(source: Source, layout: str, plan: Plan, conversion: Conversion) ->
     written = conversion.tensors
     figures = {
         "source": f"{source.folder}: {_amount(list(source.tensors.values()))}, layout {layout}",
-        "renames": [_line(rule, count) for rule, count in _count(plan).items()],
+        "renames": [_line(rule, count) for rule, count in Counter(move.rule for move in plan.moves).items()],
         "dropped": [f"{tensor.name}: {rule.why}" for tensor, rule in plan.dropped] or "none",
         "output": f"{_amount(written)}, in {len(split(written))} file{'s' * (len(split(written)) > 1)}",
     }
@@ -50,10 +50,6 @@ def gigabytes(size: float) -> str:
 def _amount(tensors: list[Tensor]) -> str:
     kinds = Counter(NAMES.get(tensor.dtype, tensor.dtype) for tensor in tensors)
     return f"{len(tensors)} tensors, {gigabytes(sum(tensor.nbytes for tensor in tensors))} ({', '.join(kinds)})"
-
-
-def _count(plan: Plan) -> Counter[Rule]:
-    return Counter(move.rule for move in plan.moves)
 
 
 def _line(rule: Rule, count: int) -> str:

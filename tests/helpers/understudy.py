@@ -56,7 +56,7 @@ class Noted(nn.Module):
 def note_block(notes: Notes, block: Any) -> None:
     """Let the one block there is note what it reads, and with how many rounds of the adapter: where it turns queries, keys.
 
-    A prompt begins with its keys: only its last token is read whole (fold.prefill), which is part of reading the prompt.
+    A prompt begins with its keys: only its last token is read whole (prefix_cache.prefill), part of reading the prompt.
     """
     attention, rope = block.self_attn, block.self_attn.rope
     in_prompt = False

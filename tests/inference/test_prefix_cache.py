@@ -1,4 +1,4 @@
-"""The fold against plain full forwards: same log-probabilities, same gradients, less memory."""
+"""The prefix cache against full forward passes: same log-probabilities, same gradients, less memory."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import families
 from mlx_visalign.models.decoder import Positions, decoder_of, merge
@@ -32,17 +32,17 @@ def features():
 
 
 def embed(model, features, prompts):
-    ids, mask = fold.right_pad(prompts)
+    ids, mask = prefix_cache.right_pad(prompts)
     embeds = merge(model.language_model.model.embed_tokens(ids), ids, IMAGE, families.of(model).project(model, features))
     return embeds, mask
 
 
-def folded(model, features, prompts=PROMPTS, responses=RESPONSES, checkpoint=False):
+def cached(model, features, prompts=PROMPTS, responses=RESPONSES, checkpoint=False):
     decoder = decoder_of(model)
-    prefix = fold.prefill(decoder, *embed(model, features, prompts), checkpoint)
+    prefix = prefix_cache.prefill(decoder, *embed(model, features, prompts), checkpoint)
     branches = prefix.branch(len(responses[0]))
-    ids, mask = fold.right_pad([ids for row in responses for ids in row])
-    states, _ = fold.extend(decoder, branches, ids, mask, checkpoint)
+    ids, mask = prefix_cache.right_pad([ids for row in responses for ids in row])
+    states, _ = prefix_cache.extend(decoder, branches, ids, mask, checkpoint)
     states = mx.concatenate([branches.state[:, None], states], axis=1)
     ids = mx.concatenate([mx.zeros_like(ids[:, :1]), ids], axis=1)
     return sum_logps(token_logps(states, ids, decoder.head), mx.array(mask))
@@ -87,41 +87,41 @@ def assert_same_gradients(one, other, tolerance):
 
 
 def test_fold_equals_plain(model, features):
-    np.testing.assert_allclose(folded(model, features), plain(model, features), atol=FLOAT32)
+    np.testing.assert_allclose(cached(model, features), plain(model, features), atol=FLOAT32)
 
 
 def test_fold_gradients_equal_plain(model, features):
     trainable(model)
     assert_same_gradients(
-        gradient(model, lambda: folded(model, features)), gradient(model, lambda: plain(model, features)), 1e-5
+        gradient(model, lambda: cached(model, features)), gradient(model, lambda: plain(model, features)), 1e-5
     )
 
 
 def test_layer_checkpointing_changes_nothing(model, features):
     """The trap: a cache that records keys and values by side effect gives the right loss and a wrong gradient here."""
     trainable(model)
-    np.testing.assert_array_equal(folded(model, features, checkpoint=True), folded(model, features))
+    np.testing.assert_array_equal(cached(model, features, checkpoint=True), cached(model, features))
     assert_same_gradients(
-        gradient(model, lambda: folded(model, features, checkpoint=True)),
-        gradient(model, lambda: folded(model, features)),
+        gradient(model, lambda: cached(model, features, checkpoint=True)),
+        gradient(model, lambda: cached(model, features)),
         1e-5,
     )
 
 
 def test_padding_and_batching_change_nothing(model, features):
-    together = folded(model, features)
+    together = cached(model, features)
     for row in range(3):
-        alone = folded(model, features[row : row + 1], PROMPTS[row : row + 1], RESPONSES[row : row + 1])
+        alone = cached(model, features[row : row + 1], PROMPTS[row : row + 1], RESPONSES[row : row + 1])
         np.testing.assert_allclose(alone, together[2 * row : 2 * row + 2], atol=FLOAT32)
 
 
 def test_is_causal(model, features):
     """Changing the last token moves no earlier log-probability."""
     decoder = decoder_of(model)
-    branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(1)
-    ids, mask = fold.right_pad([[30, 31, 32, 33]] * 3)
+    branches = prefix_cache.prefill(decoder, *embed(model, features, PROMPTS)).branch(1)
+    ids, mask = prefix_cache.right_pad([[30, 31, 32, 33]] * 3)
     changed = mx.concatenate([ids[:, :-1], ids[:, -1:] + 5], axis=1)
-    one, other = (fold.extend(decoder, branches, x, mask)[0] for x in (ids, changed))
+    one, other = (prefix_cache.extend(decoder, branches, x, mask)[0] for x in (ids, changed))
     np.testing.assert_array_equal(one[:, :-1], other[:, :-1])
     assert mx.abs(one[:, -1] - other[:, -1]).max().item() > 0.01
 
@@ -129,18 +129,20 @@ def test_is_causal(model, features):
 def test_reading_in_pieces_equals_reading_at_once(model, features):
     """extend twice, with rows of different lengths in between, is extend once."""
     decoder = decoder_of(model)
-    branches = fold.prefill(decoder, *embed(model, features, PROMPTS)).branch(2)
+    branches = prefix_cache.prefill(decoder, *embed(model, features, PROMPTS)).branch(2)
     first = [[30, 31], [32], [33, 34, 35], [36], [37, 38], [39]]
     second = [[40], [41, 42], [43], [44, 45], [46], [47, 48]]
-    _, longer = fold.extend(decoder, branches, *fold.right_pad(first))
-    pieces, _ = fold.extend(decoder, longer, *fold.right_pad(second))
-    whole, _ = fold.extend(decoder, branches, *fold.right_pad([a + b for a, b in zip(first, second, strict=True)]))
+    _, longer = prefix_cache.extend(decoder, branches, *prefix_cache.right_pad(first))
+    pieces, _ = prefix_cache.extend(decoder, longer, *prefix_cache.right_pad(second))
+    whole, _ = prefix_cache.extend(
+        decoder, branches, *prefix_cache.right_pad([a + b for a, b in zip(first, second, strict=True)])
+    )
     for row, (a, b) in enumerate(zip(first, second, strict=True)):
         np.testing.assert_allclose(pieces[row, : len(b)], whole[row, len(a) : len(a) + len(b)], atol=1e-5)
 
 
 def test_rows_out_of_their_prompts_order_are_refused(model, features):
-    branches = fold.prefill(decoder_of(model), *embed(model, features, PROMPTS)).branch(2)
+    branches = prefix_cache.prefill(decoder_of(model), *embed(model, features, PROMPTS)).branch(2)
     assert branches.pick(np.array([0, 0, 3, 5])).counts == [2, 1, 1]
     with pytest.raises(ValueError, match="order of their prompts"):
         branches.pick(np.array([5, 0]))
@@ -174,14 +176,14 @@ def of_grid(ids, length):
 def test_positions_may_be_given(model, features):
     """0, 1, 2, ... said token by token, and from 7 on, for RoPE is relative: both as if nothing was said."""
     embeds, mask = embed(model, features, PROMPTS)
-    answers, answer_mask = fold.right_pad([row[0] for row in RESPONSES])
+    answers, answer_mask = prefix_cache.right_pad([row[0] for row in RESPONSES])
     states = []
     for start in (None, 0, 7):
         decoder = replace(decoder_of(model), rotate=by_axes)
         tokens = mx.broadcast_to(mx.arange(mask.shape[1]), mask.shape)
         given = None if start is None else Positions(start + tokens, start + mask.sum(axis=1))
-        prefix = fold.prefill(decoder, embeds, mask, positions=given)
-        read, _ = fold.extend(decoder, prefix.branch(1), answers, answer_mask)
+        prefix = prefix_cache.prefill(decoder, embeds, mask, positions=given)
+        read, _ = prefix_cache.extend(decoder, prefix.branch(1), answers, answer_mask)
         states.append(np.array(mx.concatenate([prefix.state[:, None], read], axis=1)))
     real = np.pad(answer_mask, ((0, 0), (1, 0)), constant_values=True)
     for other in states[1:]:
@@ -197,15 +199,15 @@ def test_continuations_go_on_where_the_positions_say(model, features):
         embeds, mask = embed(model, features[:2], rows)
         tokens = mx.array([of_grid(row, mask.shape[1]) for row in rows]).transpose(1, 0, 2)
         following = np.array([len(row) - 2 for row in rows])  # four image tokens take two positions
-        return fold.prefill(decoder, embeds, mask, positions=Positions(tokens, following))
+        return prefix_cache.prefill(decoder, embeds, mask, positions=Positions(tokens, following))
 
     ids = mx.array([answer] * 2)
-    states, _ = fold.extend(decoder, read(prompts).branch(1), ids, np.ones(ids.shape, dtype=bool))
+    states, _ = prefix_cache.extend(decoder, read(prompts).branch(1), ids, np.ones(ids.shape, dtype=bool))
     for count in range(1, len(answer) + 1):
         whole = read([prompt + answer[:count] for prompt in prompts]).state
         np.testing.assert_allclose(states[:, count - 1], whole, atol=1e-5)
 
     # Counting tokens instead gives something else.
     counted = replace(read(prompts), positions=None)
-    wrong, _ = fold.extend(decoder, counted.branch(1), ids, np.ones(ids.shape, dtype=bool))
+    wrong, _ = prefix_cache.extend(decoder, counted.branch(1), ids, np.ones(ids.shape, dtype=bool))
     assert np.abs(np.array(wrong - states)).max() > 0.01

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.sampling import Sampling, _draw, sample
 from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge
@@ -26,9 +26,11 @@ def features():
 
 
 def read(model, features, prompts):
-    ids, mask = fold.right_pad(prompts)
+    ids, mask = prefix_cache.right_pad(prompts)
     decoder = decoder_of(model)
-    return fold.prefill(decoder, merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features)), mask)
+    return prefix_cache.prefill(
+        decoder, merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features)), mask
+    )
 
 
 def run(model, features, prompts, sampling, keys=None, copies=1):

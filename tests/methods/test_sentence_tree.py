@@ -7,7 +7,7 @@ from PIL import Image
 from random_llava import IMAGE, IMAGE_TOKENS, prompt, random_llava
 from sentencepiece_like import llama_like_tokenizer
 
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.policy import load
 from mlx_visalign.methods.csr.sentence_tree import Growth, Node, Stops, diverse_step, grow
 from mlx_visalign.models import families
@@ -27,7 +27,7 @@ def example(penalty):
     """Three streams of a "model" that knows only its last token."""
     table = mx.array(LOGITS)
     decoder = Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
-    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
+    prefix = prefix_cache.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(decoder, prefix, Stops(STOP, 1), Growth(3, penalty, 6), lambda level: [[]])
     return nodes
 
@@ -58,7 +58,7 @@ def test_a_stream_that_stops_votes_for_its_runner_up():
 def test_an_overlong_stretch_is_cut_and_goes_on_in_the_next_node():
     table = mx.array(np.where(np.arange(6) == A, 9.0, 0.0) * np.ones((6, 1)))
     decoder = Decoder(lambda ids: mx.eye(6)[ids], [], lambda x: x, lambda x: x @ table)
-    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
+    prefix = prefix_cache.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(6)[mx.array([A])])
     [nodes] = grow(
         decoder,
         prefix,
@@ -112,8 +112,8 @@ def first_and_last(level):
 
 def check_against_naive(model, features, image_token, prompts, stops, growth):
     decoder = decoder_of(model)
-    ids, mask = fold.right_pad(prompts)
-    prefix = fold.prefill(
+    ids, mask = prefix_cache.right_pad(prompts)
+    prefix = prefix_cache.prefill(
         decoder, merge(decoder.embed(ids), ids, image_token, families.of(model).project(model, features)), mask
     )
     trees = grow(decoder, prefix, stops, growth, first_and_last)
@@ -160,7 +160,7 @@ def test_a_llama_like_tokenizers_pieces_make_sentences_that_join():
     table = np.zeros((len(words), len(words)), dtype=np.float32)
     table[ids[:-1], ids[1:]] = 20.0
     decoder = Decoder(lambda ids: mx.eye(len(words))[ids], [], lambda x: x, lambda x: x @ mx.array(table))
-    prefix = fold.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(len(words))[mx.array([1])])
+    prefix = prefix_cache.Prefix([], np.ones((1, 1), dtype=bool), mx.eye(len(words))[mx.array([1])])
     stops = Stops(words.convert_tokens_to_ids("."), words.eos_token_id)
     [nodes] = grow(decoder, prefix, stops, Growth(1), first_and_last)
     assert nodes[-1].answer == ids[1:] and nodes[-1].final
@@ -173,12 +173,12 @@ def test_no_second_prefill_and_each_sentence_once(monkeypatch):
     model = random_llava(1)
     decoder, read = decoder_of(model), []
     ids = mx.array([[1, 7, 8, 9]])
-    prefix = fold.prefill(decoder, decoder.embed(ids), np.ones(ids.shape, dtype=bool))
+    prefix = prefix_cache.prefill(decoder, decoder.embed(ids), np.ones(ids.shape, dtype=bool))
 
     def counted(decoder, branches, ids, mask):
         assert branches.prefix is prefix
         read.append(int(mask.sum()))
-        return fold.extend(decoder, branches, ids, mask)
+        return prefix_cache.extend(decoder, branches, ids, mask)
 
     monkeypatch.setattr("mlx_visalign.methods.csr.sentence_tree.extend", counted)
     [nodes] = grow(decoder, prefix, Stops(5, 13), Growth(3, 1.0, 6, 20), first_and_last)

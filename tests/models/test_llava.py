@@ -11,7 +11,7 @@ from golden_llava import GOLDEN, assert_logits, our_logits
 from mlx.utils import tree_flatten
 from random_llava import CONFIG, IMAGE, random_llava
 
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge
@@ -23,20 +23,20 @@ from mlx_visalign.utils.tolerances import PARITY
 
 
 def our_dpo(model) -> dict[str, np.ndarray]:
-    """make_llava.PAIR through the fold, policy and reference (adapter off)."""
+    """make_llava.PAIR through the prefix cache, policy and reference (adapter off)."""
     attach(model, LoRASettings(rank=4, scale=2.0), mx.random.key(0))
     for name, layer in adapters(model).items():
         a, b = make_llava.lora_weights(name, layer.lora_a.shape[0], layer.lora_b.shape[1])
         layer.lora_a, layer.lora_b = mx.array(a), mx.array(b)
-    ids, mask = fold.right_pad([make_llava.PAIR[0]])
-    responses, response_mask = fold.right_pad(list(make_llava.PAIR[1:]))
+    ids, mask = prefix_cache.right_pad([make_llava.PAIR[0]])
+    responses, response_mask = prefix_cache.right_pad(list(make_llava.PAIR[1:]))
     features = families.of(model).features(model, mx.array(make_llava.pixels(1)))
     decoder = decoder_of(model)
 
     def margin():
         embeds = merge(decoder.embed(ids), ids, IMAGE, families.of(model).project(model, features))
-        branches = fold.prefill(decoder, embeds, mask).branch(2)
-        states, _ = fold.extend(decoder, branches, responses, response_mask)
+        branches = prefix_cache.prefill(decoder, embeds, mask).branch(2)
+        states, _ = prefix_cache.extend(decoder, branches, responses, response_mask)
         states = mx.concatenate([branches.state[:, None], states], axis=1)
         padded = mx.concatenate([mx.zeros_like(responses[:, :1]), responses], axis=1)
         logps = sum_logps(token_logps(states, padded, decoder.head), mx.array(response_mask))

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision with one tile an image against transformers, and through fold, LoRA, policy and loading."""
+"""LLaVA-OneVision with one tile an image against transformers, and through prefix cache, LoRA, policy and loading."""
 
 import json
 from functools import cache
@@ -26,7 +26,7 @@ from random_onevision import (
 )
 
 from mlx_visalign.data.images import Preprocessing
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.policy import load
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models import families
@@ -114,8 +114,8 @@ def test_padding_equals_transformers_own(size):
 def test_fold_equals_the_models_own_forward():
     """Two answers after one prompt, against mlx-vlm's Qwen2 on each whole row."""
     decoder, answers = decoder_of(model()), [[30, 31, 32], [40, 2]]
-    prefix = fold.prefill(decoder, *embeddings(model(), make_onevision.ROWS[:1]))
-    states, _ = fold.extend(decoder, prefix.branch(2), *fold.right_pad(answers))
+    prefix = prefix_cache.prefill(decoder, *embeddings(model(), make_onevision.ROWS[:1]))
+    states, _ = prefix_cache.extend(decoder, prefix.branch(2), *prefix_cache.right_pad(answers))
     for row, answer in enumerate(answers):
         embeds, _ = embeddings(model(), [make_onevision.ROWS[0] + answer])
         plain = model().language_model(None, inputs_embeds=embeds).logits[0, -len(answer) :]

@@ -15,7 +15,7 @@ from mlx_visalign.cli.main import main
 from mlx_visalign.cli.parser import build_parser
 from mlx_visalign.data import prompt_template as template
 from mlx_visalign.data.images import Preprocessing
-from mlx_visalign.inference import prefix_cache as fold
+from mlx_visalign.inference import prefix_cache
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models import lora
 from mlx_visalign.models.decoder import decoder_of
@@ -78,8 +78,8 @@ def test_it_leaves_an_adapter_and_its_rounds_as_they_were():
 def let_all_see_all(monkeypatch):
     """Tokens of a prompt, and new tokens, see those after them."""
     attend = mx.fast.scaled_dot_product_attention
-    monkeypatch.setattr(fold, "causal_attention", lambda scale, q, k, v: attend(q, k, v, scale=scale))
-    monkeypatch.setattr(fold, "_causal_mask", lambda length: None)
+    monkeypatch.setattr(prefix_cache, "causal_attention", lambda scale, q, k, v: attend(q, k, v, scale=scale))
+    monkeypatch.setattr(prefix_cache, "_causal_mask", lambda length: None)
 
 
 def test_a_bidirectional_mask_in_the_fold(monkeypatch):
@@ -100,7 +100,7 @@ def test_a_bidirectional_mask_in_the_model(monkeypatch):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_mask_that_shows_the_padding(monkeypatch, dtype):
     """A shorter prompt's padding is seen by its answers: nothing changes where prompts are alone."""
-    monkeypatch.setattr(fold, "_past_mask", lambda real: None)
+    monkeypatch.setattr(prefix_cache, "_past_mask", lambda real: None)
     policy = random_policy()
     policy.model.set_dtype(dtype)
     found = broken(policy)
@@ -109,30 +109,30 @@ def test_a_mask_that_shows_the_padding(monkeypatch, dtype):
 
 def test_positions_that_count_the_padding(monkeypatch):
     """RoPE offsets of the padded length for every row."""
-    right = fold._run_layer
+    right = prefix_cache._run_layer
 
     def padded(layer, x, offset, *rest):
         longest = offset if isinstance(offset, int) else mx.broadcast_to(offset.max(), offset.shape)
         return right(layer, x, longest, *rest)
 
-    monkeypatch.setattr(fold, "_run_layer", padded)
+    monkeypatch.setattr(prefix_cache, "_run_layer", padded)
     assert "batch = single" in broken(random_policy())
 
 
 def test_a_cache_that_forgets(monkeypatch):
     """Steps over the cache lose the answer's own first tokens; reading at once is right."""
-    right = fold._joined
-    monkeypatch.setattr(fold, "_joined", lambda own, k, v: right([(0 * a, 0 * b) for a, b in own], k, v))
+    right = prefix_cache._joined
+    monkeypatch.setattr(prefix_cache, "_joined", lambda own, k, v: right([(0 * a, 0 * b) for a, b in own], k, v))
     assert broken(random_policy()) == {"cached = uncached"}
 
 
 def test_an_offset_that_stands_still(monkeypatch):
-    right = fold._run_layer
+    right = prefix_cache._run_layer
 
     def still(layer, x, offset, *rest):
         return right(layer, x, 0, *rest)
 
-    monkeypatch.setattr(fold, "_run_layer", still)
+    monkeypatch.setattr(prefix_cache, "_run_layer", still)
     assert {"cached = uncached", "prefix cache = plain"} <= broken(random_policy())
 
 

@@ -1,4 +1,4 @@
-"""Preference training on the fold: exact start, exact resume, order by seed, and less memory than plain forwards."""
+"""Preference training on the prefix cache: exact start, exact resume, order by seed, and less memory than plain forwards."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""Log-probabilities of tokens. The one place where ids are shifted against logits, and the one place they are masked."""
+"""Log-probabilities of tokens.
+
+This is the only place where ids are shifted against logits, and the only place where they are masked.
+"""
 
 from collections.abc import Callable
 
@@ -11,11 +14,11 @@ Head = Callable[[mx.array], mx.array]
 def token_logps(
     states: Float[mx.array, "n l d"], ids: Integer[mx.array, "n l"], head: Head | None = None
 ) -> Float[mx.array, "n l-1"]:
-    """log p(ids[t+1] | ids[..t]) for t = 0 .. l-2, in float32.
+    """Log-probability of each token given those before it.
 
-    `states[:, t]` is the model's output after reading `ids[:, t]`: final hidden states with the head that turns them
-    into logits, or logits themselves (no head). The last state predicts a token that is not there, so it never reaches
-    the head.
+    log p(ids[t+1] | ids[..t]) for t = 0 .. l-2, in float32. `states[:, t]` is the model's output after reading `ids[:, t]`:
+    final hidden states together with the head that turns them into logits, or the logits themselves without a head. The
+    last state predicts a token beyond the row, so it is not passed to the head.
     """
     before, after = states[:, :-1], ids[:, 1:]
     logits = (before if head is None else head(before)).astype(mx.float32)
@@ -24,5 +27,8 @@ def token_logps(
 
 
 def sum_logps(logps: Float[mx.array, "n l"], mask: Bool[mx.array, "n l"]) -> Float[mx.array, " n"]:
-    """Sum over the positions that count (mask true). Never an average: DPO's log-ratio is of whole answers."""
+    """Masked sum of log-probabilities, one per row.
+
+    Never an average: DPO's log-ratio is that of complete answers.
+    """
     return mx.where(mask, logps, 0.0).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""The model as one thing: it answers, it scores answers, and it can learn (through a LoRA adapter)."""
+"""A LLaVA that answers, scores answers and trains LoRA adapters."""
 
 import math
 from collections import OrderedDict
@@ -27,7 +27,7 @@ from mlx_visalign.models.families.family import Features
 from mlx_visalign.models.hub import find_model
 from mlx_visalign.models.loading import load_model
 from mlx_visalign.models.lora import LoRASettings, adapter_at, attach, bind, save_adapter
-from mlx_visalign.models.model_folder import TOKENIZER, WORDS, remarks, require_whole
+from mlx_visalign.models.model_folder import TOKENIZER, TOKENIZER_FILES, remarks, require_whole
 from mlx_visalign.utils.arguments import DESCRIBE
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, plainly
@@ -37,12 +37,17 @@ from mlx_visalign.utils.schema import build, shown
 from mlx_visalign.utils.seeding import key_for
 
 TINY = Path(__file__).parents[1] / "tiny_world" / "tiny" / "llava"
-PROBE = DESCRIBE  # a fixed question for comparing logits
+PROBE = DESCRIBE  # a fixed prompt for comparing logits
 
 
 @dataclass(frozen=True)
 class Answer:
-    """text: without special tokens. ids: every token, the end token too. finished: false where max_tokens cut it off."""
+    """A generated answer.
+
+    text      without special tokens
+    ids       all tokens, end token included
+    finished  false if max_tokens cut it off
+    """
 
     text: str
     ids: list[int]
@@ -51,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reading:
-    """n right-padded answers as the model reads them.
+    """Log-probabilities and states of n right-padded answers.
 
     logps   log p(token | image, prompt, tokens before it), in float32
     mask    true where a token is real
@@ -64,9 +69,9 @@ class Reading:
 
 
 class FeatureCache:
-    """The frozen tower's features of clean images, in float16, least recently used out first.
+    """LRU cache of clean images' vision features, in float16.
 
-    Every reader gets the float16 values, the first one too, so a run does not change with the cache's size or a restart.
+    Features are float16 on a cache miss too, so results do not depend on the cache's size or on a restart.
     """
 
     def __init__(self, gigabytes: float):
@@ -86,7 +91,10 @@ class FeatureCache:
 
 
 class Policy:
-    """A LLaVA with its tokenizer, template and preprocessing. `model` is mlx-vlm's; everything else goes through here."""
+    """A LLaVA with its tokenizer, template and preprocessing.
+
+    `model` is mlx-vlm's; other code uses it only through this class.
+    """
 
     def __init__(
         self,
@@ -99,8 +107,11 @@ class Policy:
         source: Callable[[], str] | None = None,
         positions: int | None = None,
     ):
-        """`base` is the fingerprint of the weights, `source` finds that of the weights they were converted from. `positions`:
-        how many tokens the language model was made for, where its config says so.
+        """See `load`, which makes one from a folder.
+
+        base       the fingerprint of the weights
+        source     returns the fingerprint of the weights that they were converted from
+        positions  the context length in tokens, if the model's config states it
         """
         self.model, self.tokenizer, self.preprocessing, self.template = model, tokenizer, preprocessing, template
         self.base, self._find_source = base, source
@@ -109,41 +120,47 @@ class Policy:
         self.family = families.of(model)
         self.image_tokens = self.family.image_tokens(model)
         self.end = tokenizer.eos_token_id
-        self.checkpoint = False  # recompute layers in the backward pass: less memory, half again the time
+        self.checkpoint = False  # recompute layers in the backward pass: less memory, 1.5 times the time
         self.cache = FeatureCache(cache_gb)
 
     @property
     def dtype(self) -> str:
-        """What the weights are, for the record: "float32", "bfloat16", or "4-bit" and the like."""
+        """The weights' type: "float32", "bfloat16", "4-bit" and so on."""
         decoder = self.decoder
         return f"{decoder.embed.bits}-bit" if hasattr(decoder.embed, "bits") else str(decoder.norm.weight.dtype).split(".")[-1]
 
     @property
     def decoder(self) -> Decoder:
-        """The language model in its parts."""
+        """The parts of the language model."""
         return self.family.decoder(self.model)
 
     @cached_property
     def source(self) -> str:
-        """The fingerprint of the weights that these were converted from: the same in every precision."""
+        """Fingerprint of the source weights.
+
+        It is the same for every precision that they were converted to.
+        """
         return self.base if self._find_source is None else self._find_source()
 
     @property
     def identity(self) -> dict[str, str]:
-        """What an adapter for this model depends on."""
+        """Template, aspect and base fingerprint, which an adapter must match."""
         return {"template": self.template, "aspect": self.preprocessing.aspect, "base_fingerprint": self.base}
 
-    # -- words and pixels ---------------------------------------------------------------------------------------------
+    # -- tokens and pixels --------------------------------------------------------------------------------------------
 
     def prompt_ids(self, question: str, image_tokens: int | None = None) -> list[int]:
-        """The whole prompt's token ids, image tokens included: so many, or else the most that an image takes.
+        """Token ids of the complete prompt, image tokens included.
 
-        `prefill` makes them as many as the image has that it reads them with.
+        Without `image_tokens` their number is the maximum per image; `prefill` adjusts it to the actual image.
         """
         return templates.prompt_ids(self.tokenizer, self.template, question, image_tokens or self.image_tokens)
 
     def image_tokens_of(self, image: Picture) -> int:
-        """How many places an image takes. It is opened only where that depends on its size."""
+        """The number of image tokens of an image.
+
+        The image is opened only if the number depends on its size.
+        """
         if not self.family.varies:
             return self.image_tokens
         opened = open_image(image)
@@ -154,27 +171,33 @@ class Policy:
         return templates.response_ids(self.tokenizer, text)
 
     def pixels(self, image: Picture) -> Float[mx.array, "h w 3"]:
-        """The image as the tower wants it: opened (see `open_image`), padded or cropped, resized, normalised."""
+        """The preprocessed image, as the vision tower expects it.
+
+        Opened (see `open_image`), padded or cropped, resized and normalised.
+        """
         return self.family.pixels(self.preprocessing, image)
 
     def features(self, pixels: Float[mx.array, "b h w 3"] | Sequence[Float[mx.array, "_ _ 3"]]) -> Features:
-        """The frozen tower's features of images, before the projector."""
+        """The frozen vision tower's features, before the projector."""
         if self.family.varies:
             return [self.family.features(self.model, one[None])[0] for one in pixels]
         return self.family.features(self.model, pixels if isinstance(pixels, mx.array) else mx.stack(list(pixels)))
 
     def image_features(self, images: Sequence[Picture]) -> Features:
-        """The features of clean images, through the cache.
+        """Cached features of clean images.
 
-        The tower sees one image at a time: in a batch the last bits depend on its other rows, and an image must give the
-        same features before and after a restart.
+        The vision tower encodes one image at a time: in a batch the last bits depend on the other rows, and an image must
+        have the same features before and after a restart.
         """
         found = [self.family.patches(self.model, self.image_states(image)) for image in images]
         return [one.astype(mx.float32) for one in found] if self.family.varies else mx.stack(found).astype(mx.float32)
 
     def image_states(self, image: Picture) -> Float[mx.array, "... d"]:
-        """The states behind `image_features`, in float16, the class token too: a CLIP of the same tower goes on from here."""
-        key = image_digest(image)  # which tower and preprocessing saw it need not be said: the cache is this policy's
+        """Cached vision tower states, class token included, in float16.
+
+        `image_features` is selected from them, and a CLIP with the same tower continues from them.
+        """
+        key = image_digest(image)  # tower and preprocessing are not in the key: the cache belongs to this policy
         states = self.cache.get(key)
         if states is None:
             states = self.family.states(self.model, self.pixels(image)[None])[0].astype(mx.float16)
@@ -185,7 +208,10 @@ class Policy:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def prefill(self, features: Features, prompts: list[list[int]]) -> Prefix:
-        """Read prompts with their images: `features` in reading order, one for every block of image tokens."""
+        """Read prompts with their images into a prefix cache.
+
+        `features` are in reading order, one per block of image tokens.
+        """
         images = self.family.embeds(self.model, features)
         if self.family.varies:
             prompts = fitted(prompts, self.image_token, images)
@@ -195,7 +221,10 @@ class Policy:
         return prefill(self.decoder, embeds, mask, self.checkpoint, positions)
 
     def read(self, prefix: Prefix, responses: list[list[list[int]]]) -> Reading:
-        """k answers to each of b prompts, token by token; rows of one prompt next to each other. Differentiable."""
+        """Token log-probabilities of k answers to each prompt.
+
+        Rows of the same prompt are adjacent. Differentiable.
+        """
         copies = len(responses[0])
         if any(len(row) != copies for row in responses):
             raise ValueError("every prompt needs the same number of responses")
@@ -203,41 +232,47 @@ class Policy:
         branches = prefix.branch(copies)
         decoder = self.decoder
         states, _ = extend(decoder, branches, ids, mask, self.checkpoint)
-        # The prefix's last state predicts the first token; the token before it is the prompt's and counts for nothing.
+        # The prefix's last state predicts the first token. The id before it is a placeholder, which is never scored.
         states = mx.concatenate([branches.state[:, None], states], axis=1)
         ids = mx.concatenate([mx.zeros_like(ids[:, :1]), ids], axis=1)
         return Reading(token_logps(states, ids, decoder.head), mx.array(mask), states)
 
     def score(self, prefix: Prefix, responses: list[list[list[int]]]) -> Float[mx.array, "b k"]:
-        """Summed log-probability of k answers to each of b prompts, end token included. Differentiable.
+        """Summed log-probabilities of k answers to each prompt.
 
-        logp(y) = sum over t of log p(y_t | image, prompt, y_<t)
+        logp(y) = sum over t of log p(y_t | image, prompt, y_<t), end token included. Differentiable.
         """
         reading = self.read(prefix, responses)
         return sum_logps(reading.logps, reading.mask).reshape(-1, len(responses[0]))
 
     def first_logits(self, question: str, image: Picture | None = None) -> Float[mx.array, "1 v"]:
-        """What an answer's first token is chosen by, in float32. Without an image the words are read alone."""
+        """Logits of an answer's first token, in float32.
+
+        Without an image, the prompt is read without its image tokens.
+        """
         ids, decoder = self.prompt_ids(question), self.decoder
         if image is not None:
             prefix = self.prefill(self.features(self.pixels(image)[None]), [ids])
         else:
-            words, mask = right_pad([[token for token in ids if token != self.image_token]])
-            prefix = prefill(decoder, decoder.embed(words), mask, positions=self.family.positions(self.model, words, mask, []))
+            text, mask = right_pad([[token for token in ids if token != self.image_token]])
+            prefix = prefill(decoder, decoder.embed(text), mask, positions=self.family.positions(self.model, text, mask, []))
         return decoder.head(prefix.state).astype(mx.float32)
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
     def generate(self, prefix: Prefix, sampling: Sampling, keys: list[mx.array] | None = None, copies: int = 1) -> list[Answer]:
-        """Answer b prompts, `copies` times each, neighbours first. `keys`: one random key an answer, unless greedy."""
+        """Sample `copies` answers to each of b prompts.
+
+        Answers to the same prompt are adjacent. `keys`: one random key per answer, required unless greedy.
+        """
         branches = prefix.branch(copies)
         return self._answers(branches, branches.state, sampling, keys)
 
     def ask(self, prefix: Prefix, questions: list[list[int]], sampling: Sampling) -> list[Answer]:
-        """Answer several questions about each image, reading the image once: POPE asks many of one.
+        """Answer several questions about each image, read once.
 
-        `prefix` holds b images with the words before them; `questions` the ids that come after, k of each image, those
-        of one image next to each other.
+        POPE asks many questions per image. `prefix` has b images with the text before them; `questions` are the ids after
+        them, k per image, with those of the same image adjacent.
         """
         ids, mask = right_pad(questions)
         states, branches = extend(self.decoder, prefix.branch(len(questions) // len(prefix.mask)), ids, mask)
@@ -252,17 +287,17 @@ class Policy:
         return [Answer(text.strip(), ids, ids[-1] == self.end) for ids, text in zip(rows, texts, strict=True)]
 
     def answer(self, image: Picture, question: str, sampling: Sampling | None = None, seed: int = 0, **limits: Any) -> str:
-        """One image, one question, one answer, greedy unless told otherwise.
+        """Answer one question about one image, greedy by default.
 
-        The image is a path, the bytes of a file, a Pillow image or an array (see `open_image`): the answer is the same.
-        A template's marks around the question are taken off, and told: the model has its own. `limits`: max_tokens,
-        temperature and top_p, as in `Sampling`, which may be given whole instead. Raises `UserError` where one is unknown,
-        of the wrong type or out of its range.
+        The image is a path, a file's bytes, a Pillow image or an array (see `open_image`), with the same answer for all.
+        Another template's turn markers around the question are removed, with a message, since the model's own are added.
+        `limits`: max_tokens, temperature and top_p, as in `Sampling`; or pass `sampling`. Raises `UserError` for values that
+        are unknown, of the wrong type or out of range.
         """
         if not isinstance(question, str):
             raise UserError(f"The question must be text, got {shown(question)}.")
         if not isinstance(sampling, Sampling | None) or (sampling is not None and limits):
-            raise UserError("Say how to sample by max_tokens=, temperature= and top_p=, or by one Sampling and nothing else.")
+            raise UserError("Give either max_tokens=, temperature= and top_p=, or one Sampling.")
         sampling = sampling or build(Sampling, limits, "answer")
         prefix = self.prefill(self.features(self.pixels(image)[None]), [self.prompt_ids(asked(question))])
         return self.generate(prefix, sampling, [key_for(seed, "answer")])[0].text
@@ -270,9 +305,8 @@ class Policy:
     def logps(self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[str]) -> Float[mx.array, " n"]:
         """Summed log-probabilities of answers to questions about images.
 
-        logp(y) = sum over t of log p(y_t | image, question, y_<t), in nats, at most 0, the end token included; one for each
-        row. Differentiable in an adapter that is trained. Raises `UserError` where the three are not equally many, or where
-        there are none.
+        logp(y) = sum over t of log p(y_t | image, question, y_<t), in nats, at most 0, end token included; one per row.
+        Differentiable in the trained adapter. Raises `UserError` if the three differ in length or are empty.
         """
         counts = [len(images), len(questions), len(answers)]
         if len(set(counts)) > 1 or not answers:
@@ -283,55 +317,59 @@ class Policy:
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def attach(self, settings: LoRASettings, seed: int) -> None:
-        """Freeze everything and add one trainable round of LoRA to the language model."""
+        """Freeze the model and add one trainable round of LoRA."""
         attach(self.model, settings, mx.random.key(seed))
 
     def adapter_off(self) -> AbstractContextManager[None]:
-        """The base model, within a `with` block."""
+        """Context in which the adapter is off: the base model."""
         return adapter_at(self.model, 0)
 
     def save_adapter(self, folder: Path, **about: Any) -> None:
-        """Write the adapter so that this package and mlx-vlm load it."""
+        """Write the adapter for this package and mlx-vlm."""
         save_adapter(self.model, folder, {**about, **self.identity, "source_fingerprint": self.source})
 
     def load_adapter(self, path: str | Path) -> int:
-        """Add a saved adapter, all its rounds frozen, and say what it changes. Returns how many layers it is for.
+        """Load a saved adapter; return its number of layers.
 
-        `path` may be a name on the hub, owner/name.
-        Raises `UserError` unless every tensor finds its layer, and template, aspect and base are those it was trained with.
+        All its rounds are frozen, and a message says how much it changes the logits. `path` may be a name on the hub,
+        owner/name. Raises `UserError` unless every tensor matches a layer, and template, aspect and base are those that the
+        adapter was trained with.
         """
         folder = find_model(_named(path, "an adapter"))
         config, layers = read_adapter(folder)
         check_base(folder, config, self.identity, lambda: self.source)
         before = self.first_logits(PROBE)
-        mx.eval(before)  # now, while the model is as it was
+        mx.eval(before)  # now, before the adapter is bound
         linears = bind(self.model, folder, layers, whole=is_whole(config))
         tensors = 2 * len(layers)
         say(f"{folder}: {tensors} of {tensors} tensors bound, to {len(layers)} of {linears} linear layers.")
         change = cast(float, mx.abs(self.first_logits(PROBE) - before).max().item())
         if not math.isfinite(change):
             scale = config["lora_parameters"].get("scale")
-            raise UserError(f"{folder}: with this adapter the model's logits are no finite numbers. Its scale is {scale}.")
+            raise UserError(f"{folder}: with this adapter the model's logits are not finite. Its scale is {scale}.")
         if change:
             say(f"{folder}: the adapter changes logits by up to {change:.2g} (on a fixed prompt).")
         else:
-            say(f"Warning: the adapter in {folder} changes no logit (by {change} on a fixed prompt): was it trained at all?")
+            say(f"Warning: the adapter in {folder} changes no logit (by {change} on a fixed prompt). Was it trained?")
         return len(layers)
 
 
 def _named(path: str | Path, what: str) -> str | Path:
-    """What names a folder. UserError for anything else."""
+    """`path` if it is a path or text. Raises UserError for anything else."""
     if not isinstance(path, str | Path):
-        raise UserError(f"Name {what} by its folder's path or its name on the hub, got {shown(path)}.")
+        raise UserError(f"Give {what} as a folder's path or a name on the hub, got {shown(path)}.")
     return path
 
 
 def find_folder(model: str | Path) -> Path:
-    """A model's folder, by its path, its name on the hub, or "tiny". UserError where there is none."""
+    """The folder of a model.
+
+    `model`: its path, its name on the hub, or "tiny". Raises UserError if there is none.
+    """
     folder = TINY if str(_named(model, "a model")) == "tiny" else find_model(model)
     if not folder.is_dir():
-        is_file = "is a file and no folder" if folder.exists() else "is no folder here, and no name on the hub (owner/name)"
-        raise UserError(f"The model {model} {is_file}.")
+        fault = "a file, not a folder" if folder.exists() else "neither a local folder nor a name on the hub (owner/name)"
+        raise UserError(f"The model {model} is {fault}.")
     return folder
 
 
@@ -345,19 +383,20 @@ def load(
     dtype: mx.Dtype | None = None,
     cache_gb: float = 1.0,
 ) -> Policy:
-    """Load a model's folder, or "tiny" for the embedded LLaVA-1.5, and an adapter on top.
+    """Load a model, and optionally an adapter on top.
 
-    Both may be names on the hub, owner/name, of folders as `visalign convert` and `visalign upload` make them.
-    `template` and `aspect` are read from the folder (`"visalign"` in config.json). Where it does not say them, `pad` is the
-    default, and the template is the one that the model's family was trained with, unless the folder's chat template has other
-    words, which is refused, as are models of no family (see `models/families`) and an aspect that the family never saw.
-    `dtype` casts the weights (None keeps them; "tiny" runs in float32). `adapter` is another name of `adapter_path`.
+    `model` is a folder, or "tiny" for the embedded LLaVA-1.5. Model and adapter may be names on the hub, owner/name, of
+    folders as `visalign convert` and `visalign upload` write them.
+    `template` and `aspect` default to the folder's (`"visalign"` in config.json), then to `pad` and to the template that the
+    model's family was trained with. Raises `UserError` if the folder's chat template has another format, and for models of no
+    known family (see `models/families`) and aspects that the family was not trained with.
+    `dtype` casts the weights (None keeps them; "tiny" runs in float32). `adapter` is an alias of `adapter_path`.
     """
     folder = find_folder(model)
     if dtype is not None and not isinstance(dtype, mx.Dtype):
         raise UserError(f"dtype must be one of MLX's, such as mx.float16, got {shown(dtype)}.")
     if adapter is not None and adapter_path is not None:
-        raise UserError("Name one adapter: adapter= is another name of adapter_path=.")
+        raise UserError("Give one adapter: adapter= is an alias of adapter_path=.")
     adapter = adapter_path if adapter is None else adapter
     config = read_json(folder / "config.json")
     ours: dict[str, Any] = stated(folder)
@@ -384,10 +423,10 @@ def load(
 
 
 def _template(folder: Path, config: dict[str, Any], asked: Any, stated: str | None) -> Any:
-    """The one asked for or that a conversion has settled; else the one that the folder's own words fit."""
+    """The requested template, else that of an earlier conversion, else the one that fits the folder's chat format."""
     if asked is None and stated is not None:
         return stated
-    cure = "Convert it with `visalign convert llava --template NAME`, or give load(..., template=NAME), to take it anyway."
+    cure = "To use it anyway, run `visalign convert llava --template NAME`, or pass template=NAME to load()."
     choice = choose(folder, config, asked, cure=cure)
     for said in (f"the template is {choice.template} ({choice.note})" if choice.note else "", *remarks(folder, config)):
         if said:
@@ -402,16 +441,19 @@ def _check_choices(folder: Path, template: Any, aspect: Any) -> None:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A folder's tokenizer as transformers reads it. No Python of the folder's is run, and no template rendered."""
+    """A folder's tokenizer, read by transformers.
+
+    No Python from the folder is run, and no template is rendered.
+    """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in WORDS):  # transformers would make one without a single word
-        raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(WORDS)} there.")
-    for name in (*WORDS, "merges.txt", TOKENIZER):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one with an empty vocabulary
+        raise UserError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)} there.")
+    for name in (*TOKENIZER_FILES, "merges.txt", TOKENIZER):
         refuse_pointer(folder / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer.decode(tokenizer("a word").input_ids)  # some settings of the wrong type are not met before
+        tokenizer.decode(tokenizer("a word").input_ids)  # reveals some settings of the wrong type
         return tokenizer
-    except Exception as error:  # the tokenizers library raises just that, and others what they come upon
+    except Exception as error:  # the tokenizers library raises a bare Exception, others all kinds
         raise UserError(f"{folder} has no tokenizer that transformers can read ({plainly(error)}).") from None

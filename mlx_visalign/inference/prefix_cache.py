@@ -1,11 +1,11 @@
-"""The fold: read image and prompt once, then run any number of continuations over the kept keys and values.
+"""Shared-prefix KV cache: one prefill, any number of continuations.
 
 In LLaVA the prefix (576 image tokens and more) is most of every sequence, and chosen and rejected answers, sampled
-candidates and the questions about one image all share it. The fold is exact: it computes what separate full forwards
-compute (tested). Everything is right-padded; a row's padding comes after its real tokens, so causality hides
-it within the row, a mask hides it from later pieces, and positions of its own keep every token where it would be alone.
+candidates and the questions about one image all share it. The cache is exact: results equal those of separate full forward
+passes. Everything is right-padded. A row's padding comes after its real tokens, so causality hides it within the row and a
+mask hides it from later pieces; each row has its own positions, so every token stands where it would in a batch of one.
 
-All rows of a prompt look at the one copy there is of its keys and values (attention.py).
+All continuations of a prompt share a single copy of its keys and values (models/attention.py).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,10 @@ KeysValues = list[tuple[mx.array, mx.array]]
 
 @dataclass(frozen=True)
 class Prefix:
-    """What is left of b prompts after reading them: one (keys, values) pair per layer, [b, heads, p, d] each."""
+    """The cached keys and values of b prompts.
+
+    `kv` has one (keys, values) pair per layer, [b, heads, p, d] each.
+    """
 
     kv: KeysValues
     mask: np.ndarray  # [b, p], true where a token is real
@@ -40,28 +43,37 @@ class Prefix:
         return self.mask.sum(axis=1) if self.positions is None else self.positions.following
 
     def branch(self, copies: int) -> "Continuations":
-        """Start `copies` continuations of every row; the rows of one prompt stay next to each other."""
+        """Start `copies` continuations of every prompt.
+
+        Rows of the same prompt are adjacent.
+        """
         owners = np.repeat(np.arange(len(self.mask)), copies)
         return Continuations(self, owners, mask=np.zeros((len(owners), 0), dtype=bool))
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """n continuations, in the order of their prompts. They hold their own keys and values only; the prefix exists once."""
+    """n continuations, in the order of their prompts.
+
+    They have only their own keys and values; the prefix is shared.
+    """
 
     prefix: Prefix
-    owners: np.ndarray  # [n], the row of the prefix that each one continues, never falling
+    owners: np.ndarray  # [n], the row of the prefix that each one continues, non-decreasing
     mask: np.ndarray  # [n, s], true where a token of the continuation is real
-    kv: KeysValues = field(default_factory=list)  # empty until something was read
+    kv: KeysValues = field(default_factory=list)  # empty until the first `extend`
 
     def __post_init__(self) -> None:
         if (np.diff(self.owners) < 0).any():  # attention would give rows the wrong prompts
-            raise ValueError(f"continuations must stand in the order of their prompts, not {self.owners.tolist()}")
+            raise ValueError(f"continuations must be in the order of their prompts, got {self.owners.tolist()}")
 
     @property
     def state(self) -> Float[mx.array, "n e"]:
-        """The prefix's last state for every continuation: it predicts the first token."""
-        if len(set(self.counts)) == 1:  # the gradient of a repetition sums in a fixed order
+        """The prefix's final state, repeated for every continuation.
+
+        It predicts the first token.
+        """
+        if len(set(self.counts)) == 1:  # deterministic: the gradient of repeat sums in a fixed order
             return mx.repeat(self.prefix.state, self.counts[0], axis=0)
         return self.prefix.state[mx.array(self.owners)]
 
@@ -71,7 +83,10 @@ class Continuations:
         return np.bincount(self.owners, minlength=len(self.prefix.mask)).tolist()
 
     def pick(self, rows: Integer[np.ndarray, " m"]) -> "Continuations":
-        """Some of the continuations, any of them more than once: forks, or those that are not finished."""
+        """Select continuations, with repetition if wanted.
+
+        Repeats fork a continuation; omissions drop finished ones.
+        """
         index = mx.array(rows)
         return Continuations(self.prefix, self.owners[rows], self.mask[rows], [(k[index], v[index]) for k, v in self.kv])
 
@@ -87,8 +102,8 @@ def _run_layer(
 ) -> tuple[Array, Array, Array]:
     """One block: its output and its new keys and values. `attend` is called with scale, queries, keys, values and the past.
 
-    `checkpoint` keeps nothing for the backward pass but what goes in and these keys and values. They are returned, not
-    recorded: what a function that is run a second time leaves elsewhere has no gradient.
+    `checkpoint` keeps only the inputs and these keys and values for the backward pass. They are returned rather than stored
+    from inside the function: side effects of a recomputed function get no gradient.
     """
 
     def forward(parameters: Any, x: Array, *past: Array) -> tuple[Array, Array, Array]:
@@ -101,12 +116,12 @@ def _run_layer(
 
 
 def _past_mask(real: Bool[np.ndarray, "n p"]) -> Bool[mx.array, "n 1 1 p"] | None:
-    """Which of the past may be seen; None: all of it."""
+    """Mask of the visible past; None: all of it."""
     return None if real.all() else mx.array(real[:, None, None, :])
 
 
 def _causal_mask(length: int) -> Bool[mx.array, "l l"] | None:
-    """Which of the new tokens may be seen by each of them: those up to itself."""
+    """Causal mask among the new tokens; None for a single one."""
     return None if length == 1 else mx.array(np.tril(np.ones((length, length), dtype=bool)))
 
 
@@ -117,7 +132,10 @@ def prefill(
     checkpoint: bool = False,
     positions: Positions | None = None,
 ) -> Prefix:
-    """Read b right-padded prompts. `checkpoint` recomputes each layer in the backward pass instead of keeping it."""
+    """Read b right-padded prompts into a `Prefix`.
+
+    `checkpoint` recomputes each layer in the backward pass to save memory.
+    """
     *layers, last = decoder.layers
     ends = mask.sum(axis=1) - 1
     everywhere: Array | int = 0
@@ -129,7 +147,7 @@ def prefill(
     for layer in layers:
         x, keys, values = _run_layer(layer, x, everywhere, causal_attention, [], checkpoint, decoder.rotate)
         kv.append((keys, values))
-    # Of the last layer all keys and values are wanted, but one state a prompt.
+    # The last layer needs all keys and values, but only one state per prompt.
     keys, values = keys_and_values(last, x, everywhere, decoder.rotate)
     before = _past_mask(np.arange(mask.shape[1]) < ends[:, None])
     x = x[mx.arange(len(mask)), mx.array(ends)][:, None]
@@ -145,7 +163,10 @@ def extend(
     mask: Bool[np.ndarray, "n l"],
     checkpoint: bool = False,
 ) -> tuple[Float[mx.array, "n l e"], Continuations]:
-    """Read l more right-padded tokens on every continuation; return their final hidden states and the longer branches."""
+    """Read l more right-padded tokens on every continuation.
+
+    Returns their final hidden states and the extended continuations.
+    """
     prompts, length = branches.prefix.mask[branches.owners], ids.shape[1]
     first = branches.prefix.following[branches.owners] + branches.mask.sum(axis=1)
     positions = mx.array(first.astype(np.int32))
@@ -168,7 +189,10 @@ def _joined(own: KeysValues, keys: mx.array, values: mx.array) -> tuple[mx.array
 
 
 def right_pad(rows: list[list[int]], value: int = 0) -> tuple[Integer[mx.array, "n l"], Bool[np.ndarray, "n l"]]:
-    """Rows of different lengths as one array, and the mask that is true where a token is real."""
+    """Right-pad rows of token ids.
+
+    Returns one array and a mask that is true where a token is real.
+    """
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, value, dtype=np.int32)

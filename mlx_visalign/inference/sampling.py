@@ -1,7 +1,7 @@
-"""Sampling: greedy, or temperature and top-p, for any number of branches at once.
+"""Batched sampling: greedy, or temperature and top-p.
 
-Every branch has its own random key, and one uniform number per step comes from it, so what a branch draws does not
-depend on what else is in the batch: batched and sequential sampling give the same tokens.
+Every continuation has its own random key, from which one uniform number per step is drawn, so its tokens do not depend on
+the rest of the batch: batched and sequential sampling give the same tokens.
 """
 
 import math
@@ -19,7 +19,12 @@ from mlx_visalign.utils.schema import require
 
 @dataclass(frozen=True)
 class Sampling:
-    """max_tokens: per answer, the end token included (1 and up). temperature: 0 is greedy. top_p: in (0, 1]."""
+    """Sampling settings.
+
+    max_tokens   per answer, end token included (1 or more)
+    temperature  0 is greedy
+    top_p        in (0, 1]
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -42,10 +47,10 @@ def sample(
     sampling: Sampling,
     keys: list[mx.array] | None = None,
 ) -> list[list[int]]:
-    """Continue every branch from the hidden state of its last token; return its token ids, end token kept.
+    """Sample every continuation's token ids, end token included.
 
-    An answer that reached max_tokens has no end token: that is how a cut answer is told from a finished one.
-    `keys`: one random key a branch; needed unless greedy.
+    `state`: the hidden state of each continuation's last token. `keys`: one random key per continuation, required unless
+    greedy. An answer cut off at max_tokens has no end token, which distinguishes it from a finished one.
     """
     steps = list(sample_steps(decoder, branches, state, end, sampling, keys))
     return [_until(row, end) for row in np.stack(steps, axis=1).tolist()]
@@ -59,7 +64,10 @@ def sample_steps(
     sampling: Sampling,
     keys: list[mx.array] | None = None,
 ) -> Iterator[Integer[np.ndarray, " n"]]:
-    """As `sample`, while it goes on: every branch's next token, which means nothing behind its end token."""
+    """As `sample`, one step at a time.
+
+    Yields every continuation's next token; tokens after the end token are meaningless.
+    """
     uniform = None if sampling.temperature == 0 else _uniforms(keys, len(branches.mask), sampling.max_tokens)
     done = np.zeros(len(branches.mask), dtype=bool)
     for step in range(sampling.max_tokens):
@@ -76,12 +84,12 @@ def sample_steps(
 
 def _uniforms(keys: list[mx.array] | None, rows: int, steps: int) -> Float[mx.array, "n s"]:
     if keys is None or len(keys) != rows:
-        raise ValueError(f"sampling needs one random key for each of the {rows} branches")
+        raise ValueError(f"sampling needs one random key for each of the {rows} continuations")
     return mx.stack([mx.random.uniform(shape=(steps,), key=key) for key in keys])
 
 
 def _draw(logits: Float[mx.array, "n v"], uniform: Float[mx.array, " n"], sampling: Sampling) -> Integer[mx.array, " n"]:
-    """Inverse transform sampling over the tokens in falling order of probability, cut where top-p is reached."""
+    """Inverse transform sampling over tokens in descending order of probability, truncated at top-p."""
     probabilities = mx.softmax(logits / sampling.temperature, axis=-1)
     order = mx.argsort(-probabilities, axis=-1)
     falling = mx.take_along_axis(probabilities, order, axis=-1)

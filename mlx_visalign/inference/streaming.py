@@ -1,4 +1,4 @@
-"""An answer while it is written, in pieces of text that are never taken back."""
+"""Streaming an answer in final pieces of text."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,11 +7,11 @@ from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling, sample_steps
 from mlx_visalign.utils.seeding import key_for
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole character yet
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # decoded from the bytes of an incomplete character
 
 
 def stream(policy: Policy, image: str, question: str, sampling: Sampling, seed: int = 0) -> Iterator[str]:
-    """The text that `policy.answer` gives, piece by piece."""
+    """The text of `policy.answer`, piece by piece."""
     pixels = policy.pixels(image)[None]
     branches = policy.prefill(policy.features(pixels), [policy.prompt_ids(question)]).branch(1)
     keys = [key_for(seed, "answer")]
@@ -20,11 +20,11 @@ def stream(policy: Policy, image: str, question: str, sampling: Sampling, seed: 
 
 
 def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
-    """The text of these tokens as far as the next ones should not change it, special tokens and outer white space left out.
+    """Decode tokens into pieces of text that stay valid.
 
-    A character may be made of several tokens, and until the last of them is there, the bytes before it may decode to
-    something else as well: such a text is held back. What was given is counted, never looked at again, so that bytes
-    which are no text at all cannot stop what follows.
+    Special tokens and outer white space are omitted. A character may consist of several tokens; until the last of them has
+    arrived, the earlier bytes may decode to something else, so that text is held back. Only the number of characters already
+    yielded is kept, so invalid bytes cannot block what follows.
     """
     read: list[int] = []
     text, given = "", 0
@@ -35,5 +35,5 @@ def pieces(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
         if len(whole) > given:
             yield whole[given:]
             given = len(whole)
-    if len(text) > given:  # cut off inside a character
+    if len(text) > given:  # the answer ended inside a character
         yield text[given:]

@@ -1,8 +1,9 @@
-"""Adapter folders: `adapters.safetensors` and `adapter_config.json` in the layout of mlx-lm and mlx-vlm.
+"""Adapter folders in the layout of mlx-lm and mlx-vlm.
 
-Tensor names and `keys` are fully qualified, which is what mlx-vlm loads. All rounds are one tensor pair per layer, their
-ranks concatenated and each scale folded into its B, so the stored scale is 1. Our own fields (round ranks, template,
-aspect, fingerprints) stand beside the standard ones; other loaders ignore them.
+A folder has `adapters.safetensors` and `adapter_config.json`. Tensor names and `keys` are fully qualified, which is what
+mlx-vlm loads. All rounds are one tensor pair per layer, their ranks concatenated and each scale multiplied into its B, so
+the stored scale is 1. Our own fields (round ranks, template, aspect, fingerprints) are added to the standard ones; other
+loaders ignore them.
 """
 
 import hashlib
@@ -40,7 +41,10 @@ STATED = ("template", "aspect", "source_fingerprint")  # in config.json's "visal
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the model folder's safetensors files, in name order: which base an adapter belongs to."""
+    """SHA-256 of a model folder's safetensors files.
+
+    The files are read in name order. The fingerprint identifies the base model of an adapter.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -50,30 +54,33 @@ def fingerprint(folder: Path) -> str:
 
 
 def stated(folder: Path) -> dict[str, str]:
-    """What config.json says of a model under "visalign": template, aspect and the fingerprint of its source, or less."""
+    """The fields under "visalign" in a model's config.json.
+
+    Template, aspect and source fingerprint, each if present.
+    """
     ours = read_json(folder / "config.json").get("visalign", {})
     if not isinstance(ours, dict) or not all(isinstance(ours.get(name, ""), str) for name in STATED):
-        raise UserError(f"{folder}/config.json: visalign should hold the texts {', '.join(STATED)}, got {shown(ours)}.")
+        raise UserError(f"{folder}/config.json: visalign should contain the texts {', '.join(STATED)}, got {shown(ours)}.")
     return {name: ours[name] for name in STATED if name in ours}
 
 
 def check_base(folder: Path, config: Mapping[str, Any], here: Mapping[str, str], source: Callable[[], str]) -> None:
-    """Refuse an adapter whose config says that it was trained on something else than the model `here`.
+    """Refuse an adapter that was trained on another model.
 
     folder, config  the adapter's
-    here            the model's template and aspect, where they are known, and base_fingerprint
-    source          the fingerprint of what the model was converted from, the same in every precision: asked for only
-                    where the weights are others, since it may have to be computed. The same source gets a note
+    here            this model's template and aspect, if known, and base_fingerprint
+    source          returns the fingerprint of the weights that the model was converted from, the same in every precision;
+                    called only if the weights differ, since it may have to be computed. The same source gets a note
     """
     for name in ("template", "aspect"):
         if name in here and config.get(name, here[name]) != here[name]:
-            raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, this model has {here[name]!r}.")
+            raise UserError(f"{folder}: this adapter was trained with {name} {config[name]!r}, the model has {here[name]!r}.")
     if config.get("base_fingerprint") in (None, here["base_fingerprint"]):
         return
     trained_on = config.get("source_fingerprint", config["base_fingerprint"])
     if trained_on != source():
         raise UserError(
-            f"{folder}: this adapter was trained on another model, of other source weights. Use it with the model that it was "
+            f"{folder}: this adapter was trained on another model: the source weights differ. Use it with the model it was "
             "trained on."
         )
     say(f"{folder}: this adapter was trained on another precision of the same source weights.")
@@ -81,21 +88,24 @@ def check_base(folder: Path, config: Mapping[str, Any], here: Mapping[str, str],
 
 @dataclass(frozen=True)
 class Parameters:
-    """What an adapter's config must say; mlx-lm and mlx-vlm say more."""
+    """The `lora_parameters` that an adapter's config must have."""
 
     rank: int
     scale: float
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
-    """An adapter's config, what it says of the matrices, and the ranks of its rounds. Raises `UserError` if it cannot be."""
+    """An adapter's config, its LoRA parameters and its rounds' ranks.
+
+    Raises `UserError` for another kind of adapter and for ranks that contradict each other.
+    """
     config = read_json(folder / CONFIG)
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise UserError(other_form(folder, config))
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
-        raise UserError(f"{folder / CONFIG}: fine_tune_type is {shown(kind)}, and only a LoRA can be put on a model here.")
+        raise UserError(f"{folder / CONFIG}: fine_tune_type is {shown(kind)}, but only LoRA adapters are supported.")
     known = {name: parameters[name] for name in ("rank", "scale") if name in parameters}
     found = build(Parameters, known, str(folder / CONFIG))
     ranks = convert(config.get("round_ranks", [found.rank]), list[int], f"{folder / CONFIG}: round_ranks")
@@ -105,56 +115,69 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Parameters, list[int]]:
 
 
 def other_form(folder: Path, config: Mapping[str, Any]) -> str:
-    """What is said of an adapter that is not in the layout of this package: how it comes into it, where it can."""
+    """The error for an adapter in another layout.
+
+    It says how to convert the adapter, if that is possible.
+    """
     command = f"`visalign convert peft --adapter-path {shlex.quote(str(folder))} --output ADAPTER"
     if "peft_type" in config:
-        return f"{folder} is an adapter of PEFT's: convert it with {command}`, and name ADAPTER instead."
+        return f"{folder} is a PEFT adapter: convert it with {command}`, then use ADAPTER instead."
     if is_older(config):
         rank, alpha = config["rank"], config["alpha"]
         return (
-            f"{folder} is an adapter in mlx-vlm's older form, which does not say how strong it is: up to mlx-vlm 0.4.4 its "
-            f"product was multiplied by alpha, {alpha:g}, from 0.5 on by alpha / rank, {alpha / rank:g}. Convert it with "
-            f"{command} --scale {alpha:g}` or the other number, and name ADAPTER instead."
+            f"{folder} is an adapter in mlx-vlm's older form, which does not record its scale: mlx-vlm up to 0.4.4 multiplied "
+            f"by alpha, {alpha:g}, and from 0.5 on by alpha / rank, {alpha / rank:g}. Convert it with "
+            f"{command} --scale {alpha:g}` or the other number, then use ADAPTER instead."
         )
-    return f"{folder / CONFIG} has no lora_parameters: expected an adapter of mlx-lm, mlx-vlm or this package."
+    return f"{folder / CONFIG} has no lora_parameters: expected an adapter from mlx-lm, mlx-vlm or this package."
 
 
 def is_older(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of mlx-vlm's older form: rank and alpha, and matrices called A and B."""
+    """Whether a config is in mlx-vlm's older form.
+
+    It has rank and alpha at the top level, and its matrices are called A and B.
+    """
     rank, alpha = config.get("rank"), config.get("alpha")
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     return "lora_parameters" not in config and type(rank) is int and rank > 0 and is_number
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Slices]]:
-    """The config of an adapter folder, and for each layer the (A, scale * B) slice of every round, in float32.
+    """An adapter folder's config and its layers' matrices.
 
-    Raises `UserError` where the two files do not fit each other or hold something else than finite matrices.
+    Each layer has the (A, scale * B) slice of every round, in float32. Raises `UserError` if the two files do not match or
+    contain anything but finite matrices.
     """
     config, found, ranks = read_config(folder)
     stored = _read_tensors(folder / WEIGHTS)
     tensors = {full_name(name): array for name, array in stored.items()}
     names = check_listed(config, tensors, folder)
     if tensors.keys() != stored.keys():
-        say(f"{folder}: this adapter was trained on a language model alone, so on other weights than a LLaVA's.")
+        say(f"{folder}: this adapter was trained on a language model alone, whose weights differ from a LLaVA's.")
     return config, {name: _split(name, tensors, ranks, found.scale, folder / WEIGHTS) for name in names}
 
 
 def full_name(stored: str) -> str:
-    """A tensor's name in a LLaVA: mlx-lm's adapters of a language model alone leave out where that is in it."""
+    """A tensor's full name in a LLaVA.
+
+    Adapters that mlx-lm trained on a language model alone lack the prefix `language_model.`.
+    """
     return f"language_model.{stored}" if stored.startswith("model.layers.") else stored
 
 
 def is_whole(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter without a list of its layers must have all there are; mlx-lm also adapts the last blocks alone."""
+    """Whether an adapter must cover every linear layer.
+
+    It must if its config lists no layers and no number of blocks; mlx-lm can also adapt only the last blocks.
+    """
     return "keys" not in config["lora_parameters"] and config.get("num_layers", -1) in (-1, None)
 
 
 def check_listed(config: Mapping[str, Any], tensors: Iterable[str], folder: Path) -> list[str]:
-    """The layers that `tensors` (by their full names) are for, which must be those that the adapter's config lists.
+    """The layers of `tensors`, which the config must list.
 
-    `keys` are full names, or mlx-lm's, which are names within a block: then the last blocks have each of them. Raises
-    `UserError` for fewer or others.
+    `tensors` are full names. `keys` are full names too, or as in mlx-lm names within a block, each of which the last blocks
+    have. Raises `UserError` for missing or additional layers.
     """
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
     keys = convert(config["lora_parameters"].get("keys", names), list[str], f"{folder / CONFIG}: keys")
@@ -164,14 +187,14 @@ def check_listed(config: Mapping[str, Any], tensors: Iterable[str], folder: Path
         known |= _last_blocks(names, inner, config.get("num_layers"))
     bare, extra = sorted(known.difference(names)), sorted(set(names) - known)
     if bare or extra:
-        apart = ((bare, "of the config's keys have no tensors"), (extra, "have tensors but are no keys"))
+        apart = ((bare, "of the config's keys have no tensors"), (extra, "have tensors but are not among the keys"))
         found = [listed(f"{counted(len(names), 'layer')} {what}", names) for names, what in apart if names]
-        raise UserError("\n".join([f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {found[0]}", *found[1:]]))
+        raise UserError("\n".join([f"{folder}: {CONFIG} and {WEIGHTS} do not match: {found[0]}", *found[1:]]))
     return names
 
 
 def _last_blocks(names: list[str], inner: list[str], count: Any) -> set[str]:
-    """Every layer that an adapter of the last `count` blocks has, each with the layers `inner`, or with those that any has."""
+    """The layers of an adapter of the last `count` blocks: in each block `inner`, or all that are found in any block."""
     found = [match.groups() for name in names if (match := BLOCK.fullmatch(name))]
     if not found:
         return set(names)
@@ -184,15 +207,15 @@ def _last_blocks(names: list[str], inner: list[str], count: Any) -> set[str]:
 
 
 def _split(name: str, tensors: dict[str, mx.array], ranks: list[int], scale: float, file: Path) -> Slices:
-    """One layer's rounds."""
+    """The slices of one layer, by round."""
     try:
         a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
     except KeyError as missing:
         raise UserError(f"{file}: {missing} is missing.") from None
     if a.ndim != 2 or b.ndim != 2 or not a.shape[1] == b.shape[0] == sum(ranks):
-        raise UserError(f"{file}: {name} has matrices of {a.shape} and {b.shape}, the config says rank {sum(ranks)}.")
+        raise UserError(f"{file}: {name} has matrices of {a.shape} and {b.shape}, but the config says rank {sum(ranks)}.")
     if not (mx.isfinite(a).all() and mx.isfinite(b).all()):
-        raise UserError(f"{file}: {name} holds numbers that are not finite.")
+        raise UserError(f"{file}: {name} contains numbers that are not finite.")
     ends = np.cumsum(ranks).tolist()
     return [(a[:, end - width : end], scale * b[end - width : end]) for end, width in zip(ends, ranks, strict=True)]
 
@@ -205,6 +228,6 @@ def _read_tensors(path: Path) -> dict[str, mx.array]:
         refuse_pointer(path)
         raise UserError(f"{path} cannot be read as an adapter ({error}).") from None
     if not kinds or not kinds <= {"F32", "F16", "BF16"}:
-        raise UserError(f"{path} should hold float matrices, found {', '.join(sorted(kinds)) or 'nothing'}.")
-    # NumPy knows no bfloat16, MLX does.
+        raise UserError(f"{path} should contain float matrices, found {', '.join(sorted(kinds)) or 'nothing'}.")
+    # Not through NumPy, which has no bfloat16.
     return {name: array.astype(mx.float32) for name, array in cast(dict[str, mx.array], mx.load(str(path))).items()}

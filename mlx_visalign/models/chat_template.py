@@ -1,7 +1,7 @@
-"""Which words a model's folder says go around a question, and whether they are those of one of our templates.
+"""A model folder's chat format, matched to our templates.
 
-A folder says it with a chat template (Jinja, in one of four files), else with a name in config.json, else with the tokens
-its tokenizer has for turns. A template of another family than the one taken makes a model answer worse without any error.
+A folder states it with a chat template (Jinja, in one of four files), else with a name in config.json, else with the turn
+tokens of its tokenizer. With a template of another family, a model answers worse without any error.
 """
 
 import json
@@ -25,7 +25,7 @@ FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "
 LONGEST = 1 << 20  # bytes of a chat template; the longest known has 30 thousand
 VICUNA, CHATML = "Vicuna (USER: ... ASSISTANT:)", "ChatML (<|im_start|>)"
 FAMILY = {"vicuna_v1": VICUNA, "hf": VICUNA, "onevision": CHATML}
-# What a prompt of a family has in it, and what models, conversations and language models of it are called.
+# Text that marks a prompt of a family, and patterns for the names of its models, conversations and language models.
 MARKS = {
     "<|start_header_id|>": "Llama 3 (<|start_header_id|>)",
     "<|im_start|>": CHATML,
@@ -48,18 +48,18 @@ NAMES = {
 NAMED_BY = ("conv_version", "conv_mode", "conv_template", "conversation_template", "prompt_version", "_name_or_path")
 QUESTION, ANSWER = "Is there a lighthouse?", "There is a lighthouse."
 RENDERING = Path(__file__).with_name("template_renderer.py")
-PATIENCE = 120  # seconds for a process that may compute for two
+TIMEOUT = 120  # seconds of wall time for a renderer that is limited to two of CPU time
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a folder says of its words.
+    """The chat format that a folder states.
 
-    where   the file, or the setting, that says it
-    family  one of MARKS' values; None where it is another one, or cannot be told
-    shown   the words themselves, or what went wrong
+    where   the file, or the setting, that states it
+    family  one of MARKS' values; None for any other or an unknown one
+    shown   the rendered prompt, name or token, or what went wrong
     exact   our template that makes the same prompt, if there is one
-    end     what comes after an answer; None where that is not said
+    end     the text after an answer; None if unknown
     """
 
     where: str
@@ -71,7 +71,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class Choice:
-    """A template, and what there is to say about it: why it, or how the folder's own words differ."""
+    """A template, and a note on how it was chosen."""
 
     template: str
     note: str
@@ -80,47 +80,54 @@ class Choice:
 def choose(
     folder: Path, config: Mapping[str, Any], asked: str | None = None, ours: str | None = None, cure: str = ""
 ) -> Choice:
-    """The template for a model: `asked` for, or else the one that the folder states.
+    """The template to use for a model.
 
-    `ours` is what an earlier conversion wrote into it. Raises `UserError`, ending with `cure`, where nobody asked for a
-    template and the folder's words are of another family than it, or than the model's own.
+    This is `asked` (the user's request), else `ours` (written by an earlier conversion), else the family's default. Raises
+    `UserError`, ending with `cure`, if the user asked for none and the folder states the chat format of another or an
+    unknown family.
     """
     kind = config.get("model_type")
     own = families.find(kind).template if kind in families.names() else "vicuna_v1"
     taken = asked or ours or own
     found = stated_by(folder, config)
     if found is None:
-        return Choice(taken, "" if asked or ours else "the family's own, for the folder states none")
+        return Choice(taken, "" if asked or ours else "the family's default; the folder states none")
     if found.family == FAMILY[taken]:
         return Choice(taken, _within_family(taken, found))
-    family = f"the words of {found.family}, " if found.family else ""
+    family = f"the chat format of {found.family}, " if found.family else ""
     differs = f"{found.where} states {family}{found.shown}"
     if asked:
-        return Choice(taken, f"as asked for, although {differs}")
+        return Choice(taken, f"as requested, although {differs}")
     if found.family is None:
-        raise UserError(f"{folder}: {differs}, so it cannot be told whether the model was trained with {taken}. {cure}")
+        raise UserError(f"{folder}: {differs}, so it is unclear whether the model was trained with {taken}. {cure}")
     raise UserError(
-        f"{folder}: {differs}, while {taken}, the template that would be taken, is {FAMILY[taken]}: asked in other words than "
-        f"it was trained with, a model answers worse. {cure}"
+        f"{folder}: {differs}, but the template to be used, {taken}, is {FAMILY[taken]}. A model answers worse in a chat "
+        f"format that it was not trained with. {cure}"
     )
 
 
-def same_words(one: str, other: str) -> bool:
+def same_chat_format(one: str, other: str) -> bool:
     """Whether two templates mark turns alike."""
     return FAMILY[one] == FAMILY[other]
 
 
 def _within_family(taken: str, found: Stated) -> str:
-    """LLaVA-1.5 was trained with vicuna_v1, though Hugging Face's copies state the shorter `hf`."""
+    """The note on a template of the stated family.
+
+    LLaVA-1.5 was trained with vicuna_v1, although Hugging Face's copies state the shorter `hf`.
+    """
     if found.exact == taken:
-        return f"as {found.where} states it"
+        return f"as stated in {found.where}"
     if found.exact == "hf":
-        return f"{found.where} states hf, the same without the system message; --template hf takes that"
-    return f"{found.where} has other words of the same family, {found.shown}"
+        return f"{found.where} states hf, the same without the system message; choose it with --template hf"
+    return f"{found.where} has a variant of the same chat format, {found.shown}"
 
 
 def stated_by(folder: Path, config: Mapping[str, Any]) -> Stated | None:
-    """What the folder says of its words, by the first of the ways in which it may; None where it says nothing."""
+    """The chat format that a folder states; None if none.
+
+    The first of these counts: a chat template, a name in config.json, tokens for turns.
+    """
     found = chat_template(folder)
     if found is not None:
         return _rendered(*found, tokens=tuple(sorted(_special_tokens(folder).items())))
@@ -128,9 +135,9 @@ def stated_by(folder: Path, config: Mapping[str, Any]) -> Stated | None:
 
 
 def chat_template(folder: Path) -> tuple[str, str] | None:
-    """The chat template that transformers' processor would use, as (the file's name, Jinja); None if there is none.
+    """The chat template of transformers' processor, as (file name, Jinja).
 
-    Raises `UserError` for a file that cannot be read or holds something else.
+    None if there is none. Raises `UserError` for a file that cannot be read or contains something else.
     """
     for name in FILES:
         if not (folder / name).is_file():
@@ -152,7 +159,7 @@ def _text(path: Path) -> str:
 
 
 def _of_json(path: Path) -> str | None:
-    """Text, or several by their names, of which `default` counts; transformers has them as a list, older files as an object."""
+    """The chat template of a JSON file: text, or the one called `default` of several (a list, in older files an object)."""
     value = read_json(path).get("chat_template")
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         value = {item.get("name"): item.get("template") for item in value}
@@ -166,12 +173,12 @@ def _of_json(path: Path) -> str | None:
 
 
 def end_token(folder: Path) -> str | None:
-    """The token that the tokenizer calls the end."""
+    """The tokenizer's end token."""
     return _special_tokens(folder).get("eos_token")
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """Tokens that chat templates name, such as eos_token."""
+    """The special tokens that chat templates refer to, such as eos_token."""
     file = folder / "tokenizer_config.json"
     found = read_json(file) if file.is_file() else {}
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "image_token")
@@ -200,9 +207,9 @@ def _quoted(text: str) -> str:
 
 @cache
 def _render(template: str, tokens: tuple[tuple[str, str], ...]) -> tuple[str, str] | str:
-    """One user's turn with an image, ready for an answer, and the same with an answer; or why that cannot be.
+    """A rendered user turn with an image, without and with an answer; or the reason why rendering failed.
 
-    Templates want a message's content as a list of parts or, older ones, as text.
+    Templates expect a message's content as a list of parts or, older ones, as text.
     """
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}], [{"type": "text", "text": ANSWER}]
     chats = []
@@ -215,22 +222,22 @@ def _render(template: str, tokens: tuple[tuple[str, str], ...]) -> tuple[str, st
             input=json.dumps({"template": template, "tokens": dict(tokens), "chats": chats}),
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         made = json.loads(done.stdout) if done.returncode == 0 else None
     except (subprocess.TimeoutExpired, ValueError):
         made = None
     if made is None:
-        return "it does not come to an end"
+        return "rendering does not finish"
     for prompt, chat in (made[:2], made[2:]):
         if isinstance(prompt, str) and QUESTION in prompt and not re.search(r"""['"]type['"]:""", prompt):
             return prompt, chat if isinstance(chat, str) else ""
     errors = [text["error"] for text in made if isinstance(text, dict)]
-    return errors[0] if errors else "the question does not come out of it"
+    return errors[0] if errors else "the question is missing from its output"
 
 
 def _named(folder: Path, config: Mapping[str, Any]) -> Stated | None:
-    """By the name of a conversation, or of the language model, where that name is of a family."""
+    """The chat format by the name of a conversation or of the language model, if a family has such names."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for setting in NAMED_BY:
@@ -242,21 +249,24 @@ def _named(folder: Path, config: Mapping[str, Any]) -> Stated | None:
 
 
 def family_of(name: str) -> str | None:
-    """The family that a model's or a conversation's name tells, if it tells one."""
+    """The family that a model's or conversation's name implies."""
     return next((family for pattern, family in NAMES.items() if re.search(pattern, name.lower())), None)
 
 
 def _by_tokens(folder: Path) -> Stated | None:
-    """By the tokens that only one family needs."""
+    """The chat format by tokens that only one family needs."""
     file = folder / "tokenizer.json"
     added = read_json(file).get("added_tokens") if file.is_file() else None
-    words = {token.get("content") for token in added if isinstance(token, dict)} if isinstance(added, list) else set()
-    mark = next((mark for mark in MARKS if mark in words), None)
+    tokens = {token.get("content") for token in added if isinstance(token, dict)} if isinstance(added, list) else set()
+    mark = next((mark for mark in MARKS if mark in tokens), None)
     return None if mark is None else Stated("tokenizer.json", MARKS[mark], f"by its token {mark}")
 
 
 def as_jinja(template: str, end: str) -> str:
-    """A chat template, for transformers and mlx-vlm, that makes our prompt and ends each answer with the token `end`."""
+    """Our template as a Jinja chat template.
+
+    For transformers and mlx-vlm: it makes the same prompt and ends each answer with the token `end`.
+    """
     system, opening = "", TEMPLATES[template].partition(IMAGE)[0]
     if FAMILY[template] == VICUNA:
         system, turns = opening.partition("USER:")[0], ("USER: ", " ", "ASSISTANT: ", "ASSISTANT:")

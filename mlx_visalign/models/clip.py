@@ -1,7 +1,7 @@
-"""CLIP, both towers, with the parameter names of Hugging Face's CLIPModel.
+"""CLIP with the parameter names of Hugging Face's CLIPModel.
 
 Radford et al. 2021, arXiv:2103.00020; names and pooling as in transformers, models/clip/modeling_clip.py. Images are
-channels-last and already normalised; vectors come out with unit length, so that their dot product is the cosine.
+channels-last and already normalised; returned vectors have unit length, so their dot product is the cosine.
 """
 
 import json
@@ -24,7 +24,10 @@ ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}  # quick: x *
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """What both towers have. Every default here and below is Hugging Face's, which a config.json may leave out."""
+    """Settings that both towers have.
+
+    All defaults here and below are Hugging Face's, which a config.json may omit.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -60,9 +63,9 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "CLIPConfig":
-        """From the contents of a Hugging Face config.json; keys that do not shape the forward pass are ignored.
+        """From a Hugging Face config.json.
 
-        Raises `UserError` for values that no CLIP has.
+        Keys that do not affect the forward pass are ignored. Raises `UserError` for values that no CLIP has.
         """
         text, vision = _section(TextConfig, config, "text_config"), _section(VisionConfig, config, "vision_config")
         return cls(text, vision, convert(config.get("projection_dim", 512), int, "config.json: projection_dim"))
@@ -74,7 +77,7 @@ Section = TypeVar("Section", bound=TowerConfig)
 def _section(kind: type[Section], config: dict[str, Any], name: str) -> Section:
     values = config.get(name)
     if not isinstance(values, dict):
-        raise UserError(f"config.json has no {name}; a CLIP has one.")
+        raise UserError(f"config.json has no {name}; a CLIP needs one.")
     known = {field.name: values[field.name] for field in fields(kind) if field.name in values}
     found = build(kind, known, f"config.json: {name}")
     check_architecture(asdict(found), f"config.json: {name}")
@@ -154,7 +157,7 @@ class TextTower(nn.Module):
     def __call__(self, ids: Int[mx.array, "b l"]) -> Float[mx.array, "b d"]:
         """The vector at the first end-of-text token. Right padding is harmless, because attention is causal."""
         x = self.final_layer_norm(self.encoder(self.embeddings(ids), mask="causal"))
-        # OpenAI's converted configs say 2, which is not in the vocabulary: there the end has the highest id instead.
+        # OpenAI's converted configs say 2, which is wrong: there the end token has the highest id.
         eos = self.config.eos_token_id
         end = mx.argmax(ids if eos == 2 else ids == eos, axis=1)
         return x[mx.arange(len(ids)), end]
@@ -186,12 +189,15 @@ class VisionTower(nn.Module):
         return self.pooled(self.pre_layrnorm(self.embeddings(pixels)))
 
     def pooled(self, states: Float[mx.array, "b l d"]) -> Float[mx.array, "b d"]:
-        """The encoder's blocks, and the class token after them."""
+        """The normalised class token after the encoder's blocks."""
         return self.post_layernorm(self.encoder(states)[:, 0])
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections into one space of `projection_dim` dimensions."""
+    """Text and vision tower, projected into one space.
+
+    The space has `projection_dim` dimensions.
+    """
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -207,25 +213,32 @@ class CLIP(nn.Module):
         return _unit(self.visual_projection(self.vision_model(pixels)))
 
     def encode_states(self, states: Float[mx.array, "b l d"]) -> Float[mx.array, "b p"]:
-        """The same of hidden states that another tower made: what is left of this one's blocks, and its projection."""
+        """Unit vectors from another tower's hidden states.
+
+        Runs this tower's remaining blocks and its projection.
+        """
         return _unit(self.visual_projection(self.vision_model.pooled(states)))
 
     def encode_text(self, ids: Int[mx.array, "b l"]) -> Float[mx.array, "b p"]:
-        """Unit vectors of tokenised texts, right-padded, at most `max_position_embeddings` ids long."""
+        """Unit vectors of tokenised, right-padded texts.
+
+        A text has at most `max_position_embeddings` ids.
+        """
         return _unit(self.text_projection(self.text_model(ids)))
 
 
 def load_clip(folder: Path) -> CLIP:
-    """CLIP from a Hugging Face folder (config.json, model.safetensors or its shards), in float32.
+    """CLIP from a Hugging Face folder, in float32.
 
-    Of a folder that `visalign convert clip --llava` wrote, the vision tower comes from the LLaVA that it names. Raises
-    UserError when the folder has no CLIP, or weights that cannot be read or do not fit its config.json.
+    The folder has config.json and model.safetensors, or its shards. If `visalign convert clip --llava` wrote it, the vision
+    tower is read from the LLaVA that it names. Raises UserError if the folder has no CLIP, or weights that cannot be read or
+    do not fit its config.json.
     """
     config_file, weight_files = folder / "config.json", sorted(folder.glob("model*.safetensors"))
     if not (config_file.is_file() and weight_files):
         raise UserError(
-            f"{folder} holds no CLIP: expected config.json and model.safetensors there. Other files than these are converted "
-            "with `visalign convert clip`."
+            f"{folder} has no CLIP: expected config.json and model.safetensors. Convert other formats with "
+            "`visalign convert clip`."
         )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -247,17 +260,17 @@ def load_clip(folder: Path) -> CLIP:
     return clip
 
 
-SHARED = "llava"  # in config.json's "visalign": the folder, seen from this one, of the LLaVA that holds the vision tower
+SHARED = "llava"  # in config.json's "visalign": relative path of the LLaVA with the vision tower
 
 
 def _tower_of(llava: Path, fingerprint: str, folder: Path) -> dict[str, mx.array]:
-    """The vision tower of a LLaVA in MLX's layout, in float32. `fingerprint`: of the source of the right LLaVA."""
+    """The vision tower of a LLaVA in MLX's layout, in float32. `fingerprint`: the source fingerprint that it must have."""
     file = llava / "config.json"
     found = json.loads(file.read_text(encoding="utf-8")).get("visalign", {}) if file.is_file() else {}
     if found.get("source_fingerprint") != fingerprint:
         raise UserError(
-            f"The CLIP in {folder} shares the vision tower of a LLaVA that was at {llava} and is not there now: put it back, "
-            "or convert the CLIP again."
+            f"The CLIP in {folder} shares the vision tower of a LLaVA that is no longer at {llava}: put it back, or convert "
+            "the CLIP again."
         )
     files = sorted(llava.glob("model*.safetensors"))
     for file in files:
@@ -272,7 +285,10 @@ PATCHES = "vision_model.embeddings.patch_embedding.weight"
 
 
 def from_hugging_face(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Our layout: float32, the patch convolution channels-last, without the position ids old checkpoints carry."""
+    """Hugging Face's weights in our layout.
+
+    float32, the patch convolution channels-last, without the position ids of old checkpoints.
+    """
     kept = {name: value.astype(mx.float32) for name, value in weights.items() if not name.endswith("position_ids")}
     return {name: value.transpose(0, 2, 3, 1) if name == PATCHES else value for name, value in kept.items()}
 

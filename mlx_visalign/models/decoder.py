@@ -1,4 +1,4 @@
-"""A language model as the prefix cache reads it, and images in the place of their tokens."""
+"""Parts of a language model, and images merged into prompts."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,12 +12,15 @@ from mlx_visalign.models.decoder_block import Rotate, by_offset
 from mlx_visalign.utils.errors import UserError
 
 Images = Float[mx.array, "n s e"] | list[Float[mx.array, "_ e"]]
-"""The word embeddings that stand for n images, a list where their numbers differ."""
+"""The embeddings of n images; a list if their lengths differ."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A language model in its parts: embedding, blocks (see `decoder_block`), final norm, head, and how positions turn."""
+    """The parts of a language model.
+
+    Embedding, blocks (see `decoder_block`), final norm, head, and the rotation by positions.
+    """
 
     embed: Any
     layers: list[Any]
@@ -28,10 +31,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the tokens of b prompts stand, if not at 0, 1, 2, ...
+    """Positions of b prompts, if not 0, 1, 2, ...
 
-    tokens     of each token: [b, p], or [3, b, p] where positions have three axes, as in m-RoPE
-    following  of the first token after each prompt. What continues a prompt goes on from there, one by one, on all axes
+    tokens     of each token: [b, p], or [3, b, p] if positions have three axes, as in m-RoPE
+    following  of the first token after each prompt. A continuation counts up from there by one, on all axes
     """
 
     tokens: Integer[mx.array, "*axes b p"]
@@ -39,17 +42,20 @@ class Positions:
 
 
 def decoder_of(model: Any) -> Decoder:
-    """The language model's parts. The head is the embedding itself where the two are tied."""
+    """The parts of a model's language model.
+
+    With tied embeddings, the head is the embedding.
+    """
     language = model.language_model
     head = language.model.embed_tokens.as_linear if language.config.tie_word_embeddings else language.lm_head
     return Decoder(language.model.embed_tokens, language.model.layers, language.model.norm, head)
 
 
 def fitted(prompts: list[list[int]], image_token: int, images: Images) -> list[list[int]]:
-    """The prompts with every block of image tokens as long as its image, in reading order.
+    """Prompts with image token blocks resized to their images.
 
-    A prompt may be read with several images: the clean one, a crop, a blank. Raises `UserError` unless there are as many
-    blocks as images.
+    Blocks and images are matched in reading order. A prompt may have several images: the clean one, a crop, a blank. Raises
+    `UserError` unless there are as many blocks as images.
     """
     made: list[list[int]] = []
     found = 0
@@ -69,9 +75,9 @@ def fitted(prompts: list[list[int]], image_token: int, images: Images) -> list[l
 def merge(
     embeds: Float[mx.array, "b l e"], ids: Integer[mx.array, "b l"], image_token: int, images: Images
 ) -> Float[mx.array, "b l e"]:
-    """Put the features of all images, in reading order over rows, where the image tokens stand.
+    """Replace image tokens' embeddings with image features.
 
-    Raises `UserError` unless there are exactly as many image tokens.
+    Features are placed in reading order over rows. Raises `UserError` unless there are exactly as many image tokens.
     """
     here = ids == image_token
     flat = mx.concatenate(images) if isinstance(images, list) else images.reshape(-1, images.shape[-1])
@@ -83,5 +89,8 @@ def merge(
 
 
 def plain_logits(model: Any, ids: Integer[mx.array, "b l"], embeds: Float[mx.array, "b l e"]) -> Float[mx.array, "b l v"]:
-    """The language model's own forward pass, causal, over whole rows: what the fold is compared with."""
+    """Logits of the language model's own causal forward pass.
+
+    The reference for the prefix cache: complete rows, nothing cached.
+    """
     return model.language_model(ids, inputs_embeds=embeds, mask=None).logits

@@ -1,9 +1,9 @@
-"""One block of a Llama-like language model, so that training keeps little of it.
+"""Memory-saving forward pass of a Llama-like block.
 
-mlx-vlm's Llama and Qwen2 blocks compute the same and keep, for the backward pass, every array on the
-way: 7 vectors of the model's width a token and 5 of the MLP's, and all attention scores. Here only what a product with a
-weight made is kept, 4 and 2, and norms, activations and scores are computed a second time. That costs next to nothing: MLX
-is lazy, and the products themselves, which no gradient asks for, are not.
+mlx-vlm's Llama and Qwen2 blocks compute the same but keep every intermediate array for the backward pass: per token 7 vectors
+of the model's width and 5 of the MLP's, and all attention scores. Here only the outputs of matrix products with weights are
+kept, 4 and 2; norms, activations and scores are recomputed. That costs next to nothing: MLX is lazy, so the matrix products,
+whose outputs no gradient needs again, are not recomputed.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,10 @@ Rotate = Callable[[Any, Array, Array | int], Array]  # an attention, its queries
 
 
 def by_offset(attention: Any, x: Float[mx.array, "n h l d"], positions: Array | int) -> Float[mx.array, "n h l d"]:
-    """Queries or keys turned by their positions: that of each row's first token is given, the others follow it."""
+    """Queries or keys with RoPE applied.
+
+    `positions`: of each row's first token; the other tokens follow it one by one.
+    """
     return attention.rope(x, offset=positions)
 
 
@@ -32,21 +35,22 @@ def run_block(
     past: Sequence[Array] = (),
     rotate: Rotate = by_offset,
 ) -> tuple[Float[mx.array, "n l e"], Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
-    """h = x + W_o attention(norm(x)), y = h + W_down(silu(W_gate norm(h)) * W_up norm(h)); y and the new keys and values.
+    """A block's output y and its new keys and values.
 
-    `positions` go to `rotate`, `past` to `attend`.
+    h = x + W_o attention(norm(x)), y = h + W_down(silu(W_gate norm(h)) * W_up norm(h)).
+    `positions` are passed to `rotate`, `past` to `attend`.
     """
     attention, mlp = block.self_attn, block.mlp
     run = _runner(x)
 
-    def ask(x: Array) -> Array:
+    def project_queries(x: Array) -> Array:
         return rotate(attention, _split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), positions)
 
     def gate_and_up(h: Array) -> tuple[Array, Array]:
         h = block.post_attention_layernorm(h)
         return mlp.gate_proj(h), mlp.up_proj(h)
 
-    queries = run([block.input_layernorm, attention.q_proj], ask)(x)
+    queries = run([block.input_layernorm, attention.q_proj], project_queries)(x)
     keys, values = keys_and_values(block, x, positions, rotate)
     mixed = run([], partial(attend, attention.scale))(queries, keys, values, *past)
     h = run([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
@@ -58,26 +62,29 @@ def run_block(
 def keys_and_values(
     block: Any, x: Float[mx.array, "n l e"], positions: Array | int, rotate: Rotate = by_offset
 ) -> tuple[Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
-    """What later tokens see of these, and nothing more."""
+    """A block's keys and values alone, without its output."""
     attention = block.self_attn
 
-    def tell(x: Array) -> tuple[Array, Array]:
+    def project(x: Array) -> tuple[Array, Array]:
         x = block.input_layernorm(x)
         keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
         return rotate(attention, keys, positions), values
 
-    return _runner(x)([block.input_layernorm, attention.k_proj, attention.v_proj], tell)(x)
+    return _runner(x)([block.input_layernorm, attention.k_proj, attention.v_proj], project)(x)
 
 
 def _runner(x: Float[mx.array, "n l e"]) -> Callable[[Sequence[nn.Module], Callable[..., Any]], Callable[..., Any]]:
-    """How to run the parts of a block. A single token a row is sampled, not trained on, and `mx.checkpoint` takes time."""
+    """Runs the parts of a block, with recomputation if rows have several tokens.
+
+    Rows of one token occur in sampling, which needs no gradient and would only lose time to `mx.checkpoint`.
+    """
     return _recomputed if x.shape[1] > 1 else lambda modules, function: function
 
 
 def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which uses the weights of `modules`, but its backward pass keeps its arguments and nothing else.
+    """`function`, whose backward pass keeps only the arguments. It uses the weights of `modules`.
 
-    What is trained must be an argument of `mx.checkpoint`: gradients do not reach what a function only refers to.
+    Trained weights must be arguments of `mx.checkpoint`: arrays that a function merely closes over get no gradient.
     """
     if not modules:
         return mx.checkpoint(function)

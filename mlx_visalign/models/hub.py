@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub by their names, wherever a folder is expected.
+"""Models from the Hugging Face hub, by name.
 
-Downloads lie in the hub's own cache and go on where they were stopped. Only weights, words, pixels and configs are taken:
-no Python, and torch's .bin files only where there are no safetensors.
+A name works wherever a folder is expected. Downloads are kept in the hub's own cache and resume after an interruption. Only
+weights, tokenizers, preprocessing and configs are downloaded: no Python, and torch's .bin files only without safetensors.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.links import check_links
 
-# A model's words and pixels. There is no Python and no pickle on this list, and nothing off it is copied.
+# Tokenizer and preprocessing files. No Python and no pickle is on this list, and nothing else is copied.
 CARRIED = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,19 +34,20 @@ CARRIED = (
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name
 SAFE = ("model*.safetensors", "model.safetensors.index.json", "adapter*.safetensors", "vocabulary_rows.safetensors")
 TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
-# The two .bin files are the authors' projectors, of which there are no others.
+# The two .bin files are the LLaVA authors' projectors, which exist in no other format.
 ALWAYS = (*CARRIED, "config.json", "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin", *SAFE)
 
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit; main")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub; default: main")
 
 
 def find_model(name: str | Path, revision: str | None = None) -> Path:
-    """The folder or file `name`; if there is none and it reads owner/name, that model of the hub, downloaded if need be.
+    """Local folder or file, else a model from the hub.
 
-    Raises `UserError`, in one sentence, if links lead out of the folder, if the hub has no such model or revision, wants to
-    be asked for it first, or cannot be reached while the cache does not have it either.
+    A `name` of the form owner/name that does not exist locally is downloaded, unless it is cached. Raises `UserError`, in one
+    sentence, if links lead out of the folder, if the hub has no such model or revision or restricts access to it, or if the
+    hub cannot be reached and the model is not cached.
     """
     path = Path(name).expanduser()
     if os.path.exists(path):  # Path.exists raises for a name that is too long
@@ -60,12 +61,15 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
 
 
 def find_config(name: str | Path) -> Path:
-    """As `find_model`, but of a model of the hub only config.json is downloaded: enough for a plan."""
+    """As `find_model`, but downloads config.json only.
+
+    That is enough for a dry run.
+    """
     return _download(str(name), None, ("config.json",)) if is_on_hub(name) else find_model(name)
 
 
 def is_on_hub(name: str | Path) -> bool:
-    """Whether a name is one of the hub: it reads owner/name, and nothing here is called so."""
+    """Whether a name, owner/name, is not local."""
     return NAME.fullmatch(str(name)) is not None and not Path(name).expanduser().exists()
 
 
@@ -80,12 +84,13 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     except errors.RevisionNotFoundError:
         reason = f"{name} has no revision {revision!r}: see {page}/tree/main for those it has."
     except errors.RepositoryNotFoundError:
-        reason = f"{name} is neither a folder here nor a model on the hub that you may see: check the name, or log in."
+        reason = f"{name} is neither a local folder nor a model on the hub that you can access: check the name, or log in."
     except errors.LocalEntryNotFoundError:
         reason = (
-            f"{name} is no folder here, the hub cannot be reached, and its cache does not have it: go online, or name a folder."
+            f"{name} is not a local folder, the hub cannot be reached, and the model is not in its cache: go online, or give a "
+            "folder."
         )
     except (errors.HTTPError, OSError) as error:
         first = str(error).partition("\n")[0]
-        reason = f"{name} could not be downloaded ({first}): run the same command again, and it goes on from there."
+        reason = f"{name} could not be downloaded ({first}): run the same command again to resume."
     raise UserError(reason)

@@ -1,4 +1,4 @@
-"""From a model folder to a model with its weights: JSON and safetensors only, every tensor accounted for."""
+"""Model loading from JSON and safetensors, every tensor accounted for."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +13,10 @@ from mlx_visalign.utils.lfs_pointers import refuse_pointer
 
 
 def load_model(folder: Path, config: dict[str, Any]) -> Any:
-    """Read a LLaVA folder (classic Hugging Face names, or mlx-vlm's own conversion of it), all tensors accounted for.
+    """Load the model of a LLaVA folder.
 
-    Raises `UserError` naming the tensors that are missing, unexpected or of another shape.
+    Tensors have Hugging Face's classic names or those of mlx-vlm's conversion. Raises `UserError` naming the tensors that
+    are missing, unexpected or of another shape.
     """
     model = families.build_model(config)
     weights: dict[str, mx.array] = {}
@@ -23,7 +24,7 @@ def load_model(folder: Path, config: dict[str, Any]) -> Any:
         arrays, metadata = _read_safetensors(file)
         weights.update(arrays if metadata.get("format") == "mlx" else _channels_last(arrays))
     if not weights:
-        raise UserError(f"{folder} holds no .safetensors weights.")
+        raise UserError(f"{folder} has no .safetensors weights.")
     weights = {name: array for name, array in weights.items() if not name.endswith(("rotary_emb.inv_freq", "position_ids"))}
     if "quantization" in config:
         _quantize(model, config["quantization"], weights)
@@ -38,18 +39,18 @@ def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         return cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True))
     except (RuntimeError, ValueError) as error:
         refuse_pointer(file)
-        raise UserError(f"{file} is not a whole safetensors file ({error}). Download or convert it again.") from None
+        raise UserError(f"{file} is not a complete safetensors file ({error}). Download or convert it again.") from None
 
 
 def _channels_last(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Convolutions are stored OIHW by torch and OHWI by MLX."""
+    """Convolutions in MLX's layout, OHWI; torch stores OIHW."""
     return {name: array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for name, array in weights.items()}
 
 
 def _quantize(model: Any, settings: Any, weights: dict[str, mx.array]) -> None:
-    """Swap in quantised layers exactly where the file holds quantised weights."""
+    """Quantise exactly the layers whose stored weights are quantised."""
     if not isinstance(settings, dict) or not {"group_size", "bits"} <= settings.keys():
-        raise UserError(f"config.json: quantization should say bits and group_size, got {settings!r}.")
+        raise UserError(f"config.json: quantization should have bits and group_size, got {settings!r}.")
     nn.quantize(
         model,
         group_size=settings["group_size"],
@@ -68,14 +69,17 @@ def _check_names(folder: Path, weights: dict[str, mx.array], model: Any) -> None
     ]
     if found:
         family = families.of(model)
-        advice = f"Expected the classic names, {family.blocks}... and {family.tower}..."
+        advice = f"Expected Hugging Face's classic names, {family.blocks}... and {family.tower}..."
         raise UserError("\n".join([f"{folder}: {found[0]}", *found[1:], advice]))
     wrong = [name for name, shape in expected.items() if weights[name].shape != shape]
-    refuse([f"{folder}: {name} has shape {weights[name].shape}, the config says {expected[name]}." for name in wrong])
+    refuse([f"{folder}: {name} has shape {weights[name].shape}, but the config says {expected[name]}." for name in wrong])
 
 
 def quantize_language_model(model: Any, bits: int, group_size: int) -> int:
-    """Quantise the language model's linear layers and embedding in place; return how many were."""
+    """Quantise the language model's linear layers and embedding in place.
+
+    Returns the number of quantised layers.
+    """
     nn.quantize(
         model.language_model,
         group_size=group_size,

@@ -1,8 +1,8 @@
-"""LoRA on the language model, in rounds: one adapter whose rank is the concatenation of its rounds.
+"""LoRA on the language model, in rounds.
 
-Round n trains the last slice; the slices before it are frozen. Switching the adapter off takes a round: `adapter_at(0)`
-is the base, `adapter_at(n - 1)` is what round n started from, which is its DPO reference. Nothing is ever merged: a merge
-into 4-bit weights destroys small updates.
+One adapter has all rounds, its rank the sum of theirs. Round n trains the last slice; earlier slices are frozen.
+`adapter_at(0)` is the base model, `adapter_at(n - 1)` is the start of round n, which is its DPO reference. Nothing is ever
+merged: a merge into 4-bit weights destroys small updates.
 """
 
 import json
@@ -26,7 +26,11 @@ from mlx_visalign.utils.schema import require, unknown
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """rank: columns of A in one round (1 and up). scale: alpha / rank; every published recipe uses 2."""
+    """Rank and scale of one round.
+
+    rank   columns of A (1 or more)
+    scale  alpha / rank; every published recipe uses 2
+    """
 
     rank: int = 16
     scale: float = 2.0
@@ -36,9 +40,10 @@ class LoRASettings:
 
 
 class RoundsLoRALinear(LoRALinear):
-    """y = W x + sum over rounds of scale * (x A) B. `past` holds the rounds before this one, frozen, scale folded into B.
+    """Linear layer with the LoRA of several rounds.
 
-    Private, for a list of frozen arrays among a module's parameters breaks `nn.value_and_grad` (mlx 0.32).
+    y = W x + sum over rounds of scale * (x A) B. `past` has the earlier rounds, frozen, as (A, scale * B). It is kept in a
+    private attribute because a list of frozen arrays among a module's parameters breaks `nn.value_and_grad` (mlx 0.32).
     """
 
     def __init__(self, linear: Any, rank: int, scale: float, key: mx.array, past: Slices):
@@ -64,11 +69,11 @@ class RoundsLoRALinear(LoRALinear):
 
 
 def attach(model: Any, settings: LoRASettings, key: mx.array) -> None:
-    """Freeze the whole model and put a trainable round of LoRA on every linear layer of the language model's blocks.
+    """Freeze the model and add one trainable round of LoRA.
 
-    A model that has an adapter already keeps it, frozen, and gets one round more. Layers are named by full path: CLIP's
-    tower has q_proj, k_proj and v_proj too, and must not be touched. A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is
-    zero, so a fresh round changes nothing.
+    Every linear layer of the language model's blocks gets one; an existing adapter stays, frozen. Layers are named by full
+    path: CLIP's tower has q_proj, k_proj and v_proj too, and must not be touched. A is drawn from
+    U(-1/sqrt(in), 1/sqrt(in)), B is zero, so a fresh round changes nothing.
     """
     model.freeze()
     blocks = families.of(model).blocks
@@ -93,7 +98,10 @@ def adapters(model: Any) -> dict[str, RoundsLoRALinear]:
 
 @contextmanager
 def adapter_at(model: Any, rounds: int) -> Iterator[None]:
-    """Within the block the model has its first `rounds` rounds only: 0 is the base model."""
+    """Context with only the first `rounds` rounds active.
+
+    0 is the base model.
+    """
     layers = list(adapters(model).values())
     before = [layer.rounds_on for layer in layers]
     for layer in layers:
@@ -106,7 +114,10 @@ def adapter_at(model: Any, rounds: int) -> Iterator[None]:
 
 
 def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
-    """Write the model's adapter, every round of it. `about` adds fields of ours to the config."""
+    """Write the model's adapter with all its rounds.
+
+    `about`: additional fields for the config.
+    """
     layers = adapters(model)
     tensors: dict[str, mx.array] = {}
     for name, layer in layers.items():
@@ -127,9 +138,10 @@ def save_adapter(model: Any, folder: Path, about: dict[str, Any]) -> None:
 
 
 def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> int:
-    """Add what `read_adapter` read to the model, every round of it, frozen. Returns how many layers it could have been for.
+    """Add all rounds from `read_adapter`, frozen, to the model.
 
-    `whole`: an adapter that leaves out linear layers is refused; else they get a fresh round, which changes nothing.
+    Returns the number of linear layers in the model. `whole`: refuse an adapter that leaves some of them out; otherwise they
+    get a fresh round, which changes nothing.
     """
     for rounds in zip(*layers.values(), strict=True):
         attach(model, LoRASettings(rounds[0][0].shape[1], 1.0), mx.random.key(0))
@@ -140,7 +152,7 @@ def bind(model: Any, folder: Path, layers: dict[str, Slices], whole: bool) -> in
             if (a.shape, b.shape) != (layer.lora_a.shape, layer.lora_b.shape):
                 raise UserError(
                     f"{folder}: {name} has matrices of {a.shape} and {b.shape}, "
-                    f"this model takes {layer.lora_a.shape} and {layer.lora_b.shape}."
+                    f"but this model takes {layer.lora_a.shape} and {layer.lora_b.shape}."
                 )
             layer.lora_a, layer.lora_b = a, b
     model.freeze()

@@ -1,6 +1,7 @@
-"""What is wrong with a model's folder, told from its small files: before a conversion, after it, and when it is loaded.
+"""Consistency checks of a model folder's small files.
 
-A model whose tokenizer, pixels and weights do not belong together loads and answers, only worse. No weight is read here.
+They run before and after a conversion and before loading. A model whose tokenizer, preprocessing and weights do not match
+loads and answers, only worse. No weights are read here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from mlx_visalign.utils.lfs_pointers import is_pointer, pointer_said
 from mlx_visalign.utils.schema import shown
 
 PROCESSOR, IMAGES, TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
-WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # where a tokenizer's words are
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them has the vocabulary
 TEXTS = (TOKENIZER, IMAGES, PROCESSOR, "generation_config.json", "special_tokens_map.json", "added_tokens.json")
 OTHERS = ("config.json", "chat_template.json", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json")
 WEIGHTS = ("*.safetensors", "*.index.json")
@@ -25,12 +26,15 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def require_whole(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise one `UserError` that names all that `what_is_wrong` finds (20 at most, then their count)."""
+    """Refuse a folder in which `what_is_wrong` finds any fault.
+
+    The `UserError` names 20 faults at most and counts the others.
+    """
     refuse(folder, what_is_wrong(folder, config))
 
 
 def refuse(folder: Path, wrong: list[str]) -> None:
-    """The `UserError` for what is wrong with a folder, if anything is."""
+    """Raise a `UserError` with a folder's faults, if any."""
     if len(wrong) == 1:
         raise UserError(f"{folder}: {wrong[0]}")
     if wrong:
@@ -38,44 +42,46 @@ def refuse(folder: Path, wrong: list[str]) -> None:
 
 
 def what_is_wrong(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """Each thing for which a LLaVA's folder answers worse or not at all, as a sentence. What is missing is not among them.
+    """Every fault of a LLaVA folder, one sentence each.
 
-    config  the folder's config.json, a Hugging Face one
+    A fault is what makes the model fail or answer worse; missing files are left to `missing_parts`.
+
+    config  the folder's config.json, in Hugging Face's form
     """
     damaged = damaged_files(folder)
     if damaged:
-        return damaged  # what they say cannot be compared
-    return [*_quantised(config), *_missing_shards(folder), *_words_and_rows(folder, config), *_pixels(folder, config)]
+        return damaged  # their contents cannot be compared
+    return [*_quantised(config), *_missing_shards(folder), *_tokens_and_rows(folder, config), *_pixels(folder, config)]
 
 
 def remarks(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """Where the files of a folder differ in the token at which an answer ends, as sentences."""
+    """Disagreements about the end token, one sentence each."""
     end, said = end_token(folder), []
     stated = stated_by(folder, config)
     if end and stated and stated.end and not stated.end.startswith(end):
         theirs = stated.end.partition("\n")[0][:20]
-        said.append(f"{stated.where} ends an answer with {theirs!r}, the tokenizer's end token, where answers stop, is {end!r}")
-    known = _known_words(folder) or {}
+        said.append(f"{stated.where} ends an answer with {theirs!r}, but answers stop at the tokenizer's end token, {end!r}")
+    known = _known_tokens(folder) or {}
     stops = [token for token in _as_list(_optional(folder, TEXTS[3]).get("eos_token_id")) if isinstance(token, int)]
     if stops and end in known and known[end] not in stops:
         said.append(
-            f"generation_config.json ends an answer at {' or '.join(map(str, stops))}, the tokenizer's end token, "
-            f"where answers stop, is {known[end]} ({end})"
+            f"generation_config.json ends an answer at {' or '.join(map(str, stops))}, but answers stop at the "
+            f"tokenizer's end token, {known[end]} ({end})"
         )
     return said
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """The files without which nothing can be asked of a model, by their names."""
-    words = [] if any((folder / name).is_file() for name in WORDS) else [WORDS[0]]
-    return words + [name for name in (TOKENIZER, IMAGES) if not (folder / name).is_file()]
+    """Names of missing tokenizer and preprocessing files."""
+    tokenizer = [] if any((folder / name).is_file() for name in TOKENIZER_FILES) else [TOKENIZER_FILES[0]]
+    return tokenizer + [name for name in (TOKENIZER, IMAGES) if not (folder / name).is_file()]
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Files of any model's folder that are Git LFS pointers or cannot be read, as sentences that name them."""
-    files = [folder / name for name in (*WORDS, *TEXTS, *OTHERS)]
+    """Git LFS pointers and unreadable files, one sentence each."""
+    files = [folder / name for name in (*TOKENIZER_FILES, *TEXTS, *OTHERS)]
     files += [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
-    if not any(folder.glob("*.safetensors")):  # which are taken where there are both
+    if not any(folder.glob("*.safetensors")):  # which are preferred to torch's files
         files += [file for pattern in TORCH for file in sorted(folder.glob(pattern))]
     pointers = [file.name for file in dict.fromkeys(files) if is_pointer(file)]
     if pointers:
@@ -94,40 +100,43 @@ def _unreadable(file: Path) -> str | None:
 
 
 def _bad_tokenizer(folder: Path) -> list[str]:
-    file = folder / WORDS[0]
+    file = folder / TOKENIZER_FILES[0]
     if not file.is_file():
         return []
     try:
-        words_of(file)
+        vocabulary_of(file)
     except UserError as error:
         return [str(error)]
     return []
 
 
-def words_of(file: Path) -> dict[str, int]:
-    """Every token of a tokenizer.json by its text. Raises `UserError` if the tokenizers library cannot load it."""
+def vocabulary_of(file: Path) -> dict[str, int]:
+    """The ids of a tokenizer.json's tokens, by their texts.
+
+    Raises `UserError` if the tokenizers library cannot load the file.
+    """
     try:
         about = file.stat()
-        return _words(file, about.st_mtime_ns, about.st_size)
+        return _vocabulary(file, about.st_mtime_ns, about.st_size)
     except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"{file.name} is no tokenizer that can be read ({error}). Download it again.") from None
+        raise UserError(f"{file.name} cannot be read as a tokenizer ({error}). Download it again.") from None
 
 
 @cache
-def _words(file: Path, changed: int, size: int) -> dict[str, int]:
+def _vocabulary(file: Path, changed: int, size: int) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
 
 
 def _quantised(config: Mapping[str, Any]) -> Iterator[str]:
-    """By anything else than MLX, which writes its own settings by both names."""
+    """Weights quantised by anything but MLX, which writes its settings under both names."""
     found = config.get("quantization_config")
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method is not None and "quantization" not in config:
         yield (
-            f"the weights are quantised by {shown(method)}, which MLX does not read: take the model's originals, and quantise "
-            "them in the conversion, with -q."
+            f"the weights are quantised by {shown(method)}, which MLX does not read: take the original weights, and quantise "
+            "them during the conversion, with -q."
         )
 
 
@@ -140,12 +149,12 @@ def _missing_shards(folder: Path) -> Iterator[str]:
         yield from (f"the shard {name} is missing: download the folder again." for name in lost)
 
 
-def _words_and_rows(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    """Ids against the rows of the embedding, and what config.json and the tokenizer call the image's token."""
+def _tokens_and_rows(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """Token ids beyond the embedding's rows, and image token ids that differ between config.json and the tokenizer."""
     text = config.get("text_config")
     rows = text.get("vocab_size") if isinstance(text, dict) else None
     if not isinstance(text, dict) or not isinstance(rows, int) or isinstance(rows, bool):
-        return  # for others to say
+        return  # other checks report this
     image = config.get("image_token_index", config.get("image_token_id"))
     if isinstance(image, int) and image >= rows:
         yield _beyond("image_token_index", image, rows)
@@ -154,43 +163,43 @@ def _words_and_rows(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
             for token in _as_list(settings.get(name)):
                 if isinstance(token, int) and token >= rows:
                     yield _beyond(f"{where}{name}", token, rows)
-    known = _known_words(folder)
+    known = _known_tokens(folder)
     if known is None:
         return
-    largest = max(known, key=lambda word: known[word], default=None)
+    largest = max(known, key=lambda token: known[token], default=None)
     if largest is not None and known[largest] >= rows:
         over = sum(number >= rows for number in known.values())
         yield (
-            f"the tokenizer is larger than the model: {shown(largest)} is its token {known[largest]} ({over} of its tokens are "
-            f"beyond), and the embedding has {rows} rows. Take the tokenizer of the same model, or resize the embedding first "
+            f"the tokenizer is larger than the model: {shown(largest)} is its token {known[largest]} ({over} of its tokens do "
+            f"not fit), but the embedding has {rows} rows. Use this model's own tokenizer, or resize the embedding first "
             "(transformers: resize_token_embeddings)."
         )
     if IMAGE not in known:
-        yield f"the tokenizer has no token {IMAGE}, which stands for the image. Take the tokenizer of the same model."
+        yield f"the tokenizer has no token {IMAGE}, which stands for the image. Use this model's own tokenizer."
     elif isinstance(image, int) and known[IMAGE] != image:
-        yield f"{IMAGE} is the token {known[IMAGE]} of the tokenizer, config.json says {image} (image_token_index)."
+        yield f"{IMAGE} is token {known[IMAGE]} in the tokenizer, but {image} in config.json (image_token_index)."
 
 
 def _beyond(name: str, token: int, rows: int) -> str:
     return (
-        f"{name} is {token}, and the embedding has {rows} rows, 0 to {rows - 1}: the tokenizer or config.json is of another "
-        "model, or the embedding was never resized (transformers: resize_token_embeddings)."
+        f"{name} is {token}, but the embedding has {rows} rows, 0 to {rows - 1}: the tokenizer or config.json belongs to "
+        "another model, or the embedding was never resized (transformers: resize_token_embeddings)."
     )
 
 
-def _known_words(folder: Path) -> dict[str, int] | None:
-    """The tokens by their texts: all, or where only SentencePiece's own file has them the added ones. None: unknown."""
-    if (folder / WORDS[0]).is_file():
-        return words_of(folder / WORDS[0])
+def _known_tokens(folder: Path) -> dict[str, int] | None:
+    """Token ids by their texts: all, or only the added ones if there is nothing but SentencePiece's file. None: unknown."""
+    if (folder / TOKENIZER_FILES[0]).is_file():
+        return vocabulary_of(folder / TOKENIZER_FILES[0])
     added = _optional(folder, TOKENIZER).get("added_tokens_decoder")
     if not isinstance(added, dict) or not added:
         return None
     found = {token.get("content"): number for number, token in added.items() if isinstance(token, dict)}
-    return {word: int(number) for word, number in found.items() if isinstance(word, str) and str(number).isdecimal()}
+    return {token: int(number) for token, number in found.items() if isinstance(token, str) and str(number).isdecimal()}
 
 
 def _pixels(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    """Sizes and colours against what the vision tower takes."""
+    """Image sizes and normalisation that do not fit the vision tower."""
     vision, processor = config.get("vision_config"), _optional(folder, PROCESSOR)
     nested = processor.get("image_processor")
     images = _optional(folder, IMAGES) or (nested if isinstance(nested, dict) else {})
@@ -200,17 +209,17 @@ def _pixels(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     if images:
         side, wanted = _side(images), vision.get("image_size")
         if isinstance(side, int) and isinstance(wanted, int) and side != wanted:
-            yield f"{file} makes images of {side} pixels, config.json says that the tower takes {wanted}."
+            yield f"{file} makes images of {side} pixels, but config.json says the tower takes {wanted}."
         lost = [name for name in ("image_mean", "image_std") if not images.get(name)]
         if lost:
-            yield f"{file} does not say {' and '.join(lost)}: copy it from the original model."
+            yield f"{file} has no {' and no '.join(lost)}: copy it from the original model."
     patch, known = processor.get("patch_size"), vision.get("patch_size")
     if isinstance(patch, int) and isinstance(known, int) and patch != known:
-        yield f"{PROCESSOR} says patch_size {patch}, config.json's vision_config says {known}."
+        yield f"{PROCESSOR} says patch_size {patch}, but config.json's vision_config says {known}."
 
 
 def _side(images: Mapping[str, Any]) -> Any:
-    """As `images.Preprocessing.from_config` takes it."""
+    """The image size as `images.Preprocessing.from_config` reads it."""
     size = images.get("crop_size") or images.get("size")
     return size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
 

@@ -1,9 +1,9 @@
-"""A program of its own: renders a stranger's chat template with transformers' sandbox, within a bound of time and memory.
+"""Subprocess that renders an untrusted chat template.
 
-    echo '{"template": ..., "tokens": {...}, "chats": [[messages, add_generation_prompt], ...]}' | python rendering.py
+    echo '{"template": ..., "tokens": {...}, "chats": [[messages, add_generation_prompt], ...]}' | python template_renderer.py
 
-answers with a JSON list: the text of each chat, or {"error": ...}. A template may loop for ever, or multiply a text until no
-memory is left; then the system ends this process and nothing else.
+prints a JSON list: the text of each chat, or {"error": ...}. It uses transformers' sandbox under limits of time and memory. A
+template may loop forever or use up all memory; then the system kills only this process.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import resource
 import sys
 from typing import Any
 
-SECONDS, BYTES, CHARACTERS = 2, 2 << 30, 20_000  # of arithmetic; of memory; of each text that comes back
+SECONDS, BYTES, CHARACTERS = 2, 2 << 30, 20_000  # CPU seconds; memory; length of each returned text
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def _bound() -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
     for what, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, BYTES), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(OSError, ValueError):  # macOS does not bound the address space
+        with contextlib.suppress(OSError, ValueError):  # macOS does not limit the address space
             resource.setrlimit(what, (limit, limit))
 
 

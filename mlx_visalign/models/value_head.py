@@ -1,4 +1,4 @@
-"""The critic of PPO: from the policy's final hidden state to the reward that is still to come."""
+"""PPO's critic on the policy's final hidden states."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -6,9 +6,9 @@ from jaxtyping import Float
 
 
 class ValueHead(nn.Module):
-    """V = w . state + b, starting at 0, in float32.
+    """Linear value head: the expected remaining reward.
 
-    The states are cut off from the gradient: the critic looks at the policy and does not pull at it.
+    V = w . state + b in float32, initialised to 0. No gradient reaches the states, so the critic does not train the policy.
     """
 
     def __init__(self, width: int):

@@ -17,7 +17,7 @@ from mlx_visalign.data.prompt_template import IMAGE, TEMPLATES
 from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.models import families
-from mlx_visalign.models.chat_template import same_words
+from mlx_visalign.models.chat_template import same_chat_format
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.model_probe import ANSWERS, QUESTIONS, ModelProbe, gradients, one_more_round
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, preference_loss, with_reference
@@ -62,7 +62,7 @@ def _image_tokens(probe: ModelProbe) -> Measured:
 
 def _template(probe: ModelProbe) -> Measured:
     policy = probe.policy
-    if not same_words(policy.template, policy.family.template):
+    if not same_chat_format(policy.template, policy.family.template):
         return False, f"{policy.template} on a {policy.family.model_type}"
     ids = policy.prompt_ids(QUESTIONS[0])
     text = policy.tokenizer.decode([token for token in ids if token != policy.image_token])

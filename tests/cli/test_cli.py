@@ -135,7 +135,7 @@ def test_help_names_every_preset(capsys):
         ("train --model tiny --data nowhere.jsonl --adapter-path out", "--data: there is no file or folder nowhere.jsonl"),
         ("check --model tiny --data nowhere.jsonl --images none", "nowhere.jsonl; --images: there is no file or folder none"),
         ("generate --image a.jpg b.jpg --model nowhere", "a.jpg: no such image; b.jpg: no such image"),
-        ("doctor --model nowhere", "The model nowhere is no folder here, and no name on the hub (owner/name)"),
+        ("doctor --model nowhere", "The model nowhere is neither a local folder nor a name on the hub (owner/name)"),
         ("eval --benchmark clair", "Did you mean 'chair'"),
         ("compare tiny tiny --images nowhere", "no file or folder nowhere"),
         ("compare tiny tiny --images . --output page.txt", "ends in .html"),
@@ -373,7 +373,7 @@ def test_a_name_of_the_hub_stands_wherever_a_folder_may(visalign, data, tmp_path
     code, _, err = visalign("generate", "--model", "me/llava", "--image", image)
     assert code == 2 and "me/llava/config.json is missing" in err
     code, _, err = visalign("run", "seva", "--model", "me/nothing", "--images", photos)
-    assert code == 2 and "me/nothing is no folder here, the hub cannot be reached" in err
+    assert code == 2 and "me/nothing is not a local folder, the hub cannot be reached" in err
 
 
 def test_the_terminal_holds_no_library_code(data, tmp_path):

@@ -323,5 +323,5 @@ def test_installed_packages_may_bring_families(monkeypatch):
     assert families.others() == ["image_newline", "multi_modal_projector.*"]  # none of them is imported
     with pytest.raises(UserError, match="family lost cannot be imported"):
         families.find("lost")
-    with pytest.raises(UserError, match="family odd is none: json:dumps should be a Family"):
+    with pytest.raises(UserError, match="family odd is invalid: json:dumps should be a Family"):
         families.find("odd")

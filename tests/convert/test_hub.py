@@ -93,9 +93,9 @@ class _Response:
             errors.GatedRepoError("Access denied", response=_Response()),
             "owner/name is gated: ask for access at https://hugging",
         ),
-        (errors.RepositoryNotFoundError("401", response=_Response()), "neither a folder here nor a model on the hub"),
+        (errors.RepositoryNotFoundError("401", response=_Response()), "neither a local folder nor a model on the hub"),
         (errors.RevisionNotFoundError("404", response=_Response()), "owner/name has no revision 'v9'"),
-        (errors.LocalEntryNotFoundError("offline"), "the hub cannot be reached, and its cache does not have it"),
+        (errors.LocalEntryNotFoundError("offline"), "the hub cannot be reached, and the model is not in its cache"),
         (
             errors.HfHubHTTPError("500 Server Error\nbusy", response=_Response()),
             "(500 Server Error): run the same command again",

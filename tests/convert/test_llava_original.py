@@ -584,16 +584,16 @@ def test_a_projector_by_its_lone_name_beside_a_lora_is_merged_by_all(tmp_path, t
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("vicuna", {"conv_version": "llava_llama_3"}, "conv_version) states the words of Llama 3"),
-        ("vicuna", {"_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}, "states the words of Mistral"),
-        ("llava-llama-2-7b-chat", {}, "states the words of Mistral and Llama 2"),
+        ("vicuna", {"conv_version": "llava_llama_3"}, "conv_version) states the chat format of Llama 3"),
+        ("vicuna", {"_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}, "states the chat format of Mistral"),
+        ("llava-llama-2-7b-chat", {}, "states the chat format of Mistral and Llama 2"),
     ],
 )
 def test_a_conversation_that_is_not_vicunas_is_refused(tmp_path, to_mlx, refusal, name, settings, says):
     source = write_folder(tmp_path / name, tensors(), AUTHORS | settings)
     assert says in refusal(source)
     _, figures = to_mlx(source, "--template", "vicuna_v1")
-    assert figures["template"].startswith("vicuna_v1 (as asked for, although")
+    assert figures["template"].startswith("vicuna_v1 (as requested, although")
 
 
 def test_the_new_chat_template_is_that_of_the_template_asked_for(tmp_path, to_mlx):

@@ -377,8 +377,10 @@ RUNS = [
 ]
 
 MODELS = [
-    Case("no model", "generate --image photos/0.png --model nowhere", "nowhere is no folder here, and no name on the hub"),
-    Case("a file as a model", "generate --image photos/0.png --model pairs.jsonl", "pairs.jsonl is a file and no folder"),
+    Case(
+        "no model", "generate --image photos/0.png --model nowhere", "nowhere is neither a local folder nor a name on the hub"
+    ),
+    Case("a file as a model", "generate --image photos/0.png --model pairs.jsonl", "pairs.jsonl is a file, not a folder"),
     Case("no config", MODEL, "model/config.json is missing", gone("model/config.json")),
     Case("a broken config", MODEL, "model/config.json is not valid JSON", cut("model/config.json")),
     Case("a list as a config", MODEL, "model/config.json should hold a JSON object", put("model/config.json", "[]")),
@@ -406,14 +408,22 @@ MODELS = [
         field("model/config.json", "vision_config.num_attention_heads", [4]),
     ),
     Case(
-        "merges that are none", MODEL, "tokenizer.json is no tokenizer", field("model/tokenizer.json", "model.merges", [1, 2])
+        "merges that are none",
+        MODEL,
+        "tokenizer.json cannot be read as a tokenizer",
+        field("model/tokenizer.json", "model.merges", [1, 2]),
     ),
     Case("a shard of a name too long", LLAVA, "File name too long", index("a" * 3000)),
     Case("a shard of a name that is none", LLAVA, "is missing", index("a\0b")),
     Case(
         "layers without end", MODEL, "num_hidden_layers is", field("model/config.json", "text_config.num_hidden_layers", 10**7)
     ),
-    Case("a norm below nothing", MODEL, "layer_norm_eps is", field("model/config.json", "vision_config.layer_norm_eps", -0.5)),
+    Case(
+        "a norm below nothing",
+        MODEL,
+        "layer_norm_eps -0.5 is not supported",
+        field("model/config.json", "vision_config.layer_norm_eps", -0.5),
+    ),
     Case("an image token beyond all", MODEL, "image_token_index", field("model/config.json", "image_token_index", 10**12)),
     Case(
         "a longest text that is text",
@@ -434,8 +444,10 @@ MODELS = [
         "config.json",
         field("model/config.json", "quantization", {"bits": 4}),
     ),
-    Case("no weights", MODEL, "model holds no .safetensors weights", gone("model/model.safetensors")),
-    Case("truncated weights", MODEL, "model/model.safetensors is not a whole safetensors file", cut("model/model.safetensors")),
+    Case("no weights", MODEL, "model has no .safetensors weights", gone("model/model.safetensors")),
+    Case(
+        "truncated weights", MODEL, "model/model.safetensors is not a complete safetensors file", cut("model/model.safetensors")
+    ),
     Case("a text as weights", MODEL, "model/model.safetensors", put("model/model.safetensors", "no weights")),
     Case(
         "a header larger than the file", MODEL, "model/model.safetensors", put("model/model.safetensors", b"\xff" * 7 + b"\0{}")
@@ -449,8 +461,13 @@ MODELS = [
         ("model", "has shape"),
         tensors("model/model.safetensors", first_changed(lambda x: x[:1])),
     ),
-    Case("a broken tokenizer", MODEL, "model: tokenizer.json is no tokenizer that can be read", cut("model/tokenizer.json")),
-    Case("a tokenizer of nothing", MODEL, "model: tokenizer.json is no tokenizer", put("model/tokenizer.json", "{}")),
+    Case("a broken tokenizer", MODEL, "model: tokenizer.json cannot be read as a tokenizer", cut("model/tokenizer.json")),
+    Case(
+        "a tokenizer of nothing",
+        MODEL,
+        "model: tokenizer.json cannot be read as a tokenizer",
+        put("model/tokenizer.json", "{}"),
+    ),
     Case(
         "a tokenizer's config that is a list",
         MODEL,
@@ -485,7 +502,7 @@ MODELS = [
     Case(
         "a CLIP with a text for vision",
         CLIP,
-        "config.json has no vision_config; a CLIP has one",
+        "config.json has no vision_config; a CLIP needs one",
         field("clip/config.json", "vision_config", "none"),
     ),
     Case(
@@ -518,7 +535,9 @@ ADAPTERS = [
     Case("an adapter with a broken config", ADAPTER, f"{CONFIG} is not valid JSON", cut(CONFIG)),
     Case("an adapter without parameters", ADAPTER, f"{CONFIG} has no lora_parameters", field(CONFIG, "lora_parameters", None)),
     Case("an adapter with a text as rank", ADAPTER, f"{CONFIG}: rank must be", field(CONFIG, "lora_parameters.rank", "four")),
-    Case("an adapter far too strong", ADAPTER, ("no finite numbers", "1e+308"), field(CONFIG, "lora_parameters.scale", 1e308)),
+    Case(
+        "an adapter far too strong", ADAPTER, ("logits are not finite", "1e+308"), field(CONFIG, "lora_parameters.scale", 1e308)
+    ),
     Case(
         "a matrix of three dimensions",
         "convert peft --adapter-path adapter --output out",

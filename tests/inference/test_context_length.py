@@ -65,7 +65,7 @@ def test_an_answer_gets_what_is_left(folder, capsys, policy):
     command = f"generate --model tiny --image a.png --json --max-tokens 600 --prompt {'Describe.' * 30}"
     left = 512 - len(policy.prompt_ids("Describe." * 30))
     code, _, err = run(command, capsys)
-    assert code == 0 and f"Answers may have {left} tokens and not 600" in err
+    assert code == 0 and f"Answers are limited to {left} tokens instead of 600" in err
     code, _, err = run(f"generate --model tiny --image a.png --prompt {'Describe.' * 400}", capsys)
     assert code == 2 and "No answer fits: the prompt takes" in err
 
@@ -96,7 +96,9 @@ def limited_to(policy, positions):
 
 def test_a_run_says_what_its_answers_may_lack_and_refuses_prompts_without_room(policy, capsys):
     prompts = [Prompt(f"q{number}", "a.png", "Describe. " * number) for number in (1, 400, 2, 500)]
-    with pytest.raises(UserError, match=r"2 prompts too long for the model's 512 positions: q400 .*; q500 .* Shorten them"):
+    with pytest.raises(
+        UserError, match=r"2 prompts too long for the model's 512 positions: q400 .*; q500 .* Shorten or remove them"
+    ):
         require_prompts_fit(policy, prompts, 64)
     require_prompts_fit(policy, prompts[:1], 64)
     assert capsys.readouterr().err == ""

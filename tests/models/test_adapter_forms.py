@@ -98,7 +98,7 @@ def test_what_reads_it_for_other_ends_reads_the_same(tmp_path):
         ({"num_layers": 2}, None, "2 layers of the config's keys have no tensors"),  # a block less than there should be
         ({}, "model.layers.0.mlp", "have no tensors"),
         ({"lora_parameters": {"keys": None}}, "model.layers.0.mlp", "have no tensors"),
-        ({"lora_parameters": {"keys": ["self_attn.q_proj"]}}, None, "have tensors but are no keys"),
+        ({"lora_parameters": {"keys": ["self_attn.q_proj"]}}, None, "have tensors but are not among the keys"),
         ({"fine_tune_type": "dora"}, None, "fine_tune_type is the text 'dora'"),
         ({"fine_tune_type": "full"}, None, "fine_tune_type is the text 'full'"),
     ],
@@ -185,4 +185,4 @@ def test_pefts_adapter_names_the_command_that_converts_it(tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     assert main(command.format(PEFT).split()) == 2
     said = capsys.readouterr().err
-    assert f"an adapter of PEFT's: convert it with `visalign convert peft --adapter-path {PEFT} --output ADAPTER`" in said
+    assert f"a PEFT adapter: convert it with `visalign convert peft --adapter-path {PEFT} --output ADAPTER`" in said

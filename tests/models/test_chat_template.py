@@ -99,31 +99,31 @@ def test_the_processors_file_goes_before_the_tokenizers(tmp_path):
 def test_hugging_faces_llava_keeps_the_template_it_was_trained_with(tmp_path):
     choice = choose(stating(tmp_path, HF), LLAVA)
     assert choice.template == "vicuna_v1" and "states hf" in choice.note and "--template hf" in choice.note
-    assert choose(tmp_path, LLAVA, "hf").note == "as chat_template.jinja states it"
+    assert choose(tmp_path, LLAVA, "hf").note == "as stated in chat_template.jinja"
 
 
 def test_a_system_message_of_its_own_is_of_the_family_and_said(tmp_path):
     choice = choose(stating(tmp_path, "You see X-rays. " + HF), LLAVA)
-    assert choice.template == "vicuna_v1" and "other words of the same family, 'You see X-rays. USER: <image>" in choice.note
+    assert choice.template == "vicuna_v1" and "a variant of the same chat format, 'You see X-rays. USER: <image>" in choice.note
 
 
 def test_onevisions_own_and_qwens_are_of_one_family(tmp_path):
-    assert choose(stating(tmp_path, as_jinja("onevision", "<|im_end|>")), CLIP_ONE).note == "as chat_template.jinja states it"
+    assert choose(stating(tmp_path, as_jinja("onevision", "<|im_end|>")), CLIP_ONE).note == "as stated in chat_template.jinja"
     assert choose(stating(tmp_path, CHATML), CLIP_ONE).template == "onevision"
-    with pytest.raises(UserError, match="words of Vicuna"):
+    with pytest.raises(UserError, match="chat format of Vicuna"):
         choose(stating(tmp_path, HF), CLIP_ONE)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_familys_words_are_refused_unless_asked_for(tmp_path, name):
-    states = f"chat_template.jinja states the words of {name}"
+    states = f"chat_template.jinja states the chat format of {name}"
     stating(tmp_path, OTHERS[name])
     with pytest.raises(UserError, match=rf"{re.escape(states)}.*a lighthouse.*vicuna_v1.*Do this\."):
         choose(tmp_path, LLAVA, cure="Do this.")
     with pytest.raises(UserError, match=re.escape(states)):
         choose(tmp_path, LLAVA, ours="hf")
     choice = choose(tmp_path, LLAVA, "hf")
-    assert choice.template == "hf" and choice.note.startswith(f"as asked for, although {states}")
+    assert choice.template == "hf" and choice.note.startswith(f"as requested, although {states}")
 
 
 def test_words_of_no_family_are_refused_too(tmp_path):
@@ -144,7 +144,7 @@ def test_words_of_no_family_are_refused_too(tmp_path):
     ],
 )
 def test_without_a_chat_template_a_name_in_the_config_tells(tmp_path, settings, family):
-    with pytest.raises(UserError, match=rf"config\.json \(\w+\) states the words of {family}"):
+    with pytest.raises(UserError, match=rf"config\.json \(\w+\) states the chat format of {family}"):
         choose(tmp_path, LLAVA | settings)
 
 
@@ -156,7 +156,7 @@ def test_names_of_the_family_and_of_none_change_nothing(tmp_path):
 
 def test_without_either_the_tokenizers_tokens_tell(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 5, "content": "<|start_header_id|>"}]}))
-    with pytest.raises(UserError, match=r"tokenizer\.json states the words of Llama 3.*by its token <\|start_header_id\|>"):
+    with pytest.raises(UserError, match=r"tokenizer\.json states the chat format of Llama 3.* token <\|start_header_id\|>"):
         choose(tmp_path, LLAVA)
 
 
@@ -164,14 +164,14 @@ def test_without_either_the_tokenizers_tokens_tell(tmp_path):
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 HOSTILE = {
-    "endless": (ENDLESS, "does not come to an end"),
+    "endless": (ENDLESS, "rendering does not finish"),
     "huge": ("{{ 'a' * 10 ** 11 }}", "MemoryError"),
     "deep": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "broken": ("{% for m in messages %}", "TemplateSyntaxError"),
     "raising": ("{{ raise_exception('no images') }}", "no images"),
     "reaching out": ("{{ ''.__class__.__mro__ }}", "SecurityError"),
     "including": ("{% include '/etc/hostname' %}", "no loader"),
-    "silent": ("nothing", "the question does not come out"),
+    "silent": ("nothing", "the question is missing"),
 }
 
 
@@ -221,7 +221,7 @@ def test_a_conversion_refuses_another_family_and_leaves_nothing(tmp_path, capsys
     capsys.readouterr()
     assert convert([*asked, "--template", "hf"]) == 0
     said = json.loads(capsys.readouterr().out)["template"]
-    assert said.startswith("hf (as asked for, although") and "ends an answer with '<|eot_id|>" in said and "'</s>'" in said
+    assert said.startswith("hf (as requested, although") and "ends an answer with '<|eot_id|>" in said and "'</s>'" in said
     assert read_json(tmp_path / "mlx/config.json")["visalign"]["template"] == "hf"
 
 
@@ -231,7 +231,7 @@ def test_a_model_that_nobody_converted_is_asked_too(tmp_path, capsys):
     stating(folder, LLAMA_3)
     with pytest.raises(UserError, match=r"Llama 3.*visalign convert llava --template NAME"):
         load(folder)
-    assert load(folder, template="hf").template == "hf" and "as asked for, although" in capsys.readouterr().err
+    assert load(folder, template="hf").template == "hf" and "as requested, although" in capsys.readouterr().err
     found = doctor_on(folder)
     assert not found.ok and "Llama 3" in found.wrong
 
@@ -246,7 +246,7 @@ def test_where_an_answer_ends_is_compared(tmp_path, capsys):
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     load(folder)
     said = capsys.readouterr().err
-    assert "generation_config.json ends an answer at 5 or 6, the tokenizer's end token, where answers stop, is 2 (</s>)" in said
+    assert "generation_config.json ends an answer at 5 or 6, but answers stop at the tokenizer's end token, 2 (</s>)" in said
     assert "<|eot|>" in doctor_on(folder).found
 
 
@@ -262,7 +262,7 @@ def test_an_exported_model_states_the_template_it_was_trained_with(tmp_path, cap
     assert stated_by(back, config).exact == template
     assert not (back / "chat_template.json").exists() and "chat_template" not in read_json(back / "tokenizer_config.json")
     assert load_file(back / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
-    assert choose(back, config, ours=template).note == "as chat_template.jinja states it"
+    assert choose(back, config, ours=template).note == "as stated in chat_template.jinja"
 
 
 def test_onevision_has_a_default_of_its_own(tmp_path):

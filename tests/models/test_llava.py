@@ -113,7 +113,7 @@ def test_damaged_weights_are_named(tmp_path):
     save_folder(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="is not a whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         load_model(tmp_path, CONFIG)
 
 

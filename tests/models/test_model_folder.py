@@ -135,13 +135,13 @@ MISFITS = {
         "config.json",
         "image_token_index",
         640,
-        "image_token_index is 640, and the embedding has 640 rows",
+        "image_token_index is 640, but the embedding has 640 rows",
     ),
     "another image token": (
         "config.json",
         "image_token_index",
         7,
-        "<image> is the token 4 of the tokenizer, config.json says 7",
+        "<image> is token 4 in the tokenizer, but 7 in config.json",
     ),
     "a pad token beyond": ("config.json", "pad_token_id", 32001, "pad_token_id is 32001"),
     "an end token beyond": ("config.json", "text_config.eos_token_id", [2, 700], "text_config.eos_token_id is 700"),
@@ -150,9 +150,9 @@ MISFITS = {
     "another size": ("preprocessor_config.json", "crop_size", {"height": 224, "width": 224}, "of 224 pixels"),
     "another size as a number": ("preprocessor_config.json", "crop_size", 24, "makes images of 24 pixels"),
     "another tower": ("config.json", "vision_config.image_size", 56, "the tower takes 56"),
-    "another patch": ("processor_config.json", "patch_size", 14, "patch_size 14, config.json's vision_config says 8"),
-    "no mean": ("preprocessor_config.json", "image_mean", None, "does not say image_mean"),
-    "no deviation": ("preprocessor_config.json", "image_std", [], "does not say image_std"),
+    "another patch": ("processor_config.json", "patch_size", 14, "patch_size 14, but config.json's vision_config says 8"),
+    "no mean": ("preprocessor_config.json", "image_mean", None, "has no image_mean"),
+    "no deviation": ("preprocessor_config.json", "image_std", [], "has no image_std"),
     "bitsandbytes": (
         "config.json",
         "quantization_config",
@@ -178,9 +178,7 @@ def test_a_tokenizer_without_the_image_is_told(model):
     words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "<image>"]
     words["model"]["vocab"]["<picture>"] = words["model"]["vocab"].pop("<image>")
     (model / "tokenizer.json").write_text(json.dumps(words))
-    assert wrong(model) == [
-        "the tokenizer has no token <image>, which stands for the image. Take the tokenizer of the same model."
-    ]
+    assert wrong(model) == ["the tokenizer has no token <image>, which stands for the image. Use this model's own tokenizer."]
 
 
 def test_added_tokens_of_a_tokenizer_without_json_are_known(model):

@@ -1,4 +1,7 @@
-"""LLaVA-1.5: CLIP, a projector of two layers, and Llama. An image is its n x n patches, always as many."""
+"""LLaVA-1.5: CLIP, a two-layer projector, and Llama.
+
+An image has a fixed number of tokens, one for each of its n x n patches.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +14,18 @@ from mlx_visalign.models.families.parts import CLIP, LLAMA
 
 @dataclass(frozen=True, eq=False)
 class Llava(Family):
-    """All that `Family` has, and what transformers' processor needs."""
+    """LLaVA-1.5, with the settings of transformers' processor."""
 
     def processor(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Without patch_size transformers' processor fails, without the additional token it counts one too few."""
+        """processor_config.json for transformers' LlavaProcessor.
+
+        Without patch_size the processor fails; without the additional image token its count is one too low.
+        """
         return {
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE,
             "patch_size": config["vision_config"]["patch_size"],
-            "num_additional_image_tokens": 1,  # the class token, which "default" leaves out again
+            "num_additional_image_tokens": 1,  # the class token, which "default" drops again
             "vision_feature_select_strategy": config["vision_feature_select_strategy"],
         }
 

@@ -1,10 +1,10 @@
-"""LLaVA-OneVision with one tile an image: SigLIP, a projector of two layers, and Qwen2.
+"""LLaVA-OneVision, single tile: SigLIP, a two-layer projector, Qwen2.
 
-An image that is alone in its prompt and a square of the tower's own size takes 2 * n * n + n places: its n x n patches, then
-those of the grid's tiles, with `image_newline` after each row. This is transformers' rule
-(LlavaOnevisionModel.pack_image_features): among image_grid_pinpoints the tower's own size fits best, whatever else they hold;
-the grid is one tile with the image's own pixels, nothing is unpadded or made smaller. So the features are computed once.
-Not done: AnyRes on images of other sizes (several tiles) and several images in a prompt (n * n + 1 each).
+A square image of the tower's own size that is alone in its prompt takes 2 * n * n + n tokens: its n x n patches, then those of
+the grid's tiles, with `image_newline` after each row. This is transformers' rule (LlavaOnevisionModel.pack_image_features):
+among image_grid_pinpoints the tower's own size fits best, whatever the others are; the grid is one tile with the image's own
+pixels, and nothing is unpadded or downscaled. So the features are computed once.
+Not implemented: AnyRes on images of other sizes (several tiles) and several images in a prompt (n * n + 1 each).
 """
 
 import math
@@ -23,7 +23,7 @@ from mlx_visalign.utils.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class LlavaOnevision(Family):
-    """What transformers' class does with a square of the tower's own size."""
+    """LLaVA-OneVision on square images of the tower's size."""
 
     def check(self, config: Mapping[str, Any]) -> None:
         super().check(config)
@@ -31,12 +31,12 @@ class LlavaOnevision(Family):
         grids = config.get("image_grid_pinpoints") or [[384, 384]]  # transformers' own list begins with it
         if [size, size] not in grids:
             raise UserError(
-                f"config.json: image_grid_pinpoints have no {size}x{size}, so an image would be cut into several tiles. "
-                "Only one tile an image is supported."
+                f"config.json: image_grid_pinpoints has no {size}x{size}, so an image would be split into several tiles. "
+                "Only one tile per image is supported."
             )
 
     def text_settings(self, config: dict[str, Any]) -> dict[str, Any]:
-        # transformers reads it from the whole config too, mlx-vlm from the section alone.
+        # transformers also reads it from the top level, mlx-vlm from text_config only.
         tied = {"tie_word_embeddings": True} if config.get("tie_word_embeddings") else {}
         return super().text_settings(config) | tied
 
@@ -46,7 +46,7 @@ class LlavaOnevision(Family):
     def peer_inputs(self, pixels: Float[np.ndarray, "b h w 3"]) -> dict[str, np.ndarray]:
         images = super().peer_inputs(pixels)["pixel_values"]
         sizes = np.array([images.shape[2:]] * len(images))
-        return {"pixel_values": np.stack([images, images], axis=1), "image_sizes": sizes}  # whole, and as its only tile
+        return {"pixel_values": np.stack([images, images], axis=1), "image_sizes": sizes}  # complete, and as its only tile
 
     def image_tokens(self, model: Any) -> int:
         patches = super().image_tokens(model)
@@ -109,7 +109,7 @@ FAMILY = LlavaOnevision(
         },
     },
     aspects=("pad",),
-    why_aspects="It never saw a cropped image, and its own AnyRes (several tiles, a number of image tokens that varies) is not "
-    "built.",
+    why_aspects="It was not trained on cropped images, and its own AnyRes (several tiles, a varying number of image tokens) is "
+    "not implemented.",
     others=("multi_modal_projector.*", "image_newline"),
 )

@@ -1,4 +1,7 @@
-"""Language models and vision towers that families are made of: their configs' defaults, and their parameters."""
+"""Language models and vision towers that families consist of.
+
+Each has the defaults of its config section and the names and shapes of its parameters.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +17,9 @@ class Part:
     """A section of config.json, and the module that it describes.
 
     model_type  of the section
-    defaults    of transformers' config class, 4.31 to 5.23, as far as they shape the model
-    only        the one value of a setting that mlx-vlm's class computes, whatever a config says
-    parameters  (name, shape) of every parameter that a complete section describes, as mlx-vlm has them
+    defaults    of transformers' config class, 4.31 to 5.23, as far as they affect the model
+    only        settings of which mlx-vlm's class computes only this value, whatever a config says
+    parameters  mlx-vlm's (name, shape) of every parameter, for a complete section
     """
 
     model_type: str
@@ -35,7 +38,7 @@ def _norm(name: str, width: int) -> list[tuple[str, Shape]]:
 
 
 def _language_model(text: Config, biases: bool) -> Iterator[tuple[str, Shape]]:
-    """Llama's parameters; `biases`: of queries, keys and values too."""
+    """Llama's parameters. `biases`: queries, keys and values have one."""
     hidden, wide, vocabulary = text["hidden_size"], text["intermediate_size"], text["vocab_size"]
     keys = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
     yield "model.embed_tokens.weight", (vocabulary, hidden)

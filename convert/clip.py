@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_visalign.convert.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, split_qkv
-from mlx_visalign.convert.conversion import Conversion
-from mlx_visalign.convert.folder import carry, check_output, new_folder, without_code, write_json, write_weights
-from mlx_visalign.convert.plan import describe, gigabytes
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import CHANNELS_LAST, Move, Plan, Shape, Table, plan
-from mlx_visalign.convert.tensors import cast
-from mlx_visalign.convert.to_mlx import CODES, OURS, meter
-from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.convert.io.folder import carry, check_output, new_folder, without_code, write_json, write_weights
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import cast
+from mlx_visalign.convert.layouts.clip_names import HUGGING_FACE, OPENAI, is_openai, openai_config, split_qkv
+from mlx_visalign.convert.layouts.table import CHANNELS_LAST, Move, Plan, Shape, Table, plan
+from mlx_visalign.convert.steps.conversion import Conversion
+from mlx_visalign.convert.steps.dry_run import describe, gigabytes
+from mlx_visalign.convert.steps.to_mlx import CODES, OURS, meter
+from mlx_visalign.convert.steps.verify import verify_checksums
 from mlx_visalign.models.adapter_files import stated
 from mlx_visalign.models.clip import CLIP, PATCHES, SHARED, CLIPConfig
 from mlx_visalign.models.hub import add_revision, find_model

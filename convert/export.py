@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert import original
-from mlx_visalign.convert.conversion import Conversion
-from mlx_visalign.convert.folder import carry, check_output, new_folder, write_json, write_weights
-from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.llava_names import LAYOUTS
-from mlx_visalign.convert.original_config import authors
-from mlx_visalign.convert.original_preprocessing import remove_added_tokens
-from mlx_visalign.convert.plan import describe, gigabytes
-from mlx_visalign.convert.processor import state_template
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Table, plan
-from mlx_visalign.convert.to_mlx import OURS, meter
-from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.convert.io.folder import carry, check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.layouts import original
+from mlx_visalign.convert.layouts.llava_config import complete
+from mlx_visalign.convert.layouts.llava_names import LAYOUTS
+from mlx_visalign.convert.layouts.original_config import authors
+from mlx_visalign.convert.layouts.original_preprocessing import remove_added_tokens
+from mlx_visalign.convert.layouts.processor import state_template
+from mlx_visalign.convert.layouts.table import Table, plan
+from mlx_visalign.convert.steps.conversion import Conversion
+from mlx_visalign.convert.steps.dry_run import describe, gigabytes
+from mlx_visalign.convert.steps.to_mlx import OURS, meter
+from mlx_visalign.convert.steps.verify import verify_checksums
 from mlx_visalign.models import families
 from mlx_visalign.models.adapter_files import stated
 from mlx_visalign.models.hub import add_revision, find_model

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from mlx_visalign.convert.deltas import Deltas, read_deltas
-from mlx_visalign.convert.fingerprint import source_fingerprint
-from mlx_visalign.convert.folder import carry, new_folder, write_json, write_weights
-from mlx_visalign.convert.llava_names import BUFFERS
-from mlx_visalign.convert.peft_folder import is_peft, require_beside
-from mlx_visalign.convert.plan import gigabytes
-from mlx_visalign.convert.processor import state_template
-from mlx_visalign.convert.quantize import Quantization
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Table
-from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
-from mlx_visalign.convert.to_mlx import CODES, OURS, meter
+from mlx_visalign.convert.io.folder import carry, new_folder, write_json, write_weights
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import DTYPES, FLOATS, Loss, Tensor, cast
+from mlx_visalign.convert.layouts.llava_names import BUFFERS
+from mlx_visalign.convert.layouts.peft_folder import is_peft, require_beside
+from mlx_visalign.convert.layouts.processor import state_template
+from mlx_visalign.convert.layouts.table import Table
+from mlx_visalign.convert.steps.dry_run import gigabytes
+from mlx_visalign.convert.steps.fingerprint import source_fingerprint
+from mlx_visalign.convert.steps.lora_deltas import Deltas, read_deltas
+from mlx_visalign.convert.steps.quantize import Quantization
+from mlx_visalign.convert.steps.to_mlx import CODES, OURS, meter
 from mlx_visalign.models.adapter_files import check_base, fingerprint, stated
 from mlx_visalign.models.model_folder import refuse, what_is_wrong
 from mlx_visalign.utils.errors import UserError

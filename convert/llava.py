@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert import to_mlx
-from mlx_visalign.convert.conversion import digest
-from mlx_visalign.convert.folder import carry
-from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.llava_names import LAYOUTS, find_layout
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Table, dropped, plan
+from mlx_visalign.convert.io.folder import carry
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.layouts.llava_config import complete
+from mlx_visalign.convert.layouts.llava_names import LAYOUTS, find_layout
+from mlx_visalign.convert.layouts.table import Table, dropped, plan
+from mlx_visalign.convert.steps import to_mlx
+from mlx_visalign.convert.steps.conversion import digest
 from mlx_visalign.models import families
 from mlx_visalign.models.hub import add_revision, find_model
 from mlx_visalign.models.model_folder import require_whole

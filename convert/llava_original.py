@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert import original
-from mlx_visalign.convert.assembled import Assembled
-from mlx_visalign.convert.clip_names import vision_config
-from mlx_visalign.convert.folder import check_output
-from mlx_visalign.convert.original_config import OURS, check_original, hugging_face, vocabulary
-from mlx_visalign.convert.original_preprocessing import carry_preprocessing, find_tokenizer
-from mlx_visalign.convert.peft_folder import add_base_projector, is_peft, require_beside
-from mlx_visalign.convert.table import plan
-from mlx_visalign.convert.to_mlx import Origin, to_mlx
-from mlx_visalign.convert.to_mlx import add_arguments as add_common_arguments
+from mlx_visalign.convert.io.assembled import Assembled
+from mlx_visalign.convert.io.folder import check_output
+from mlx_visalign.convert.layouts import original
+from mlx_visalign.convert.layouts.clip_names import vision_config
+from mlx_visalign.convert.layouts.original_config import OURS, check_original, hugging_face, vocabulary
+from mlx_visalign.convert.layouts.original_preprocessing import carry_preprocessing, find_tokenizer
+from mlx_visalign.convert.layouts.peft_folder import add_base_projector, is_peft, require_beside
+from mlx_visalign.convert.layouts.table import plan
+from mlx_visalign.convert.steps.to_mlx import Origin, to_mlx
+from mlx_visalign.convert.steps.to_mlx import add_arguments as add_common_arguments
 from mlx_visalign.models import families
 from mlx_visalign.models.hub import add_revision, find_model
 from mlx_visalign.models.model_folder import damaged_files, refuse

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert.assembled import renamed
-from mlx_visalign.convert.conversion import Conversion, digest
-from mlx_visalign.convert.fingerprint import source_fingerprint
-from mlx_visalign.convert.folder import check_output, new_folder, write_json
-from mlx_visalign.convert.peft_folder import (
+from mlx_visalign.convert.io.assembled import renamed
+from mlx_visalign.convert.io.folder import check_output, new_folder, write_json
+from mlx_visalign.convert.io.safetensors_file import write_safetensors
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.layouts.peft_folder import (
     NOTE,
     OUTER,
     PeftAdapter,
@@ -31,11 +31,11 @@ from mlx_visalign.convert.peft_folder import (
     read_peft,
     require_beside,
 )
-from mlx_visalign.convert.plan import gigabytes
-from mlx_visalign.convert.safetensors_file import write_safetensors
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Plan, Rule, Table, Transpose, plan
-from mlx_visalign.convert.to_mlx import meter
+from mlx_visalign.convert.layouts.table import Plan, Rule, Table, Transpose, plan
+from mlx_visalign.convert.steps.conversion import Conversion, digest
+from mlx_visalign.convert.steps.dry_run import gigabytes
+from mlx_visalign.convert.steps.fingerprint import source_fingerprint
+from mlx_visalign.convert.steps.to_mlx import meter
 from mlx_visalign.models.adapter_files import (
     CONFIG,
     LINEARS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted([*ROOT.glob("mlx_visalign/**/*.py"), *ROOT.glob("convert/*.py")])
+CODE = sorted([*ROOT.glob("mlx_visalign/**/*.py"), *ROOT.glob("convert/**/*.py")])
 TEXTS = [*CODE, *ROOT.glob("recipes/*.yaml"), *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "recipes/README.md"))]
 TEXTS += [ROOT / "convert/README.md", ROOT / "tests/benchmarks/README.md"]
 LONGEST = 10  # words of a docstring's first line

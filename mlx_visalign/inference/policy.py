@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import mlx.core as mx
 from jaxtyping import Bool, Float
 
-from mlx_visalign.convert.fingerprint import source_fingerprint
+from mlx_visalign.convert.steps.fingerprint import source_fingerprint
 from mlx_visalign.data import prompt_template as templates
 from mlx_visalign.data.images import Aspect, Picture, Preprocessing, image_digest, open_image
 from mlx_visalign.data.template_marks import asked

@@ -6,7 +6,7 @@ import mlx.core as mx
 from jaxtyping import Float
 from PIL import Image
 
-from mlx_visalign.convert.peft_folder import is_peft
+from mlx_visalign.convert.layouts.peft_folder import is_peft
 from mlx_visalign.inference.policy import PROBE, Policy, load
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from mlx_visalign.convert import peft_folder
+from mlx_visalign.convert.layouts import peft_folder
 from mlx_visalign.models.adapter_files import CONFIG, WEIGHTS, read_adapter
 from mlx_visalign.models.hub import CARRIED
 from mlx_visalign.reporting.model_card import Kind, Subject, make_card

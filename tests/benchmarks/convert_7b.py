@@ -81,9 +81,9 @@ def write_source(folder: Path, scale: int) -> None:
     """A Hugging Face folder in the classic layout, one tensor in memory at a time."""
     import numpy as np
 
-    from mlx_visalign.convert.folder import write_json, write_weights
-    from mlx_visalign.convert.llava_names import LAYOUTS
-    from mlx_visalign.convert.tensors import Tensor
+    from mlx_visalign.convert.io.folder import write_json, write_weights
+    from mlx_visalign.convert.io.tensors import Tensor
+    from mlx_visalign.convert.layouts.llava_names import LAYOUTS
     from mlx_visalign.models import families
 
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def write_source(folder: Path, scale: int) -> None:
 
 def make_config(scale: int) -> dict:
     """llava-hf/llava-1.5-7b-hf's, everything spelled out, with `scale` times fewer layers, heads, widths and words."""
-    from mlx_visalign.convert.llava_config import complete
+    from mlx_visalign.convert.layouts.llava_config import complete
 
     text = {"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

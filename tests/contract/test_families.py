@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import mlx_visalign
 from mlx_visalign.convert.cli import main
-from mlx_visalign.convert.llava_config import complete
+from mlx_visalign.convert.layouts.llava_config import complete
 from mlx_visalign.data.records import Pair
 from mlx_visalign.inference.logprobs import token_logps
 from mlx_visalign.inference.policy import TINY, load

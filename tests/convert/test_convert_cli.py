@@ -15,13 +15,13 @@ from hf_layouts import write_hf
 from random_llava import CONFIG
 
 from mlx_visalign.cli import main as cli
-from mlx_visalign.convert import folder as folders
-from mlx_visalign.convert import to_mlx
 from mlx_visalign.convert.cli import NAMES, main
-from mlx_visalign.convert.folder import new_folder, split
-from mlx_visalign.convert.llava_config import complete
-from mlx_visalign.convert.source import open_source
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io import folder as folders
+from mlx_visalign.convert.io.folder import new_folder, split
+from mlx_visalign.convert.io.source import open_source
+from mlx_visalign.convert.io.tensors import Tensor
+from mlx_visalign.convert.layouts.llava_config import complete
+from mlx_visalign.convert.steps import to_mlx
 from mlx_visalign.models import families
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, source, monkeypatch, capsys, moment):
 
 def test_a_kill_leaves_nothing_that_looks_whole_and_the_next_run_is_whole(tmp_path, source):
     code = f"""
-from mlx_visalign.convert import to_mlx
+from mlx_visalign.convert.steps import to_mlx
 import os, signal
 to_mlx.complete_processor = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {MAIN.format(arguments=llava(source, tmp_path / "mlx"))}
@@ -262,7 +262,7 @@ def test_verify_finds_one_changed_byte(tmp_path, source, monkeypatch, capsys, ar
 
 def test_verify_finds_a_wrong_table(tmp_path, source, monkeypatch, capsys):
     """Two tensors of the same shape, swapped on the way."""
-    from mlx_visalign.convert.conversion import Conversion
+    from mlx_visalign.convert.steps.conversion import Conversion
 
     make = Conversion.produce
     swap = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
@@ -279,7 +279,7 @@ def test_verify_finds_a_wrong_table(tmp_path, source, monkeypatch, capsys):
 
 
 def test_without_torch_logits_are_not_compared(tmp_path, source, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_visalign.convert.parity.find_spec", lambda _: None)
+    monkeypatch.setattr("mlx_visalign.convert.steps.parity.find_spec", lambda _: None)
     assert main(llava(source, tmp_path / "mlx", "--verify", "logits", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["logits"] == "not compared with transformers (torch is not installed)"
 

@@ -15,9 +15,9 @@ from random_llava import CONFIG, random_llava
 from random_onevision import CONFIG as ONEVISION
 from random_onevision import random_onevision
 
-from mlx_visalign.convert import parity
 from mlx_visalign.convert.cli import main
-from mlx_visalign.convert.llava_config import complete
+from mlx_visalign.convert.layouts.llava_config import complete
+from mlx_visalign.convert.steps import parity
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models import families
 from mlx_visalign.models.loading import load_model, quantize_language_model
@@ -277,11 +277,11 @@ TEXT, VISION = "text_config", "vision_config"
         ("", {"text_config": None}, "has no text_config"),
         ("", {"quantization": {"bits": 4, "group_size": 64}}, "the weights are quantised"),
         ("", {"vision_feature_layer": [-2, -5]}, "only one vision_feature_layer"),
-        ("", {"vision_feature_select_strategy": "full"}, "MLX would compute 'default'"),
-        ("", {"projector_hidden_act": "relu"}, "MLX would compute 'gelu'"),
+        ("", {"vision_feature_select_strategy": "full"}, "mlx-vlm would silently compute 'default'"),
+        ("", {"projector_hidden_act": "relu"}, "mlx-vlm would silently compute 'gelu'"),
         ("", {"visalign": "yes"}, "visalign should be an object with template and aspect"),
         (TEXT, {"model_type": "mistral"}, "only 'llama' is supported"),
-        (TEXT, {"hidden_act": "gelu"}, "MLX would compute 'silu'"),
+        (TEXT, {"hidden_act": "gelu"}, "mlx-vlm would silently compute 'silu'"),
         (TEXT, {"attention_bias": True}, "attention_bias True is not supported"),
         (TEXT, {"head_dim": 32}, "head_dim 32 is not hidden_size / num_attention_heads"),
         (TEXT, {"hidden_size": 66}, "hidden_size is not a multiple"),
@@ -291,8 +291,8 @@ TEXT, VISION = "text_config", "vision_config"
         (TEXT, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of the type 'yarn'"),
         (TEXT, {"rope_parameters": {"rope_theta": "many"}}, "rope_theta should be a number above 0"),
         (VISION, {"model_type": "siglip_vision_model"}, "only 'clip_vision_model' is supported"),
-        (VISION, {"hidden_act": "gelu"}, "MLX would compute 'quick_gelu'"),
-        (VISION, {"layer_norm_eps": 1e-6}, "MLX would compute 1e-05"),
+        (VISION, {"hidden_act": "gelu"}, "mlx-vlm would silently compute 'quick_gelu'"),
+        (VISION, {"layer_norm_eps": 1e-6}, "mlx-vlm would silently compute 1e-05"),
         (VISION, {"patch_size": 0}, "patch_size should be a whole number"),
     ],
 )
@@ -379,8 +379,8 @@ def test_quantised_as_mlx_does_it_in_memory(tmp_path, convert, bits, dtype):
 
 def test_quantised_in_pieces_is_quantised_the_same(tmp_path, convert, monkeypatch):
     whole, _ = convert(write_hf(tmp_path / "hf"), "-q", "--q-group-size", "32")
-    monkeypatch.setattr("mlx_visalign.convert.quantize.AT_ONCE", 192)
-    monkeypatch.setattr("mlx_visalign.convert.verify.ROWS", 7)
+    monkeypatch.setattr("mlx_visalign.convert.steps.quantize.AT_ONCE", 192)
+    monkeypatch.setattr("mlx_visalign.convert.steps.verify.ROWS", 7)
     pieces, _ = convert(tmp_path / "hf", "-q", "--q-group-size", "32", "--verify")
     assert (whole / "model.safetensors").read_bytes() == (pieces / "model.safetensors").read_bytes()
 

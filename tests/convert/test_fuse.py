@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 from mlx_visalign.cli.main import main
 from mlx_visalign.convert import fuse as fusing
 from mlx_visalign.convert.cli import main as convert
-from mlx_visalign.convert.deltas import Deltas, Update
-from mlx_visalign.convert.fingerprint import source_fingerprint
 from mlx_visalign.convert.fuse import Fusion, fuse
+from mlx_visalign.convert.io.source import open_source
 from mlx_visalign.convert.peft import to_ours
-from mlx_visalign.convert.source import open_source
+from mlx_visalign.convert.steps.fingerprint import source_fingerprint
+from mlx_visalign.convert.steps.lora_deltas import Deltas, Update
 from mlx_visalign.inference.policy import load
 from mlx_visalign.models.chat_template import as_jinja, stated_by
 from mlx_visalign.models.loading import load_model

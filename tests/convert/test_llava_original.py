@@ -275,7 +275,7 @@ def test_a_lora_is_merged_and_its_projector_kept(tmp_path, to_mlx, lora):
 
 def test_a_lora_is_merged_in_pieces_and_into_float16_once(tmp_path, to_mlx, convert, lora, monkeypatch):
     source, arguments, _ = lora
-    monkeypatch.setattr("mlx_visalign.convert.assembled.AT_ONCE", 640)
+    monkeypatch.setattr("mlx_visalign.convert.io.assembled.AT_ONCE", 640)
     output = tmp_path / "half"
     convert("llava_original", "--hf-path", source, "--mlx-path", output, *arguments)
     found = layout.authors_tensors(loaded(output), np.float16)
@@ -356,7 +356,7 @@ def test_the_tower_must_be_somewhere_and_once(tmp_path, refusal):
         ({"model_type": "llava_mistral"}, "LLaVA-1.5 has 'llava_llama'"),
         ({"mm_use_im_start_end": True}, "this model is not supported"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio is the text 'anyres', LLaVA-1.5 has 'pad'"),
-        ({"mm_vision_select_feature": "cls_patch"}, "MLX would compute 'default'"),
+        ({"mm_vision_select_feature": "cls_patch"}, "mlx-vlm would silently compute 'default'"),
         ({"mm_vision_select_layer": [-2, -5]}, "only one vision_feature_layer"),
         ({"text_config": {}}, "Use `visalign convert llava`"),
         ({"vocab_size": WORDS + 3}, f"config.json has a vocab_size of {WORDS + 3}"),
@@ -513,7 +513,7 @@ def test_original_to_mlx_to_hugging_face_gives_transformers_logits(tmp_path, con
     with torch.no_grad():
         ours, theirs = (model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits for model in (loaded_back, reference))
     assert float((ours - theirs).abs().max()) <= PARITY
-    from mlx_visalign.convert.parity import mlx_logits
+    from mlx_visalign.convert.steps.parity import mlx_logits
 
     mlx = mlx_logits(tmp_path / "mlx", ids, pixels.numpy().transpose(0, 2, 3, 1))
     assert float(np.abs(mlx - theirs[0].numpy()).max()) <= PARITY

@@ -14,8 +14,8 @@ from random_llava import random_llava, trained_llava
 from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.convert.cli import main
+from mlx_visalign.convert.layouts.peft_folder import read_non_lora, read_peft
 from mlx_visalign.convert.peft import to_ours, to_peft
-from mlx_visalign.convert.peft_folder import read_non_lora, read_peft
 from mlx_visalign.inference.policy import TINY
 from mlx_visalign.models.adapter_files import fingerprint, read_adapter
 from mlx_visalign.models.lora import adapters, bind, save_adapter

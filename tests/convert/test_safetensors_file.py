@@ -13,8 +13,8 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from mlx_visalign.convert.safetensors_file import read_header, write_safetensors
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io.safetensors_file import read_header, write_safetensors
+from mlx_visalign.convert.io.tensors import Tensor
 from mlx_visalign.utils.errors import UserError
 
 ARRAYS = {
@@ -261,9 +261,9 @@ def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
 MEASURED = """
 import sys
 from pathlib import Path
-from mlx_visalign.convert.safetensors_file import write_safetensors
-from mlx_visalign.convert.source import open_source
-from mlx_visalign.convert.tensors import Tensor, cast
+from mlx_visalign.convert.io.safetensors_file import write_safetensors
+from mlx_visalign.convert.io.source import open_source
+from mlx_visalign.convert.io.tensors import Tensor, cast
 
 folder = Path(sys.argv[1])
 source = open_source(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_visalign.convert.source import open_source
+from mlx_visalign.convert.io.source import open_source
 from mlx_visalign.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch_file.bin"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlx_visalign.convert.table import CHANNELS_LAST, Rule, Table, Transpose, dropped, plan, same, under
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io.tensors import Tensor
+from mlx_visalign.convert.layouts.table import CHANNELS_LAST, Rule, Table, Transpose, dropped, plan, same, under
 from mlx_visalign.utils.errors import UserError
 
 TABLE = Table(

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_visalign.convert import tensors
-from mlx_visalign.convert.tensors import Loss, Tensor, cast, contiguous_strides, extent
+from mlx_visalign.convert.io import tensors
+from mlx_visalign.convert.io.tensors import Loss, Tensor, cast, contiguous_strides, extent
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 RNG = np.random.default_rng(0)

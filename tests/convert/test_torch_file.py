@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hostile_pickles import executing, lying, one, sized, state_dict, tensor, text, write_torch_file
 
-from mlx_visalign.convert import torch_pickle
-from mlx_visalign.convert.torch_file import PICKLE_LIMIT, read_torch
+from mlx_visalign.convert.io import torch_pickle
+from mlx_visalign.convert.io.torch_file import PICKLE_LIMIT, read_torch
 from mlx_visalign.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

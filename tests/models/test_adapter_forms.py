@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_visalign.cli.main import main
 from mlx_visalign.convert.cli import main as convert
-from mlx_visalign.convert.deltas import read_deltas
+from mlx_visalign.convert.layouts.peft_folder import read_peft
 from mlx_visalign.convert.peft import from_older, to_peft
-from mlx_visalign.convert.peft_folder import read_peft
+from mlx_visalign.convert.steps.lora_deltas import read_deltas
 from mlx_visalign.models.adapter_files import is_whole, read_adapter
 from mlx_visalign.models.lora import bind
 from mlx_visalign.utils.errors import UserError

@@ -7,7 +7,7 @@ from made_evaluations import said
 from random_policy import random_policy
 from sample_photos import write_photos
 
-from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.benchmark import UNLABELLED, Benchmark
 from mlx_visalign.evaluation.runner import Evaluation, Protocol
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models.lora import LoRASettings, adapters
@@ -91,4 +91,4 @@ def test_without_labels_only_changes_are_marked():
     first = said({"a": "A cat.", "b": "A cat.", "c": "."}, {"a": "Yes.", "b": "No."})
     plain = Benchmark("photos", first.benchmark.pictures)
     made = compare_page(*[Evaluation(plain, first.protocol, first.responses)] * 2, ("a", "b"))
-    assert "0 of 3 descriptions differ." in made and "CHAIR_i" not in made and "no CHAIR" in made
+    assert "0 of 3 descriptions differ." in made and "CHAIR_i" not in made and UNLABELLED in made

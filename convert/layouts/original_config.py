@@ -6,7 +6,7 @@ llava/model/{llava_arch,builder}.py, llava/mm_utils.py process_images and llava/
 
 from typing import Any
 
-from mlx_visalign.convert.llava_config import check_unquantised, complete
+from mlx_visalign.convert.layouts.llava_config import check_unquantised, complete
 from mlx_visalign.models.families.parts import LLAMA
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.schema import shown

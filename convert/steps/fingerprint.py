@@ -5,9 +5,9 @@ The fingerprint that `convert` writes into config.json, for any model folder.
 
 from pathlib import Path
 
-from mlx_visalign.convert.conversion import digest, fingerprint
-from mlx_visalign.convert.llava_names import LAYOUTS, find_layout
-from mlx_visalign.convert.source import open_source
+from mlx_visalign.convert.io.source import open_source
+from mlx_visalign.convert.layouts.llava_names import LAYOUTS, find_layout
+from mlx_visalign.convert.steps.conversion import digest, fingerprint
 from mlx_visalign.models.adapter_files import stated
 from mlx_visalign.utils.files import read_json
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_visalign.convert.safetensors_file import read_header
-from mlx_visalign.convert.tensors import Entry, Tensor
-from mlx_visalign.convert.torch_file import read_torch
+from mlx_visalign.convert.io.safetensors_file import read_header
+from mlx_visalign.convert.io.tensors import Entry, Tensor
+from mlx_visalign.convert.io.torch_file import read_torch
 from mlx_visalign.utils.errors import UserError, listed
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.schema import convert

@@ -6,9 +6,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from mlx_visalign.convert.deltas import Update
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, cast
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.io.tensors import DTYPES, Entry, Tensor, cast
+from mlx_visalign.convert.steps.lora_deltas import Update
 
 AT_ONCE = 1 << 22  # weights merged per step, in float32
 ROWS_AT_ONCE = 1 << 10

@@ -7,7 +7,7 @@ vocabulary, and images are padded to a square, which CLIP's own processor would 
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert.folder import carry, write_json
+from mlx_visalign.convert.io.folder import carry, write_json
 from mlx_visalign.data.prompt_template import IMAGE
 from mlx_visalign.models.chat_template import as_jinja
 from mlx_visalign.models.model_folder import IMAGES, TOKENIZER

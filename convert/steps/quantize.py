@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from mlx_visalign.convert.tensors import DTYPES, Tensor
+from mlx_visalign.convert.io.tensors import DTYPES, Tensor
 
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what mx.quantize supports
 AT_ONCE = 1 << 23  # weights quantised per step; rows are independent

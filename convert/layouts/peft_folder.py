@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.tensors import FLOATS, Entry, Tensor
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import FLOATS, Entry, Tensor
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.schema import build, convert, shown

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_visalign.convert.safetensors_file import write_safetensors
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io.safetensors_file import write_safetensors
+from mlx_visalign.convert.io.tensors import Tensor
 from mlx_visalign.models.hub import CARRIED
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import building, read_json, replacing, write_atomically

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mlx_visalign.convert.llava_names import LAYOUTS, TOWER, TOWER_RULES
-from mlx_visalign.convert.peft_folder import is_peft, read_non_lora, read_note, read_peft
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Rule, Table, under
-from mlx_visalign.convert.tensors import cast
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import cast
+from mlx_visalign.convert.layouts.llava_names import LAYOUTS, TOWER, TOWER_RULES
+from mlx_visalign.convert.layouts.peft_folder import is_peft, read_non_lora, read_note, read_peft
+from mlx_visalign.convert.layouts.table import Rule, Table, under
 from mlx_visalign.models.adapter_files import WEIGHTS, check_listed, full_name, read_config
 from mlx_visalign.utils.errors import UserError
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlx_visalign.convert.assembled import rows
-from mlx_visalign.convert.llava_names import BUFFERS
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.table import Rule, Shape, Table, Transpose, dropped, same, under
-from mlx_visalign.convert.tensors import Entry
+from mlx_visalign.convert.io.assembled import rows
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.io.tensors import Entry
+from mlx_visalign.convert.layouts.llava_names import BUFFERS
+from mlx_visalign.convert.layouts.table import Rule, Shape, Table, Transpose, dropped, same, under
 from mlx_visalign.utils.errors import UserError
 
 HEAD = 64  # head dimension of every CLIP that OpenAI published

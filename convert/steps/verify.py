@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_visalign.convert.conversion import Conversion, digest
-from mlx_visalign.convert.quantize import Quantization
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Rule, Table
-from mlx_visalign.convert.tensors import Tensor, cast
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import Tensor, cast
+from mlx_visalign.convert.layouts.table import Rule, Table
+from mlx_visalign.convert.steps.conversion import Conversion, digest
+from mlx_visalign.convert.steps.quantize import Quantization
 from mlx_visalign.utils.errors import UserError
 
 ROWS = 1024  # of a quantised matrix, compared per step

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, extent
-from mlx_visalign.convert.torch_pickle import View, read_state_dict
+from mlx_visalign.convert.io.tensors import DTYPES, Entry, Tensor, check_tensor, extent
+from mlx_visalign.convert.io.torch_pickle import View, read_state_dict
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.lfs_pointers import refuse_pointer
 

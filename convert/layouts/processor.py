@@ -6,7 +6,7 @@ Completed so that our loader, mlx-vlm and transformers each find what they look 
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert.folder import write_json
+from mlx_visalign.convert.io.folder import write_json
 from mlx_visalign.data.prompt_template import TEMPLATES
 from mlx_visalign.models import families
 from mlx_visalign.models.chat_template import as_jinja, end_token, stated_by

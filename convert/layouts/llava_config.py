@@ -7,7 +7,7 @@ wrongly.
 
 from typing import Any
 
-from mlx_visalign.convert.folder import without_code
+from mlx_visalign.convert.io.folder import without_code
 from mlx_visalign.models import families
 from mlx_visalign.models.families.family import Family
 from mlx_visalign.models.families.parts import Part

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.convert.assembled import Assembled, Made, entry_named, merged, rows, with_rows
-from mlx_visalign.convert.deltas import AUTHORS, read_deltas
-from mlx_visalign.convert.llava_names import BUFFERS
-from mlx_visalign.convert.peft_folder import LONE_PROJECTOR, NON_LORA, is_peft
-from mlx_visalign.convert.safetensors_file import write_safetensors
-from mlx_visalign.convert.source import Source, open_source
-from mlx_visalign.convert.table import Table
-from mlx_visalign.convert.tensors import Entry
+from mlx_visalign.convert.io.assembled import Assembled, Made, entry_named, merged, rows, with_rows
+from mlx_visalign.convert.io.safetensors_file import write_safetensors
+from mlx_visalign.convert.io.source import Source, open_source
+from mlx_visalign.convert.io.tensors import Entry
+from mlx_visalign.convert.layouts.llava_names import BUFFERS
+from mlx_visalign.convert.layouts.peft_folder import LONE_PROJECTOR, NON_LORA, is_peft
+from mlx_visalign.convert.layouts.table import Table
+from mlx_visalign.convert.steps.lora_deltas import AUTHORS, read_deltas
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.schema import unknown

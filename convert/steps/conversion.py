@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlx_visalign.convert.quantize import Quantization
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.table import Move, Plan
-from mlx_visalign.convert.tensors import DTYPES, FLOATS, Loss, Tensor, cast
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.io.tensors import DTYPES, FLOATS, Loss, Tensor, cast
+from mlx_visalign.convert.layouts.table import Move, Plan
+from mlx_visalign.convert.steps.quantize import Quantization
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.formatting import counted
 

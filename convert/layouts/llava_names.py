@@ -8,7 +8,7 @@ the tower may lack its inner `vision_model.` (transformers >= 5.6). All other te
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlx_visalign.convert.table import CHANNELS_LAST, Rule, Table, dropped, same, under
+from mlx_visalign.convert.layouts.table import CHANNELS_LAST, Rule, Table, dropped, same, under
 from mlx_visalign.models import families
 
 TOWER = "vision_tower.vision_model."

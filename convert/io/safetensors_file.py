@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mlx_visalign.convert.tensors import DTYPES, Entry, Tensor, check_tensor, contiguous_strides
+from mlx_visalign.convert.io.tensors import DTYPES, Entry, Tensor, check_tensor, contiguous_strides
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import replacing
 from mlx_visalign.utils.lfs_pointers import refuse_pointer

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from mlx_visalign.convert.assembled import renamed
-from mlx_visalign.convert.conversion import Conversion
-from mlx_visalign.convert.folder import check_output, new_folder, write_json, write_weights
-from mlx_visalign.convert.llava_names import LAYOUTS
-from mlx_visalign.convert.parity import compare_logits
-from mlx_visalign.convert.plan import NAMES, describe, gigabytes, quantised
-from mlx_visalign.convert.processor import complete_processor
-from mlx_visalign.convert.quantize import BITS, GROUP_SIZES, Quantization
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.table import Plan, Table
-from mlx_visalign.convert.verify import verify_checksums
+from mlx_visalign.convert.io.assembled import renamed
+from mlx_visalign.convert.io.folder import check_output, new_folder, write_json, write_weights
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.layouts.llava_names import LAYOUTS
+from mlx_visalign.convert.layouts.processor import complete_processor
+from mlx_visalign.convert.layouts.table import Plan, Table
+from mlx_visalign.convert.steps.conversion import Conversion
+from mlx_visalign.convert.steps.dry_run import NAMES, describe, gigabytes, quantised
+from mlx_visalign.convert.steps.parity import compare_logits
+from mlx_visalign.convert.steps.quantize import BITS, GROUP_SIZES, Quantization
+from mlx_visalign.convert.steps.verify import verify_checksums
 from mlx_visalign.data.images import Aspect
 from mlx_visalign.data.prompt_template import Template
 from mlx_visalign.models import families

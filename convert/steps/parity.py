@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 from jaxtyping import Float
 
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.tensors import cast
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.io.tensors import cast
 from mlx_visalign.models import families
 from mlx_visalign.models.decoder import decoder_of, merge, plain_logits
 from mlx_visalign.models.loading import load_model

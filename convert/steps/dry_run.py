@@ -3,11 +3,11 @@
 from collections import Counter
 from typing import Any
 
-from mlx_visalign.convert.conversion import Conversion
-from mlx_visalign.convert.folder import split
-from mlx_visalign.convert.source import Source
-from mlx_visalign.convert.table import CHANNELS_LAST, Plan, Rule
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io.folder import split
+from mlx_visalign.convert.io.source import Source
+from mlx_visalign.convert.io.tensors import Tensor
+from mlx_visalign.convert.layouts.table import CHANNELS_LAST, Plan, Rule
+from mlx_visalign.convert.steps.conversion import Conversion
 
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTERPRETER = 150e6  # bytes of Python, NumPy and MLX themselves

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mlx_visalign.convert.tensors import Tensor
+from mlx_visalign.convert.io.tensors import Tensor
 from mlx_visalign.utils.errors import NAMED, UserError, listed
 
 Shape = tuple[int, ...]

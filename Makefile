@@ -15,7 +15,7 @@ demo: .venv/ready
 # at this size more of them mostly wait for each other, spinning.
 test: .venv/ready
 	@$(ENV) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
-	@for file in $$(grep -rl pytest.mark.alone tests --include='test_*.py'); do $(ENV) $(BIN)/python -m pytest -q -m alone $$file || exit 1; done
+	@grep -rl pytest.mark.alone tests --include='test_*.py' | $(ENV) OPENBLAS_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q -m alone
 
 slow: .venv/ready
 	@$(ENV) $(BIN)/python -m pytest -q -m slow

@@ -188,10 +188,9 @@ def test_the_critic_stays_out_of_the_adapter(whole):
     assert mx.abs(critic["linear.weight"]).max() > 0
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path, stop):
-    """Stopped before there is a checkpoint, and after one in the middle of a rollout."""
-    first = job(tmp_path, on_metrics=stop_at(stop))
+def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path):
+    """Stopped after a checkpoint in the middle of a rollout."""
+    first = job(tmp_path, on_metrics=stop_at(3))
     with pytest.raises(StopError):
         fisao.train(first, SETTINGS)
     first.run.close()

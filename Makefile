@@ -11,10 +11,10 @@ ENV = $(if $(BLAS),LD_PRELOAD=$(CURDIR)/$(BLAS)) OMP_WAIT_POLICY=passive MLX_DIS
 demo: .venv/ready
 	@$(ENV) $(BIN)/visalign demo
 
-# Two processes, each with whole files: fixtures of a file are dear, and two cores are what CI has. One BLAS thread in each:
+# Two processes, each with whole files in their order, whose slow ones come first. One BLAS thread in each:
 # at this size more of them mostly wait for each other, spinning.
 test: .venv/ready
-	@$(ENV) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	@$(ENV) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	@grep -rl pytest.mark.alone tests --include='test_*.py' | $(ENV) OPENBLAS_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q -m alone
 
 slow: .venv/ready

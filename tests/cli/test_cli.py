@@ -24,6 +24,7 @@ from mlx_visalign.runs.recipe import Recipe, find_recipe, list_recipes, make_pla
 from mlx_visalign.runs.run import Run
 
 SMALL_RUN = ["--max-tokens", "64", "--set", "exists_max_tokens=4", "--set", "train.lora.rank=4", "--iters", "2"]
+SMALL_RUN += ["--set", "train.grad_accumulation_steps=1"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,14 @@ from pathlib import Path
 from mlx_visalign import methods
 
 WORLD = {"model": "tiny", "images": "tiny-world", "max_images": 12, "questions_per_image": 1, "eval_images": 2}
-TRAIN = {"batch_size": 2, "iters": 12, "learning_rate": 1e-3, "save_every": 3, "lora": {"rank": 4}}
+TRAIN = {
+    "batch_size": 2,
+    "grad_accumulation_steps": 1,
+    "iters": 12,
+    "learning_rate": 1e-3,
+    "save_every": 3,
+    "lora": {"rank": 4},
+}
 SHORT = {"max_tokens": 64, "batch": 4, "train": TRAIN}  # fits any method
 OWN = {
     "seva": {"view": "crop"},

@@ -123,6 +123,7 @@ def test_a_finished_run_does_nothing_and_says_so(finished, align, capsys, monkey
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow  # tests/contract/test_kills.py does this with every method
 def test_a_stopped_run_goes_on_and_ends_with_the_same_adapter(finished, align, tmp_path, capsys):
     def stop(row):
         if row["iteration"] == 2:

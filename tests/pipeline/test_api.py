@@ -170,7 +170,8 @@ def test_dpo_refuses_in_a_sentence(pairs, settings, message, tmp_path):
 
 
 def test_a_run_shows_itself_in_a_notebook(tmp_path):
-    more = {"settings": {"train": {"iters": 2, "batch_size": 2}}, "max_images": 4, "questions_per_image": 1, "eval_images": 1}
+    settings = {"max_tokens": 48, "train": {"iters": 2, "batch_size": 2, "grad_accumulation_steps": 1}}
+    more = {"settings": settings, "max_images": 4, "questions_per_image": 1, "eval_images": 1}
     made = mlx_visalign.align("seva", model="tiny", images="tiny-world", output=tmp_path / "run", **more)
     assert made == json.loads((tmp_path / "run/report.json").read_text()) and made.page.exists()
     assert load("tiny", made.adapter).answer(Image.new("RGB", (48, 48)), "What?") is not None

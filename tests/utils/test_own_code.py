@@ -90,7 +90,7 @@ def test_a_run_with_a_reward_of_ones_own(tmp_path):
         return [float(answer.count("large")) for answer in answers]
 
     where = {"images": "tiny-world", "max_images": 10, "questions_per_image": 0, "eval_images": 1}
-    settings = SETTINGS["own_reward"] | {"train": SETTINGS["own_reward"]["train"] | {"iters": 2}}
+    settings = SETTINGS["own_reward"] | {"samples": 2} | {"train": SETTINGS["own_reward"]["train"] | {"iters": 2}}
     mlx_visalign.align("own_reward", output=tmp_path / "run", reward_function=reward, settings=settings, **where)
     pairs = read_jsonl(tmp_path / "run/pairs.jsonl", Pair)
     assert pairs and all(pair.chosen.count("large") > pair.rejected.count("large") for pair in pairs)

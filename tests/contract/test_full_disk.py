@@ -111,7 +111,7 @@ def until_done(disk, folder, command, capsys):
 def test_a_run_whose_disk_is_full_everywhere_once(method, kit, disk, tmp_path, capsys):
     recipe, whole, folder = kit / f"{method}.yaml", kit / "whole" / method, tmp_path / "run"
     refused = until_done(disk, folder, ["run", "-c", str(recipe), "--output", str(folder)], capsys)
-    assert refused > 0  # what all methods write is refused in the first one's run
+    assert refused > 0 or method != min(SETTINGS)  # what all methods write is refused in the first one's run
     for file in ("adapter/adapters.safetensors", "adapter/adapter_config.json", "prompts.jsonl", "before.jsonl", "after.jsonl"):
         if (whole / file).exists():
             assert (folder / file).read_bytes() == (whole / file).read_bytes(), file

@@ -53,7 +53,8 @@ def find(name: str) -> Any:
     """
     from mlx_visalign.methods.method import Method  # imported late: it imports MLX, which listing methods does not need
 
-    return Method.of(name, _module(name))
+    module = _module(name)
+    return Method.of(name, _first_line(module.__doc__), module)
 
 
 def _module(name: str) -> ModuleType:

@@ -23,8 +23,8 @@ class Method:
     picture: Callable[[Job, Any], None]
 
     @classmethod
-    def of(cls, name: str, module: ModuleType) -> "Method":
+    def of(cls, name: str, description: str, module: ModuleType) -> "Method":
         train = getattr(module, "train", None) or partial(preference_rounds.train, PairMethod.of(name, module))
         ranking = getattr(module, "ranking", rank_by_likelihood)
         picture = getattr(module, "picture", lambda job, settings: None)
-        return cls(name, str(module.__doc__ or "").partition("\n")[0], module.Settings, train, ranking, picture)
+        return cls(name, description, module.Settings, train, ranking, picture)

@@ -20,7 +20,7 @@ from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
 from mlx_visalign.methods.preference_rounds import PairSettings
 from mlx_visalign.preflight.workload import Answering, Workload, reference_scoring
 from mlx_visalign.scorers import Reward
-from mlx_visalign.training.pair_filters import even_lengths
+from mlx_visalign.training.pair_filters import balance_lengths
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
@@ -124,7 +124,7 @@ def pairs(responses: Sequence[RatedResponse], settings: Settings, seed: int) -> 
                 rejected_score=worst.reward,
             )
         )
-    return made if settings.max_length_gap is None else [made[i] for i in even_lengths(gaps, settings.max_length_gap)]
+    return balance_lengths(made, gaps, settings.max_length_gap)
 
 
 def summary(responses: Sequence[RatedResponse], made: Sequence[Pair]) -> str:

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from mlx_visalign.data.records import Pair, Prompt, Record, Response, read_jsonl
 from mlx_visalign.data.training_log import METRICS, read_metrics, seconds
@@ -62,8 +62,6 @@ class PairSettings:
     batch: int = 8
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
-    ANSWERS: ClassVar[int] = 2  # per prompt
-
     def __post_init__(self) -> None:
         require(self, max_tokens=(self.max_tokens >= 1, "1 or more"), batch=(self.batch >= 1, "1 or more"))
 
@@ -74,7 +72,7 @@ class PairSettings:
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
         """Sampling, scoring both answers for the reference, and training."""
         count = len(self.prompts_used(prompts))
-        sampled = count * self.ANSWERS * self.max_tokens
+        sampled = count * 2 * self.max_tokens
         answering = Answering("answering", count, sampled, self.batch, self.max_tokens, drawn=True)
         scoring = reference_scoring(self.train.loss, count, SCORED_TOGETHER, self.max_tokens)
         return Workload((answering, scoring), self.train.prompts_trained(count))

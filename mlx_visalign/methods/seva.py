@@ -41,7 +41,7 @@ from mlx_visalign.preflight.workload import Answering, Workload, further_scoring
 from mlx_visalign.reporting.before_after import changed_words
 from mlx_visalign.reporting.contact_sheet import Caption, Cell, Span, contact_sheet, save_sheet
 from mlx_visalign.reporting.html import gallery, join, tag
-from mlx_visalign.training.pair_filters import even_lengths
+from mlx_visalign.training.pair_filters import balance_lengths
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
 from mlx_visalign.utils.formatting import counted
@@ -162,9 +162,8 @@ def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[
     exists = [two for two in twos if two[0].kind == "exists"]
     exists = balance([two for two in exists if settings.min_yes_margin is None or _is_sure(two, settings.min_yes_margin)], seed)
     others = [two for two in twos if two[0].kind != "exists"]
-    if settings.max_length_gap is not None:
-        gaps = [clean.tokens - distorted.tokens for clean, distorted in others]
-        others = [others[i] for i in even_lengths(gaps, settings.max_length_gap)]
+    gaps = [clean.tokens - distorted.tokens for clean, distorted in others]
+    others = balance_lengths(others, gaps, settings.max_length_gap)
     return [
         Pair(
             id=clean.id,

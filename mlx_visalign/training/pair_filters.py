@@ -1,10 +1,13 @@
 """Pair filters, and a warning if few images gave pairs."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from mlx_visalign.data.records import Pair, Prompt
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.formatting import counted
+
+T = TypeVar("T")
 
 FEW = 0.2  # of the images
 
@@ -21,6 +24,11 @@ def even_lengths(gaps: Sequence[int], largest: float) -> list[int]:
     while kept and abs(total) > largest * len(kept):
         total -= gaps[kept.pop(-1 if total > 0 else 0)]
     return sorted(kept)
+
+
+def balance_lengths(items: Sequence[T], gaps: Sequence[int], largest: float | None) -> list[T]:
+    """The items that `even_lengths` keeps; all if `largest` is None."""
+    return list(items) if largest is None else [items[index] for index in even_lengths(gaps, largest)]
 
 
 def warn_if_few(pairs: Sequence[Pair], prompts: Sequence[Prompt], cure: str) -> None:

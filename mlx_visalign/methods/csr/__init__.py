@@ -45,7 +45,7 @@ from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import Side
-from mlx_visalign.training.pair_filters import even_lengths
+from mlx_visalign.training.pair_filters import balance_lengths
 from mlx_visalign.utils.files import parse_json, read_text, write_atomically
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
@@ -176,7 +176,7 @@ def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
                 reference_logps=tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True)),
             )
         )
-    return made if settings.max_length_gap is None else [made[i] for i in even_lengths(gaps, settings.max_length_gap)]
+    return balance_lengths(made, gaps, settings.max_length_gap)
 
 
 def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:

@@ -13,7 +13,7 @@ ROOMS = """
 """.split()  # noqa: SIM905 (as one reads it)
 # Siblings that never meet: methods, scorers and converters; these are what each kind shares.
 APART = {
-    "methods": {"job", "method", "preference_rounds"},
+    "methods": {"job", "judge", "method", "preference_rounds"},
     "scorers": {"Score", "checked", "find_scorer"},
 }
 CONVERTERS = {"llava", "llava_original", "clip", "peft"}  # share tables and files, and never import each other

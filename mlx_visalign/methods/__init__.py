@@ -25,7 +25,7 @@ from mlx_visalign.utils.schema import nearest
 
 GROUP = "mlx_visalign.methods"
 FOLDER = Path(__file__).parent
-NO_METHODS = ("__init__", "job", "method", "preference_rounds")
+NO_METHODS = ("__init__", "job", "judge", "method", "preference_rounds")
 
 _from_files: dict[str, ModuleType] = {}
 

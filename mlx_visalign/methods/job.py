@@ -37,6 +37,7 @@ class Job:
     vocabulary: Vocabulary = field(default_factory=coco80)  # the objects that answers may name
     score: Score | None = None  # for methods that reward what fits the image
     score_name: str = ""  # identifies `score` where settings are compared
+    judge: Any = None  # a `judge.Judge`, once a method has made it of CLIP or `score`
     reward: Reward | None = None  # for methods that rate complete answers by a reward of your own
     reward_name: str = ""
     blank: Path | None = None  # the image-blind control: rollouts are trained on this image instead of their own

@@ -35,14 +35,12 @@ from mlx_visalign.data.records import Pair, Prompt, read_jsonl
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
-from mlx_visalign.methods.csr.rewards import Tree
+from mlx_visalign.methods.csr.rewards import AMONG_SIBLINGS, Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
+from mlx_visalign.methods.judge import Judge, JudgeSettings, make_judge
 from mlx_visalign.preflight.workload import Workload, further_scoring
 from mlx_visalign.reporting.html import join
-from mlx_visalign.runs.stage import fingerprint
-from mlx_visalign.scorers import Score
-from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import Side
 from mlx_visalign.training.pair_filters import balance_lengths
@@ -71,6 +69,7 @@ class Settings(AnswerSettings):
     margin          pairs whose rewards differ by no more than this are left out, 0 and up
     max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
                     none: all are kept
+    judge           how sentences are judged
     rounds          rounds of sampling and training, each with the model of the last; may be raised later to continue
     batch           prompts answered together
     train           DPO on the pairs
@@ -80,6 +79,7 @@ class Settings(AnswerSettings):
     clip_aspect: Aspect = "pad"
     margin: float = 0.0
     max_length_gap: float | None = None
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     rounds: int = 1
     batch: int = 1
     train: PreferenceSettings = field(default_factory=PreferenceSettings)
@@ -104,18 +104,19 @@ class Settings(AnswerSettings):
         stage = self.answering("answering and scoring", self.rounds * count, self.batch)
         trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
-        return Workload((stage, *scoring), trained, rounds=self.rounds, scorer=(self.clip, self.clip_aspect))
+        judging = self.judge.workload(count, self.batch, self.max_tokens)
+        scorer = (self.clip, self.clip_aspect) if self.judge.reads_clip else None
+        return Workload((*judging, stage, *scoring), trained, rounds=self.rounds, scorer=scorer)
 
 
 def prepare(job: Job, settings: Settings) -> Job:
-    """The job with a scorer: its own, or CLIP."""
-    return replace(job, score=job.score or clip_scorer(settings.clip, settings.clip_aspect, job.policy))
+    """The job with its judge, which is checked first."""
+    return replace(job, judge=make_judge(job, settings))
 
 
 def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
-    """What trees depend on besides their settings: vocabulary and scorer."""
-    name = job.score.name if isinstance(job.score, CLIPScorer) else job.score_name
-    return {"vocabulary": fingerprint(job.vocabulary.entries), "judge": name}
+    """What trees depend on besides their settings: the judge."""
+    return judge_of(job).name
 
 
 def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Tree]:
@@ -125,28 +126,45 @@ def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int)
     def keys(prompt: Prompt, sample: int) -> mx.array:
         return key_for(job.seed, prompt.id, number, sample)
 
-    return answer(job.policy, scorer_of(job), settings, prompts, images, job.vocabulary, keys)
+    judge = judge_of(job)
+    return answer(job.policy, judge.sentences, with_spread(settings, judge), prompts, images, job.vocabulary, keys)
 
 
-def scorer_of(job: Job) -> Score:
-    """The scorer of a prepared job."""
-    assert job.score is not None
-    return job.score
+def judge_of(job: Job) -> Judge:
+    """The judge of a prepared job."""
+    assert job.judge is not None
+    return job.judge
+
+
+def with_spread(settings: Settings, judge: Judge) -> Settings:
+    """The settings, with threshold and width of a calibrated reward taken from the run's own scores."""
+    reward = settings.reward
+    if reward.kind != "calibrated" or None not in (reward.threshold, reward.width):
+        return settings
+    threshold, width = judge.spread
+    filled = replace(reward, threshold=_or(reward.threshold, threshold), width=_or(reward.width, width))
+    return replace(settings, reward=filled)
+
+
+def _or(given: float | None, found: float) -> float:
+    return found if given is None else given
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
     """Scores answers by reward, for the best-of-n baseline.
 
-    Ranks among siblings cannot compare complete answers, so `kind: rank` is replaced by `paper`.
+    Ranks among siblings cannot compare complete answers: `calibrated` takes the place of such a reward, and a sentence that
+    repeats objects is penalised.
     """
-    scorer = scorer_of(prepare(job, settings))
-    kind = "paper" if settings.reward.kind == "rank" else settings.reward.kind
-    whole = replace(settings, form="response", reward=replace(settings.reward, kind=kind))
+    judge, reward = judge_of(prepare(job, settings)), settings.reward
+    if reward.kind in AMONG_SIBLINGS:
+        reward = replace(reward, kind="calibrated", over="sum", repeat_penalty=1.0)
+    whole = with_spread(replace(settings, form="response", reward=reward), judge)
 
     def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         images = [job.image(prompt.image) for prompt in prompts]
         ids = [[answer.ids for answer in some] for some in answers]
-        return rewards(job.policy, scorer, whole, prefix, ids, images, job.vocabulary)
+        return rewards(job.policy, judge.sentences, whole, prefix, ids, images, job.vocabulary)
 
     return rank
 

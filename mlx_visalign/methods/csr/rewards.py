@@ -3,12 +3,15 @@
 Numbers and text only, no model. Higher rewards are better. With L a sentence's language score, I its image score and
 a = `image_weight`:
 
-    paper       a max(I, 0) + (1 - a) L                          CSR, arXiv 2405.14622, section 3.2 (there lambda = a)
-    rank        -(a rank(I) + (1 - a) rank(L)) / n               its code: ranks 1 (best) to n among the n siblings
-    calibrated  a tanh((I - threshold) / (2 width)) + (1 - a) L  ours: sentences that do not fit lower the reward
+    centred     a c(I) + (1 - a) c(L), c(x) = ((n + 1) / 2 - rank(x)) / n  ours: ranks 1 (best) to n among n different siblings
+    calibrated  a tanh((I - threshold) / (2 width)) + (1 - a) L            ours: sentences that do not fit lower the reward
+    rank        -(a rank(I) + (1 - a) rank(L)) / n                         CSR's code, among all n siblings
+    paper       a max(I, 0) + (1 - a) L                                    CSR, arXiv 2405.14622, section 3.2 (there lambda = a)
 
-An end token alone is a node too. It has a language score like any other, but says nothing about the image: its rank there
-is the worst, its image term 0. So stopping early costs reward where the model would rather continue.
+An end token alone is a node too, which says nothing about the image. `centred` gives it 0, the reward of a middling sentence:
+a sum then rises by going on only where the next sentence is better than its siblings. The other kinds rank it last for the
+image, or give it an image term of 0; streams that stop are never penalised, so most siblings are such end tokens, and
+chosen answers get long.
 """
 
 import math
@@ -25,34 +28,38 @@ from mlx_visalign.utils.schema import require
 Fate = Literal["grown", "pruned", "final", "cut", "broken"]
 """final: the model ended the answer here. cut: the answer reached its length limit before the model ended it."""
 
+AMONG_SIBLINGS = ("centred", "rank")  # kinds of reward that compare a sentence with its siblings, never complete answers
+
 
 @dataclass(frozen=True)
 class RewardSettings:
     """How sentences and complete answers are rewarded.
 
-    kind            rank, paper or calibrated, as in the formulas of this module
+    kind            centred, calibrated, rank or paper, as in the formulas of this module
     image_weight    a, from 0 (only the model's confidence) to 1 (only how well the sentence fits the image)
     language        raw_mean: mean log-probability of its tokens, in nats; penalised_mean: minus the penalties of sampling;
                     product: the product of the probabilities
     over            an answer's reward is the mean or the sum of its sentences'; code: the sum over one more than there are
-    threshold       calibrated: the image score, 100 * cosine, at which a sentence is as likely to fit as not
-    width           calibrated: the increase in image score that raises the odds of fitting by a factor e, above 0
+    threshold       calibrated: the image score at which a sentence is as likely to fit as not; none: the median of the scores
+                    of sampled answers' sentences
+    width           calibrated: the increase in image score that raises the odds of fitting by a factor e, above 0; none: half
+                    their standard deviation
     repeat_penalty  subtracted from the reward of a sentence whose objects have all been named before in its answer
     """
 
-    kind: Literal["rank", "paper", "calibrated"] = "rank"
+    kind: Literal["centred", "calibrated", "rank", "paper"] = "centred"
     image_weight: float = 0.9
     language: Literal["raw_mean", "penalised_mean", "product"] = "raw_mean"
-    over: Literal["mean", "sum", "code"] = "mean"
-    threshold: float = 20.0
-    width: float = 4.0
+    over: Literal["mean", "sum", "code"] = "sum"
+    threshold: float | None = None
+    width: float | None = None
     repeat_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         require(
             self,
             image_weight=(0 <= self.image_weight <= 1, "from 0 to 1"),
-            width=(self.width > 0, "above 0"),
+            width=(self.width is None or self.width > 0, "above 0"),
         )
 
 
@@ -130,11 +137,15 @@ def language_score(
     return math.exp(sum(logps)) if kind == "product" else fmean(logps if kind == "raw_mean" else penalised)
 
 
-def sibling_rewards(language: Sequence[float], image: Sequence[float | None], settings: RewardSettings) -> list[float]:
+def sibling_rewards(
+    texts: Sequence[str], language: Sequence[float], image: Sequence[float | None], settings: RewardSettings
+) -> list[float]:
     """The rewards of one node's children.
 
     `image` is None for an end token alone.
     """
+    if settings.kind == "centred":
+        return _centred(texts, language, image, settings.image_weight)
     if settings.kind == "rank":
         fits = [-math.inf if score is None else score for score in image]
         language, fit = ([-rank / len(scores) for rank in ranks(scores)] for scores in (language, fits))
@@ -144,10 +155,30 @@ def sibling_rewards(language: Sequence[float], image: Sequence[float | None], se
     return [weight * i + (1 - weight) * sure for i, sure in zip(fit, language, strict=True)]
 
 
+def _centred(texts: Sequence[str], language: Sequence[float], image: Sequence[float | None], weight: float) -> list[float]:
+    """Centred ranks among the different spoken siblings; 0 for an end token alone."""
+    scores = {text: (fit, sure) for text, fit, sure in zip(texts, image, language, strict=True) if fit is not None}
+    parts = [centred_ranks([pair[side] for pair in scores.values()]) for side in (0, 1)]
+    rewards = {text: weight * fit + (1 - weight) * sure for text, fit, sure in zip(scores, *parts, strict=True)}
+    return [0.0 if fit is None else rewards[text] for text, fit in zip(texts, image, strict=True)]
+
+
+def centred_ranks(scores: Sequence[float]) -> list[float]:
+    """(middle rank - rank) / n, from below 0.5 for the best to above -0.5.
+
+    Ties share their mean rank.
+    """
+    above = [sum(other > score for other in scores) for score in scores]
+    ties = [sum(other == score for other in scores) for score in scores]
+    count = len(scores)
+    return [((count + 1) / 2 - (more + (same + 1) / 2)) / count for more, same in zip(above, ties, strict=True)]
+
+
 def _fit(score: float, settings: RewardSettings) -> float:
     """The image term of a sentence, for the kinds that do not rank."""
     if settings.kind == "paper":
         return max(score, 0.0)
+    assert settings.threshold is not None and settings.width is not None  # CSR fills them in before it samples
     return math.tanh((score - settings.threshold) / (2 * settings.width))
 
 

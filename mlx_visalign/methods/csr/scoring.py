@@ -21,6 +21,7 @@ from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.csr.rewards import (
+    AMONG_SIBLINGS,
     Fate,
     RewardSettings,
     Sentence,
@@ -74,7 +75,7 @@ class AnswerSettings:
         )
         if self.keep_best + self.keep_worst < 1:
             raise UserError("keep_best and keep_worst are both 0; one of them must be 1 or more.")
-        if self.form == "response" and (self.reward.kind == "rank" or self.temperature == 0):
+        if self.form == "response" and (self.reward.kind in AMONG_SIBLINGS or self.temperature == 0):
             raise UserError("form: response needs a temperature above 0, and reward.kind paper or calibrated.")
         _ = self.growth, self.sampling  # checks their ranges
 
@@ -266,7 +267,8 @@ class _SentenceScorer:
         sound = [node for node in siblings if self.scored[node].fate != "broken"]
         kind = self.settings.reward.language
         language = [language_score(node.logps, node.penalised, kind) for node in sound]
-        rewards = sibling_rewards(language, [self.scored[node].image for node in sound], self.settings.reward)
+        texts, images = [self.scored[node].text for node in sound], [self.scored[node].image for node in sound]
+        rewards = sibling_rewards(texts, language, images, self.settings.reward)
         for node, reward in zip(sound, rewards, strict=True):
             scored = self.scored[node]
             scored.reward = reward - self.settings.reward.repeat_penalty * self._is_repeat(node)

@@ -9,14 +9,15 @@ hyper-parameters could not be read. From the paper: the object scorer, the rewar
 hallucinated objects found with CHAIR, an object vocabulary, thresholds, the model's own answers. Ours:
 - reinforcement learning is taken to be PPO, with TRL's defaults and a linear critic cut off from the policy.
 - the reward's shapes (`band`, `affine`), clipped to [-1, 1], and `oracle`, an ablation that needs labels.
-- the scored phrase is the object's singular name in the vocabulary: a piece of a word means nothing to CLIP.
+- what is scored is the object's name in the vocabulary: a piece of a word means nothing to CLIP.
+- by default the score is not CLIP's alone, but combined with how often sampled answers name the object (methods/judge.py).
 - all of the reward is on the mention's last token, so that it does not depend on how many tokens a word has; every other
   token gets only its share of the KL penalty.
 - only the first mention of an object may earn a positive reward (`repeat` may penalise further ones); any may be penalised.
 - `kl_coef` alone weighs rewards against the KL: advantages are whitened, so only the ratio counts.
 - pseudo-labels for calibration of unlabelled images: the model's own confident yes or no to "is there a ...?".
   calibration.json, the pictures and the adapter's config say that they were used.
-- word debiasing (`debias_images`), the weight of positive rewards (`praise`), and the guards: updates on a rollout stop
+- the weight of positive rewards (`praise`), and the guards: updates on a rollout stop
   once the policy has moved too far from it; training stops when the policy is far from the reference, and when answers get
   short or name few objects.
 """
@@ -24,25 +25,23 @@ hallucinated objects found with CHAIR, an object vocabulary, thresholds, the mod
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from mlx_visalign.data.images import Aspect, open_image
 from mlx_visalign.data.questions import descriptions
-from mlx_visalign.data.records import Prompt, read_jsonl
+from mlx_visalign.data.records import Prompt
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods.fisao.calibration import Calibration, Scored, calibrate, read_labels
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate, read_labels
 from mlx_visalign.methods.fisao.figures import RewardedAnswer, RewardedImage, draw_calibration, words_gallery, words_sheet
-from mlx_visalign.methods.fisao.object_rewards import ObjectReward, ObjectScorer, RewardSettings, score_mentions
+from mlx_visalign.methods.fisao.object_rewards import ObjectReward, RewardSettings
 from mlx_visalign.methods.fisao.token_mentions import Reader
 from mlx_visalign.methods.job import Job, Rank
+from mlx_visalign.methods.judge import Judge, JudgeSettings, make_judge
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.workload import Answering, Workload
 from mlx_visalign.reporting.contact_sheet import save_sheet
 from mlx_visalign.reporting.html import join, paragraphs, png, tag
-from mlx_visalign.runs.stage import fingerprint
-from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.training.config import PPOSettings
 from mlx_visalign.training.ppo import train_on_rollouts
 from mlx_visalign.utils.console import say
@@ -62,40 +61,32 @@ class Settings:
 
     clip                the folder of the CLIP that scores mentions; none: the tiny model's own
     clip_aspect         its images: padded as LLaVA's are, which shares the vision tower's work, or cropped
-    phrase              the text that the scorer gets for a mention; {} is the object, as in "a photo of a {}"
+    judge               how objects are judged
     labels              what is in the images: a list as in `evaluation/object_labels`, or a world such as "tiny-world";
                         used for calibration (and by the oracle) only. None: pseudo-labels
-    calibration_images  maximum number of images described for calibration
     min_mentions        number of correct, and of hallucinated, mentions that calibration needs
-    debias_images       subtract the phrase's mean score over this many images from every score; 0: off
     reward              how a score becomes a reward
     max_tokens          longest answer, end token included
-    batch               images described together for the calibration
+    batch               images answered together before the training
     train               PPO on the model's own answers
     """
 
     clip: str | None = None
     clip_aspect: Aspect = "pad"
-    phrase: str = "{}"
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     labels: str | None = None
-    calibration_images: int = 500
     min_mentions: int = 50
-    debias_images: int = 0
     reward: RewardSettings = field(default_factory=RewardSettings)
     max_tokens: int = 128
     batch: int = 8
     train: PPOSettings = field(default_factory=PPOSettings)
 
     def __post_init__(self) -> None:
-        if "{}" not in self.phrase:
-            raise UserError(f"phrase is '{self.phrase}'; it must contain {{}} in place of the object's name.")
         if self.reward.shape == "oracle" and self.labels is None:
             raise UserError("The reward 'oracle' needs labels: set labels, or use band or affine.")
         require(
             self,
-            calibration_images=(self.calibration_images >= 1, "1 or more"),
             min_mentions=(self.min_mentions >= 1, "1 or more"),
-            debias_images=(self.debias_images >= 0, "0 or more"),
             max_tokens=(self.max_tokens >= 1, "1 or more"),
             batch=(self.batch >= 1, "1 or more"),
         )
@@ -105,15 +96,15 @@ class Settings:
         return descriptions(prompts)
 
     def workload(self, prompts: Sequence[Prompt]) -> Workload:
-        """Calibration, rollouts and PPO.
+        """The judge's stages, rollouts and PPO.
 
         Rollouts read their prompts a second time, without the adapter.
         """
         asked = len(self.prompts_used(prompts))
         trained = self.train.prompts_trained(asked)
-        described, rolled = min(asked, self.calibration_images), trained // self.train.num_ppo_epochs
+        rolled = trained // self.train.num_ppo_epochs
         stages = (
-            Answering("calibration", described, described * self.max_tokens, self.batch, self.max_tokens),
+            *self.judge.workload(asked, self.batch, self.max_tokens),
             Answering(
                 "rollouts",
                 rolled,
@@ -127,7 +118,8 @@ class Settings:
                 adapters=3,
             ),
         )
-        return Workload(stages, trained, copies=1, scorer=(self.clip, self.clip_aspect))
+        scorer = (self.clip, self.clip_aspect) if self.judge.reads_clip else None
+        return Workload(stages, trained, copies=1, scorer=scorer)
 
 
 def train(job: Job, settings: Settings) -> None:
@@ -138,68 +130,63 @@ def train(job: Job, settings: Settings) -> None:
     prompts = descriptions(job.prompts)
     if not prompts:
         raise UserError("FiSAO rewards objects named in descriptions, but none of the prompts asks for a description.")
-    scorer = make_scorer(job, settings)
-    calibration = measure(job, settings, scorer)
+    judge = make_judge(job, settings)
+    calibration = measure(job, settings, judge)
     train_on_rollouts(
         job.policy,
         prompts,
-        make_reward(job, settings, scorer, calibration),
+        make_reward(job, settings, judge, calibration),
         settings.train,
         Sampling(settings.max_tokens, temperature=1.0),  # PPO's ratio is between unscaled probabilities
         job.run.folder,
         job.seed,
         locate=job.image,
         blank=job.blank,
-        depends_on=_scoring(job, settings, scorer) | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
+        depends_on=judge.name | {"reward": asdict(settings.reward), "calibration": asdict(calibration)},
         on_metrics=job.on_metrics,
     )
     job.policy.save_adapter(job.run.adapter, method="fisao (reconstructed)", round=1, calibration_labels=calibration.labels)
 
 
-def make_scorer(job: Job, settings: Settings) -> ObjectScorer:
-    """The object scorer: the job's own score, or CLIP."""
-    if job.score is not None:
-        score, name = job.score, job.score_name
-    else:
-        score = clip_scorer(settings.clip, settings.clip_aspect, job.policy)
-        name = score.name
-    images = _images(descriptions(job.prompts), settings.debias_images)
-    return ObjectScorer(name, score, settings.phrase, tuple(map(job.image, images)))
-
-
-def measure(job: Job, settings: Settings, scorer: ObjectScorer) -> Calibration:
-    """The stage `calibration`, and calibration.json.
-
-    Objects named by the untrained policy, with scores and labels.
-    """
-    prompts = _one_an_image(descriptions(job.prompts), settings.calibration_images)
-    truth = None
-    if settings.labels is not None:
-        truth = read_labels(settings.labels, [prompt.image for prompt in prompts], job.vocabulary)
-    reader = Reader(job.policy.tokenizer, job.vocabulary)
-    scoring = _scoring(job, settings, scorer)
-    scored = job.run.records(
-        Scored,
-        "calibration",
-        [prompt for prompt in prompts if truth is None or prompt.image in truth],
-        lambda some: score_mentions(job.policy, some, job.image, reader, scorer, truth, Sampling(settings.max_tokens)),
-        settings=job.about() | scoring | {"max_tokens": settings.max_tokens},
-        batch=settings.batch,
-        title="calibrating the scorer",
-    )
-    found = calibrate(scored, "pseudo" if truth is None else "given", settings.min_mentions)
-    saved = {"calibration": found.to_row(), "scoring": scoring}
+def measure(job: Job, settings: Settings, judge: Judge) -> Calibration:
+    """The calibration, also written to calibration.json."""
+    found = calibrate(mentions(job, settings, judge), "pseudo" if settings.labels is None else "given", settings.min_mentions)
+    saved = {"calibration": found.to_row(), "scoring": judge.name | {"labels": settings.labels}}
     write_atomically(job.run.folder / "calibration.json", json.dumps(saved, indent=1))
     say(found.in_words)
     return found
 
 
-def make_reward(job: Job, settings: Settings, scorer: ObjectScorer, calibration: Calibration) -> ObjectReward:
+def mentions(job: Job, settings: Settings, judge: Judge) -> list[Scored]:
+    """The objects that the untrained policy names, with their scores and labels.
+
+    Of the images that the judge was checked on; given labels leave out those that have none.
+    """
+    truth = None
+    if settings.labels is not None:
+        truth = read_labels(settings.labels, [row.image for row in judge.checked], job.vocabulary)
+    rows = [row for row in judge.checked if truth is None or row.image in truth]
+    named = [(row, one) for row in rows for one in row.objects if one.place is not None]
+    scores = judge.objects([job.image(row.image) for row, _ in named], [one.object for _, one in named])
+    return [
+        Scored(
+            row.id,
+            row.image,
+            one.object,
+            score,
+            believed(one.own["self_check"]) if truth is None else one.object in truth[row.image],
+        )
+        for (row, one), score in zip(named, scores, strict=True)
+    ]
+
+
+def make_reward(job: Job, settings: Settings, judge: Judge, calibration: Calibration) -> ObjectReward:
     truth = None
     if settings.reward.shape == "oracle":
         images = [prompt.image for prompt in job.prompts + job.held_out]
         truth = read_labels(str(settings.labels), images, job.vocabulary)
-    return ObjectReward(Reader(job.policy.tokenizer, job.vocabulary), scorer, job.image, calibration, settings.reward, truth)
+    reader = Reader(job.policy.tokenizer, job.vocabulary)
+    return ObjectReward(reader, judge.objects, job.image, calibration, settings.reward, truth)
 
 
 def ranking(job: Job, settings: Settings) -> Rank:
@@ -207,8 +194,8 @@ def ranking(job: Job, settings: Settings) -> Rank:
 
     Uses the run's own calibration.
     """
-    scorer = make_scorer(job, settings)
-    reward = make_reward(job, settings, scorer, measure(job, settings, scorer))
+    judge = make_judge(job, settings)
+    reward = make_reward(job, settings, judge, measure(job, settings, judge))
 
     def rank(prompts: Sequence[Prompt], prefix: Prefix, answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
         return [
@@ -225,13 +212,12 @@ def picture(job: Job, settings: Settings) -> None:
     Answers before and after training with rewarded words coloured, the scores that rewards are calibrated on, and both as
     HTML.
     """
-    plots, scorer = job.run.plots, make_scorer(job, settings)
+    plots, judge = job.run.plots, make_judge(job, settings)
     calibration = Calibration.from_row(read_json(job.run.folder / "calibration.json")["calibration"])
-    reward = make_reward(job, settings, scorer, calibration)
+    reward = make_reward(job, settings, judge, calibration)
     shown = _before_and_after(job, settings, reward)
     save_sheet(words_sheet(shown, TITLE, LEGEND), plots / "fisao.png")
-    rows = read_jsonl(job.run.rows("calibration"), Scored)
-    draw_calibration(rows, calibration, reward.of_score, plots / "calibration.png")
+    draw_calibration(mentions(job, settings, judge), calibration, reward.of_score, plots / "calibration.png")
     drawn = png((plots / "calibration.png").read_bytes(), "Scores of correct and of hallucinated mentions", "drawn chart")
     notes = paragraphs([RECONSTRUCTED, calibration.in_words], "soft")
     write_atomically(plots / "fisao.html", join(tag("h3", TITLE), notes, words_gallery(shown, LEGEND), drawn))
@@ -260,12 +246,6 @@ def _rewarded(
         parts = zip(answers, reward(some, answers), strict=True)
         found += [RewardedAnswer(heading, reward.reader.text(ids), rewarded) for ids, rewarded in parts]
     return found
-
-
-def _scoring(job: Job, settings: Settings, scorer: ObjectScorer) -> dict[str, Any]:
-    """What scores and labels depend on besides the answers."""
-    chosen = {name: getattr(settings, name) for name in ("phrase", "labels", "debias_images")}
-    return chosen | {"scorer": scorer.name, "vocabulary": fingerprint(job.vocabulary.entries)}
 
 
 def _one_an_image(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -4,6 +4,7 @@ Mentions in the model's own descriptions are scored and labelled right or wrong 
 are the baseline of rewards. The scorer must separate the two kinds, or its rewards would teach nothing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,7 @@ class Scored(Record):
 
     id: str
     image: str
-    canonical: str
-    phrase: str
+    object: str
     score: float
     correct: bool | None
 
@@ -107,7 +107,7 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
     if min(len(correct), len(hallucinated)) < least:
         raise UserError(
             f"Calibration needs {least} correct and {least} hallucinated mentions, and found {len(correct)} and "
-            f"{len(hallucinated)}. Use more images (--max-images, calibration_images), give labels, or lower min_mentions."
+            f"{len(hallucinated)}. Use more images (--max-images, judge.check_images), give labels, or lower min_mentions."
         )
     found = Calibration(
         labels=labels,
@@ -123,7 +123,7 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
         raise UserError(
             "This scorer does not separate correct from hallucinated mentions: their mean scores are "
             f"{found.correct_mean:.4f} and {found.hallucinated_mean:.4f}, with an AUC of {found.auc:.2f} (chance: 0.50; "
-            f"needed: {LEAST_AUC:.2f}). Try another phrase, word debiasing (debias_images), or another scorer."
+            f"needed: {LEAST_AUC:.2f}). Try another judge.phrase, word debiasing (judge.debias_images), or another CLIP."
         )
     return found
 
@@ -138,10 +138,8 @@ def separation(correct: Float[np.ndarray, "c"], hallucinated: Float[np.ndarray, 
 
 
 def believed(yes: float) -> bool | None:
-    """A pseudo-label from the model's own probability of "yes".
+    """A pseudo-label from the model's log-odds of "yes".
 
-    Above 0.7 the object is there, below 0.3 it is not, in between it is unknown.
+    Above 0.7 in probability the object is there, below 0.3 it is not, in between it is unknown.
     """
-    if 0.3 <= yes <= 0.7:
-        return None
-    return yes > 0.5
+    return None if abs(yes) <= math.log(7 / 3) else yes > 0

@@ -1,0 +1,45 @@
+"""The model's own yes or no to "is there a ...?", as a scorer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from mlx_visalign.data.object_vocabulary import question
+from mlx_visalign.evaluation.runner import split_prompt
+from mlx_visalign.inference.policy import Policy
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Scores objects by the policy's belief that they are there.
+
+        log p(yes) - log p(no), for the first token of its answer, in nats
+
+    The untrained policy answers, whatever has been trained since. All questions about an image share its prefix.
+    """
+
+    policy: Policy
+
+    def __call__(self, images: Sequence[Path], objects: Sequence[str]) -> list[float]:
+        """One score per (image, object); objects of one image are best adjacent."""
+        with self.policy.adapter_off():
+            scores: list[float] = []
+            for image, rows in groupby(zip(images, objects, strict=True), key=lambda row: row[0]):
+                scores += yes_over_no(self.policy, image, [name for _, name in rows])
+        return scores
+
+
+def yes_over_no(policy: Policy, image: Path, objects: Sequence[str]) -> list[float]:
+    """log p(yes) - log p(no) for each object, in nats."""
+    if not objects:
+        return []
+    asked = [split_prompt(policy, question(name)) for name in objects]
+    prefix = policy.prefill(policy.image_features([image]), [asked[0][0]])
+    words = [policy.response_ids(word)[0] for word in ("Yes", "No")]
+    rows = [[*after, word] for _, after in asked for word in words]
+    logps = np.array(policy.read(prefix, [rows]).logps)
+    yes, no = np.array([logps[i, len(row) - 1] for i, row in enumerate(rows)]).reshape(-1, 2).T
+    return (yes - no).astype(float).tolist()

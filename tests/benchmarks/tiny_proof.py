@@ -13,14 +13,14 @@ of this script. Everything resumes. Leaves SPLIT.json, and report.html and repor
 import argparse
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
 import mlx.core as mx
+from noisy_judges import WeakJudges
 from proof_report import write_proof
 
-from mlx_visalign import load
+from mlx_visalign import load, methods
 from mlx_visalign.data.augment.views import AUGMENTATIONS
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
@@ -64,11 +64,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, *AUGMENTATIONS])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--clip-auc", type=float, help="make CLIP this much worse (noisy_judges.py)")
+    parser.add_argument("--consistency-auc", type=float, help="the same for the consistency of sampled answers")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in args.set)
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
-    plan = make_plan(find_recipe(args.recipe), method, args.preset, {"images": "tiny-world", **overrides})
+    plan = make_plan(find_recipe(args.recipe), methods.find, args.preset, {"images": "tiny-world", **overrides})
+    args.weak = None
+    if args.clip_auc is not None or args.consistency_auc is not None:
+        args.weak = WeakJudges(fresh(args), args.output / "noise", args.clip_auc, args.consistency_auc)
+        args.weak.apply()
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
     with Run(args.output / "base") as run:
@@ -90,10 +96,6 @@ def main() -> None:
         write_proof(args.output, plan, base, found, COLUMNS)
 
 
-def method(name: str):
-    return import_module(f"mlx_visalign.methods.{name}")
-
-
 def json_or_text(value: str) -> object:
     try:
         return json.loads(value)
@@ -110,7 +112,8 @@ def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "meth
     folder, count = args.output / f"{arm}-{seed}", plan.recipe.max_images
     photos = world_photos(folder, "unlabelled", count, start=seed * count)
     prompts = make_prompts(photos, world_mix(plan.recipe.questions_per_image), seed)
-    return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
+    weak = {} if args.weak is None else {"score": args.weak.score(), "score_name": args.weak.name}
+    return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary, **weak)
 
 
 def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:

@@ -236,14 +236,15 @@ class _SentenceScorer:
     def best_and_worst(self, nodes: Sequence[Node]) -> list[Node]:
         """The last nodes of the best and the worst answer.
 
-        Ties go to the first; none if all answers are the same text. Only answers that the model itself ended count:
-        training appends an end token, and after any other answer that would teach the model to stop where it did not.
+        Ties go to the first, on both sides: the last of equally bad answers is the longest, and pairs would teach the model
+        to stop early. None if all answers are the same text. Only answers that the model itself ended count: training
+        appends an end token, and after any other answer that would teach the model to stop where it did not.
         """
         whole = [node for node in nodes if self.scored[node].fate == "final"]
-        by_reward = sorted(whole, key=lambda node: -self._total_of(node))
-        if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
+        if not whole:
             return []
-        return [by_reward[0], by_reward[-1]]
+        best, worst = max(whole, key=self._total_of), min(whole, key=self._total_of)
+        return [] if self._said(best) == self._said(worst) else [best, worst]
 
     def worth(self, node: Node) -> float:
         """The reward of the answer that ends at this node."""

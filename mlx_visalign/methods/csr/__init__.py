@@ -193,11 +193,9 @@ def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
     """
     compare = best_against_worst if settings.pairs == "answer" else partial(next_sentences, greedy=settings.pairs == "greedy")
     found = [(pair, gap) for tree in trees for pair, gap in compare(tree) if _gain(pair) > settings.margin]
-    kept = sorted(range(len(found)), key=lambda i: -_gain(found[i][0]))[
-        : math.ceil((1 - settings.margin_quantile) * len(found))
-    ]
-    made, gaps = [found[i][0] for i in sorted(kept)], [found[i][1] for i in sorted(kept)]
-    return balance_lengths(made, gaps, settings.max_length_gap)
+    clearest = sorted(range(len(found)), key=lambda i: -_gain(found[i][0]))
+    kept = [found[i] for i in sorted(clearest[: math.ceil((1 - settings.margin_quantile) * len(found))])]
+    return balance_lengths([pair for pair, _ in kept], [gap for _, gap in kept], settings.max_length_gap)
 
 
 def _gain(pair: Pair) -> float:

@@ -16,7 +16,7 @@ def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
     Prompts include the image's tokens.
     """
     prompts = [len(policy.prompt_ids(pair.prompt)) for pair in pairs]
-    chosen, rejected = zip(*([len(ids) for ids in policy.pair_ids(pair)] for pair in pairs), strict=True)
+    chosen, rejected = ([len(policy.pair_ids(pair)[side]) for pair in pairs] for side in (0, 1))
     return {
         "pairs": len(pairs),
         "images": len({image for pair in pairs for image in pair.images}),

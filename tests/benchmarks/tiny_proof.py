@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clip-auc", type=float, help="make CLIP this much worse (noisy_judges.py)")
     parser.add_argument("--consistency-auc", type=float, help="the same for the consistency of sampled answers")
+    parser.add_argument("--reuse", type=Path, help="the output of another proof, whose stages are copied where they agree")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in args.set)
@@ -77,7 +78,7 @@ def main() -> None:
         args.weak.apply()
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
-    with Run(args.output / "base") as run:
+    with Run(args.output / "base", reuse=args.reuse and args.reuse / "base") as run:
         base = measure(Job(run, fresh(args), [], 0), benchmark, moment, {}, protocol)
     found: dict[str, dict[int, Evaluation]] = {}
     table = {"base": row(base)}
@@ -113,7 +114,8 @@ def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "meth
     photos = world_photos(folder, "unlabelled", count, start=seed * count)
     prompts = make_prompts(photos, world_mix(plan.recipe.questions_per_image), seed)
     weak = {} if args.weak is None else {"score": args.weak.score(), "score_name": args.weak.name}
-    return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary, **weak)
+    earlier = None if args.reuse is None else args.reuse / f"{arm}-{seed}"
+    return Job(Run(folder, reuse=earlier), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary, **weak)
 
 
 def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/ablation.py csr --output runs/ablation-csr --clip-auc .72
 
-Every row is a `tiny_proof.py` of the method alone, with the same seeds and images; stages that agree are copied from the form's.
-Everything resumes. Leaves ablation.json and prints the table.
+Every row is a `tiny_proof.py` of the method alone, with the same seeds and images; stages that agree are copied from the
+form's. Everything resumes. Leaves ablation.json and prints the table.
 """
 
 import argparse

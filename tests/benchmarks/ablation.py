@@ -75,15 +75,12 @@ def measured(args: argparse.Namespace, name: str, changed: tuple[str, ...], furt
     report = json.loads((folder / "report.json").read_text())
     figures = ("chair/chair_i", "chair/recall", "chair/f1", "chair/duplicates", "length/tokens")
     places = [figure.split("/") for figure in figures]
-    return {
-        "changed": changed,
-        "before": {name: report["before"][group][name] for group, name in places},
-        "after": {name: report["after"][group][name] for group, name in places},
-        "change": {name: report["change"][group][name] for group, name in places},
-        "seeds": {
-            seed: {name: row[group][name] for group, name in places} for seed, row in report["seeds"]["the training"].items()
-        },
-    }
+
+    def chosen(rows: dict) -> dict:
+        return {name: rows[group][name] for group, name in places}
+
+    seeds = {seed: chosen(row) for seed, row in report["seeds"]["the training"].items()}
+    return {"changed": changed, "seeds": seeds} | {name: chosen(report[name]) for name in ("before", "after", "change")}
 
 
 def line(name: str, row: dict) -> str:

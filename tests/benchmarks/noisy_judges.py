@@ -2,9 +2,10 @@
 
     python tests/benchmarks/tiny_proof.py --recipe csr --preset tiny --clip-auc .72 --consistency-auc .75 ...
 
-The embedded CLIP has seen exact labels, and the tiny model's own samples are better than a real one's. Both get Gaussian noise
-that depends on the image and the object alone: asked again, a judge repeats itself. `noise_for` finds how much it takes until the
-AUC over the base's greedy mentions is as low as asked for; labels of validation scenes are used for this, and for nothing else.
+The embedded CLIP has seen exact labels, and the tiny model's own samples are better than a real one's. Both get Gaussian
+noise that depends on the image and the object alone: asked again, a judge repeats itself. `noise_for` finds how much it takes
+until the AUC over the base's greedy mentions is as low as asked for; labels of validation scenes are used for this, and for
+nothing else.
 """
 
 import hashlib
@@ -116,7 +117,6 @@ class WeakJudges:
             noisy = Noisy(lambda images, texts: [0.0] * len(texts), 1.0, self.vocabulary, seed)
             errors = np.array(noisy([Path(image) for image, _ in named], [one.object for _, one in named]))
             found[part] = 0.0 if wanted is None else noise_for(own, errors, right, wanted)
-            print(
-                f"{part}: AUC {auc(own, right):.3f}, with noise of {found[part]:.3g}: {auc(own + found[part] * errors, right):.3f}"
-            )
+            aucs = auc(own, right), auc(own + found[part] * errors, right)
+            print(f"{part}: AUC {aucs[0]:.3f}, with noise of {found[part]:.3g}: {aucs[1]:.3f}")
         return found

@@ -4,10 +4,11 @@
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
 shorter answer preferred (`shorter`); the same pairs, or the same answers and rewards, learned from with the image blanked
-(`blind`); and the untrained model's best of eight sampled answers by the method's own measure (`best`). For the first
-seed, if asked for, SeVa with a view that should teach little: `flip` mirrors the image, `autocontrast` changes nothing
-that a caption speaks of. Settings are fixed in the recipe, chosen on validation scenes; the held-out scenes are for one run
-of this script. Everything resumes. Leaves SPLIT.json, and report.html and report.json with the means over the seeds.
+(`blind`); the untrained model's best of eight sampled answers by the method's own measure (`best`); and the untrained model
+with another threshold for saying yes (`sham`). For the first seed, if asked for, SeVa with a view that should teach little:
+`flip` mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen
+on validation scenes; the held-out scenes are for one run of this script. Everything resumes. Leaves SPLIT.json, and
+report.html and report.json with the means over the seeds.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from statistics import mean
 import mlx.core as mx
 from noisy_judges import WeakJudges
 from proof_report import write_proof
+from sham import sham
 
 from mlx_visalign import load, methods
 from mlx_visalign.data.augment.views import AUGMENTATIONS
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, *AUGMENTATIONS])
+    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, "sham", *AUGMENTATIONS])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clip-auc", type=float, help="make CLIP this much worse (noisy_judges.py)")
     parser.add_argument("--consistency-auc", type=float, help="the same for the consistency of sampled answers")
@@ -87,7 +89,10 @@ def main() -> None:
         for arm in args.arms:
             if arm in AUGMENTATIONS and seed != args.seeds[0]:
                 continue
-            one = measured(args, plan, arm, seed, base, moment)
+            if arm == "sham":
+                one = sham(fresh(args), base, found["method"][seed], args.output / "sham")
+            else:
+                one = measured(args, plan, arm, seed, base, moment)
             found.setdefault(arm, {})[seed] = one
             table[f"{arm} {seed}"] = row(one) | {"change": row_of_changes(base, one)}
             print_row(f"{arm} {seed}", table[f"{arm} {seed}"])

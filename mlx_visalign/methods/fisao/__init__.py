@@ -130,6 +130,8 @@ def train(job: Job, settings: Settings) -> None:
     prompts = descriptions(job.prompts)
     if not prompts:
         raise UserError("FiSAO rewards objects named in descriptions, but none of the prompts asks for a description.")
+    if settings.labels is not None:  # said before the judge samples answers, which takes long
+        read_labels(settings.labels, _images(prompts, settings.judge.check_images), job.vocabulary)
     judge = make_judge(job, settings)
     calibration = measure(job, settings, judge)
     train_on_rollouts(

@@ -288,7 +288,9 @@ RECIPES = [
         "MODULE:FUNCTION",
         recipe("model: tiny\nmethod: csr\nimages: photos\nscorer: ':score'"),
     ),
-    Case("a phrase without a place", "run fisao --model tiny --images photos --output out --set phrase=a", "phrase is 'a'"),
+    Case(
+        "a phrase without a place", "run fisao --model tiny --images photos --output out --set judge.phrase=a", "phrase is 'a'"
+    ),
     *(
         Case(
             f"a {tag} that is none",
@@ -358,7 +360,11 @@ RUNS = [
     Case("a broken tree", CSR, "trees.jsonl:2", line("runs/csr/trees.jsonl", 2, '{"')),
     Case("a tree whose answer is not there", CSR, "trees.jsonl:2", row("runs/csr/trees.jsonl", 2, chosen=999)),
     Case("a broken pair of the second round", CSR, "pairs-2.jsonl:1", row("runs/csr/pairs-2.jsonl", 1, "chosen")),
-    Case("a calibration that is broken", FISAO, "calibration.jsonl:2", line("runs/fisao/calibration.jsonl", 2, "(")),
+    Case("a judged answer that is broken", CSR, "judge.jsonl:2", line("runs/csr/judge.jsonl", 2, "(")),
+    Case(
+        "a judged object without scores", FISAO, "judge.jsonl:1", row("runs/fisao/judge.jsonl", 1, objects=[{"object": "dog"}])
+    ),
+    Case("sampled answers that are gone", FISAO, "samples.jsonl:3", row("runs/fisao/samples.jsonl", 3, "answers")),
     Case("a rollout that is broken", FISAO, "rollouts/0000002.jsonl:2", line("runs/fisao/rollouts/0000002.jsonl", 2, "!")),
     Case(
         "a rollout with a number too many",

@@ -181,7 +181,7 @@ KINDS = {
             f"runs/{name}.jsonl"
             for name in (
                 *("seva/prompts", "seva/responses", "seva/pairs", "seva/before", "seva/metrics", "csr/trees", "csr/pairs-2"),
-                *("fisao/calibration", "fisao/rollouts/0000002"),
+                *("fisao/samples", "fisao/judge", "fisao/rollouts/0000002"),
             )
         ),
         ("run -c {method}.yaml --output runs/{method}",),

@@ -43,7 +43,7 @@ def test_separation_counts_pairs():
 
 def rows(correct, hallucinated, unknown=()):
     sides = ((True, correct), (False, hallucinated), (None, unknown))
-    return [Scored("a", "a.png", "cat", "cat", score, side) for side, scores in sides for score in scores]
+    return [Scored("a", "a.png", "cat", score, side) for side, scores in sides for score in scores]
 
 
 def test_what_is_not_known_does_not_count():
@@ -55,7 +55,13 @@ def test_what_is_not_known_does_not_count():
 
 def test_pseudo_labels_are_called_so():
     assert "PSEUDO" in calibrate(rows([3, 4, 5], [1, 2]), "pseudo", least=2).in_words
-    assert [believed(yes) for yes in (0.9, 0.7, 0.5, 0.3, 0.1)] == [True, None, None, None, False]
+
+
+@pytest.mark.parametrize("probability", [0.999, 0.71, 0.69, 0.5, 0.31, 0.29, 0.001])
+def test_log_odds_of_yes_as_pseudo_labels(probability):
+    """Sure from a probability of 0.7 on, either way."""
+    known = True if probability > 0.7 else False if probability < 0.3 else None
+    assert believed(float(np.log(probability / (1 - probability)))) is known
 
 
 @pytest.mark.parametrize(

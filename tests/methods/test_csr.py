@@ -17,9 +17,11 @@ from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.data.records import Pair, read_jsonl
 from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.inference.policy import TINY, load
+from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods import csr
 from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
 from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.judge import JudgeSettings, Sampled, make_judge
 from mlx_visalign.methods.preference_rounds import PairMethod, collect, rounds_of
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.decoder import decoder_of
@@ -29,6 +31,7 @@ from mlx_visalign.tiny_world import language
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.seeding import key_for
 from mlx_visalign.utils.tolerances import PARITY, SAME_SUM
 
 SETTINGS = csr.Settings(
@@ -36,6 +39,7 @@ SETTINGS = csr.Settings(
     sentence_tokens=14,
     max_tokens=30,
     keep_worst=1,
+    judge=JudgeSettings(samples=2, check_images=2, gate="warn"),
     batch=2,
     train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=1),
 )
@@ -132,7 +136,8 @@ def weights(folder):
 
 def test_a_run_leaves_every_stage_and_a_picture(whole):
     folder = whole.run.folder
-    for name in ("trees.jsonl", "pairs.jsonl", "trees-2.jsonl", "pairs-2.jsonl", "rounds.json", "metrics.jsonl"):
+    rounds = ("trees.jsonl", "pairs.jsonl", "trees-2.jsonl", "pairs-2.jsonl", "rounds.json", "metrics.jsonl")
+    for name in ("samples.jsonl", "judge.jsonl", "judge.json", *rounds):
         assert (folder / name).stat().st_size > 0
     assert {file.name for file in whole.run.plots.iterdir()} == {"csr.png", "csr.html", "csr_rounds.png"}
     assert len(read_jsonl(folder / "trees.jsonl", Tree)) == 3  # descriptions only
@@ -160,6 +165,30 @@ def test_a_rounds_pairs_and_reference_are_the_model_it_starts_from(whole):
             np.testing.assert_allclose(again[0], [*pair.reference_logps.values()], atol=5 * SAME_SUM)
 
 
+def test_a_later_rounds_judge_is_still_the_untrained_model(whole, tmp_path):
+    """What it has sampled, what it samples now of other images, and what it makes of the second round's sentences."""
+    fresh, late = job(tmp_path / "fresh", images=4), job(tmp_path / "late", images=4)
+    late = replace(late, policy=whole.policy)
+    *known, unseen = (prompt.image for prompt in SETTINGS.prompts_used(fresh.prompts))
+    seen = [replace(one, prompts=[prompt for prompt in one.prompts if prompt.image != unseen]) for one in (fresh, late)]
+    with fresh.run, late.run:
+        ours, theirs = (make_judge(one, SETTINGS) for one in seen)
+        assert ours.checked == theirs.checked and ours.name == theirs.name
+        names = [*dict.fromkeys(one.object for row in ours.checked for one in row.objects), "white cross"]
+        scores = [judge.objects([one.image(unseen)] * len(names), names) for judge, one in ((ours, fresh), (theirs, late))]
+        assert scores[0] == scores[1] and len(set(scores[0])) > 1
+    rows = [read_jsonl(folder / "samples.jsonl", Sampled) for folder in (fresh.run.folder, whole.run.folder)]
+    assert rows[0] == rows[1] and [row.image for row in rows[0]] == known
+    for tree in read_jsonl(whole.run.folder / "trees-2.jsonl", Tree):
+        told = [s for s in tree.sentences if s.image is not None]
+        again = ours.sentences([fresh.image(tree.image)] * len(told), [s.text for s in told])
+        assert told and [s.image for s in told] == pytest.approx(again, abs=1e-4)
+    asked = SETTINGS.prompts_used(seen[0].prompts)
+    keys = [key_for(fresh.seed, prompt.id, "consistency", number) for prompt in asked for number in range(2)]
+    trained = whole.policy.generate(fresh.prefill(asked), Sampling(SETTINGS.max_tokens, 1.0), keys, 2)
+    assert [answer.text for answer in trained] != [text for row in rows[0] for text in row.answers]  # it would differ
+
+
 def test_a_tree_is_scored_as_its_settings_say(whole):
     for found in read_jsonl(whole.run.folder / "trees.jsonl", Tree):
         ends = [s for s in found.sentences if s.fate == "final" and s.total is not None]
@@ -168,7 +197,10 @@ def test_a_tree_is_scored_as_its_settings_say(whole):
         for end, text in ((found.chosen, found.chosen_text), (found.rejected, found.rejected_text)):
             path = [found.sentences[place] for place in found.path(end)]
             assert " ".join(s.text for s in path if s.text) == text
-            assert np.mean([s.reward for s in path]) == pytest.approx(path[-1].total)
+            assert sum(s.reward for s in path) == pytest.approx(path[-1].total)
+            assert all((s.reward == 0) if s.image is None else -0.5 < s.reward < 0.5 for s in path)
+        first = {s.text: s.reward for s in found.sentences if s.parent == -1 and s.image is not None}
+        assert sum(first.values()) == pytest.approx(0)
         level = [place for place in range(len(found.sentences)) if len(found.path(place)) == 1]
         assert sum(found.sentences[place].fate == "grown" for place in level) <= 2
 
@@ -239,13 +271,14 @@ def test_other_rewards_in_the_same_folder_are_refused(whole):
 def test_a_users_own_function_scores(tmp_path):
     """One that likes large things."""
     one = job(tmp_path, score=lambda images, texts: [100.0 * ("large" in text) for text in texts], score_name="mine:large")
-    methods.find("csr").train(one, replace(SETTINGS, reward=RewardSettings("paper", 1.0)))
+    judge = replace(SETTINGS.judge, kind="clip")
+    methods.find("csr").train(one, replace(SETTINGS, judge=judge, reward=RewardSettings("paper", 1.0)))
     scores = [s.image for t in read_jsonl(tmp_path / "trees.jsonl", Tree) for s in t.sentences if s.text]
     assert set(scores) <= {0.0, 100.0, None} and 100.0 in scores
 
 
 def test_complete_answers_are_scored_too(tmp_path):
-    one, reward = job(tmp_path), RewardSettings("calibrated", over="sum", threshold=10.0, repeat_penalty=1.0)
+    one, reward = job(tmp_path), RewardSettings("calibrated", repeat_penalty=1.0)
     settings = replace(SETTINGS, form="response", samples=3, max_tokens=64, reward=reward)
     methods.find("csr").train(one, settings)
     for found in read_jsonl(tmp_path / "trees.jsonl", Tree):
@@ -259,6 +292,33 @@ def test_complete_answers_are_scored_too(tmp_path):
             if objects and objects <= named:
                 assert sentence.reward < 0.0
             named |= objects
+
+
+def test_complete_answers_are_ranked_by_calibrated_rewards(tmp_path):
+    """Ranks among siblings cannot compare them; what repeats objects loses 1."""
+    one = job(tmp_path)
+    [prompt, *_] = SETTINGS.prompts_used(one.prompts)
+    policy = one.policy
+    [answer] = policy.generate(one.prefill([prompt]), Sampling(64))
+    first = answer.text.split(". ")[0] + "."
+    texts = [answer.text, f"{answer.text} {first}", first]
+    answers = [replace(answer, text=text, ids=policy.response_ids(text)) for text in texts]
+    with one.run:
+        judge = make_judge(one, SETTINGS)
+        threshold, width = judge.spread
+        spelt_out = RewardSettings("calibrated", over="sum", threshold=threshold, width=width, repeat_penalty=1.0)
+        worth = {}
+        for name, reward in (
+            ("centred", RewardSettings()),
+            ("rank", RewardSettings("rank", over="mean")),
+            ("spelt out", spelt_out),
+            ("without a penalty", replace(spelt_out, repeat_penalty=0.0)),
+        ):
+            settings = replace(SETTINGS, reward=reward)
+            [worth[name]] = csr.ranking(one, settings)([prompt], one.prefill([prompt]), [answers])
+    assert worth["centred"] == worth["rank"] == worth["spelt out"]
+    lost = np.subtract(worth["without a penalty"], worth["centred"])
+    assert lost == pytest.approx([0, 1, 0]) and worth["centred"][1] < worth["centred"][0]
 
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])
@@ -275,7 +335,8 @@ def test_a_short_run_on_a_small_base(tmp_path, change, dtype):
 
 def test_a_dry_run_without_a_model(whole):
     work = THREE.workload(whole.prompts)
-    assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, [(9, 9 * 6 * 43)])
+    stages = [(3, 3 * 2 * 30), (2, 2 * 30), (9, 9 * 6 * 43)]  # the judge's samples and its check are made once
+    assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, stages)
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"num_beam_groups": 0}])

@@ -18,7 +18,7 @@ REWARDED = [pictures.RewardedImage(Image.new("RGB", (48, 48), "navy"), (ANSWER, 
 
 def rows(correct, hallucinated):
     sides = ((True, correct), (False, hallucinated))
-    return [Scored("a", "a.png", "cat", "cat", float(score), side) for side, scores in sides for score in scores]
+    return [Scored("a", "a.png", "cat", float(score), side) for side, scores in sides for score in scores]
 
 
 def test_shades_go_from_red_over_grey_to_blue():

@@ -89,7 +89,7 @@ def test_rollouts_within_a_training(large, tmp_path):
     """FiSAO's: sampled, read with values, and read without the adapter, beside Adam's moments."""
     shape, setting, policy = large
     settings = fisao.Settings(max_tokens=ANSWER, train=SETTINGS)
-    stage = settings.workload(ASKED).stages[1]
+    stage = settings.workload(ASKED).stages[-1]
     policy.attach(SETTINGS.lora, seed=0)
     moments = [mx.zeros_like(array) for _ in range(2) for _, array in tree_flatten(policy.model.trainable_parameters())]
     mx.eval(moments)
@@ -107,7 +107,7 @@ def test_an_update_by_rewards(large, checkpoint, tmp_path):
     """PPO: one answer a prompt, and its rollout before; the higher of the two."""
     shape, setting, policy = large
     train = replace(SETTINGS, iters=2, grad_checkpoint=checkpoint)
-    stage = fisao.Settings(max_tokens=ANSWER, train=train).workload(ASKED).stages[1]
+    stage = fisao.Settings(max_tokens=ANSWER, train=train).workload(ASKED).stages[-1]
     setting = replace(setting, batch=TOGETHER, copies=1, checkpoint=checkpoint)
     with peak() as highest:
         train_on_rollouts(

@@ -167,17 +167,18 @@ def checked(tmp_path):
 
 
 def test_pseudo_labels_are_the_models_own_yes_and_no(checked, capsys):
-    """Where it is sure: from log-odds of ln(7/3) = 0.847 on. Objects of sampled answers alone are no mentions."""
+    """Where it is sure: from log-odds of ln(7/3) = 0.847 on. What only sampled answers name counts too."""
     settings = replace(SETTINGS, labels=None, min_mentions=2)
     assert [(row.id, row.object, row.score, row.correct) for row in fisao.mentions(checked[0], settings, checked[1])] == [
         ("q1", "red circle", 4.0, True),
         ("q1", "blue star", 2.0, False),
+        ("q1", "white cross", 0.0, False),
         ("q2", "blue star", 3.0, None),
         ("q2", "red circle", 5.0, True),
         ("q2", "white cross", 1.0, False),
     ]
     found = fisao.measure(*swap(checked, settings))
-    assert (found.labels, found.correct_mean, found.hallucinated_mean, found.auc) == ("pseudo", 4.5, 1.5, 1)
+    assert (found.labels, found.correct_mean, found.hallucinated_mean, found.auc) == ("pseudo", 4.5, 1.0, 1)
     assert "PSEUDO" in capsys.readouterr().err
     saved = json.loads((checked[0].run.folder / "calibration.json").read_text())
     assert saved["calibration"]["labels"] == "pseudo" and saved["scoring"] == {"scorer": "made up", "labels": None}

@@ -337,6 +337,11 @@ def test_a_dry_run_without_a_model(whole):
     work = THREE.workload(whole.prompts)
     stages = [(3, 3 * 2 * 30), (2, 2 * 30), (9, 9 * 6 * 43)]  # the judge's samples and its check are made once
     assert (work.rounds, [(stage.total, stage.sampled) for stage in work.stages]) == (3, stages)
+    assert work.stages[0].streams == 2 and work.scorer == (None, "pad")
+    for kind, sampled, scorer in (("clip", 2, (None, "pad")), ("consistency", 3, None), ("self_check", 2, None)):
+        work = replace(THREE, judge=replace(SETTINGS.judge, kind=kind)).workload(whole.prompts)
+        assert [(stage.total, stage.sampled) for stage in work.stages] == [(sampled, sampled * 2 * 30), *stages[1:]]
+        assert work.scorer == scorer
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"margin": -1.0}, {"samples": 1}, {"form": "response"}, {"num_beam_groups": 0}])

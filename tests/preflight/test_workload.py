@@ -10,10 +10,11 @@ from random_llava import IMAGE_TOKENS
 
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.methods import fisao, seva
+from mlx_visalign.methods import csr, fisao, seva
 from mlx_visalign.methods.csr.scoring import AnswerSettings
 from mlx_visalign.methods.csr.sentence_tree import Stops, grow
 from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.judge import JudgeSettings, _Parts
 from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.models.value_head import ValueHead
@@ -74,6 +75,17 @@ def test_a_tree_as_wide_and_as_deep_as_may_be(large):
         policy.score(prefix, [[[8] * settings.longest] * 2] * 2).tolist()
     assert max(len(node.answer) for nodes in trees for node in nodes) == settings.longest
     around(answering_bytes(shape, setting, settings.answering("answering", prompts=2, together=2)), highest())
+
+
+def test_a_judge_samples_several_answers_about_an_image(large, tmp_path):
+    shape, setting, policy = large
+    settings = csr.Settings(max_tokens=ANSWER, batch=TOGETHER, judge=JudgeSettings(samples=4))
+    parts = _Parts(Job(Run(tmp_path), policy, ASKED, seed=0), settings)
+    stage, _ = settings.judge.workload(len(ASKED), TOGETHER, ANSWER)
+    with peak() as highest:
+        for _ in range(2):
+            assert all(len(row.answers) == 4 for row in parts.sample(ASKED))
+    around(answering_bytes(shape, setting, stage), highest())
 
 
 SETTINGS = PPOSettings(

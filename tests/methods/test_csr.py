@@ -262,6 +262,12 @@ def test_peft_loads_the_three_rounds(whole, tmp_path):
     assert np.abs(logits - base_logits.numpy()).max() > 1e-2
 
 
+def test_a_clip_that_cannot_be_read_is_said_before_answers_are_sampled(whole, tmp_path):
+    with Run(tmp_path / "run") as run, pytest.raises(UserError, match=r"nowhere"):
+        make_judge(replace(whole, run=run), replace(SETTINGS, clip=str(tmp_path / "nowhere")))
+    assert not [*tmp_path.rglob("*.jsonl")]
+
+
 def test_other_rewards_in_the_same_folder_are_refused(whole):
     again = replace(whole, run=Run(whole.run.folder), policy=load("tiny"))
     with pytest.raises(UserError, match="reward"):

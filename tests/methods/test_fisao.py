@@ -221,7 +221,7 @@ def test_a_run_leaves_what_it_did(whole):
     types = {f"images/scene-{n}.png": set(map(str, scene(n).types)) for n in range(1_000_000, 1_000_006)}
     assert len(scored) > 12 and all(row.correct == (row.object in types[row.image]) for row in scored)
     saved = json.loads((whole.run.folder / "calibration.json").read_text())
-    assert saved["calibration"]["labels"] == "given" and saved["calibration"]["auc"] > 0.95
+    assert saved["calibration"]["labels"] == "given" and saved["calibration"]["auc"] > 0.9
     assert saved["scoring"]["scorer"] == "made up" and saved["scoring"]["labels"] == "tiny-world"
     rollouts = [read_jsonl(file, Rollout) for file in sorted((whole.run.folder / "rollouts").glob("*.jsonl"))]
     assert [len(rows) for rows in rollouts] == [4, 4]
@@ -262,7 +262,7 @@ def test_a_stopped_run_ends_with_the_same_adapter(whole, tmp_path):
 
 
 def test_the_tiny_models_own_clip_is_the_default_scorer(tmp_path):
-    one, settings = job(tmp_path, score=None), replace(SETTINGS, judge=replace(SETTINGS.judge, kind="clip"))
+    one, settings = job(tmp_path, score=None), replace(SETTINGS, judge=replace(SETTINGS.judge, kind="clip", check_images=12))
     with one.run:
         judge = make_judge(one, settings)
         assert judge.name["scorer"].endswith("pad") and fisao.measure(one, settings, judge).auc > 0.95

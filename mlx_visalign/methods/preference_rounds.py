@@ -9,7 +9,7 @@ A pair method is a module with
 and these optional parts:
 
     ROWS                           the name and the type of its records; default ("responses", Response)
-    SCORED                         whether `sample` also computes the reference's log-probabilities, so that pairs have them
+    scored(settings)               whether `sample` also computes the reference's log-probabilities, so that pairs have them
     PAIR_SETTINGS                  the names of the settings that `pairs` reads and `sample` does not
     ADVICE                         how to get more pairs, for the warning that there are few
     prepare(job, settings)         the job with what sampling needs, such as a loaded scorer
@@ -87,7 +87,7 @@ class PairMethod:
     sample: Callable[[Job, Any, Sequence[Prompt], int], Sequence[Record]]
     pairs: Callable[[Sequence[Any], Any, int], list[Pair]]
     rows: tuple[str, type[Record]]
-    scored: bool
+    scored: Callable[[Any], bool]
     pair_settings: Sequence[str]
     advice: str
     prepare: Callable[[Job, Any], Job]
@@ -103,7 +103,7 @@ class PairMethod:
             module.sample,
             module.pairs,
             getattr(module, "ROWS", ("responses", Response)),
-            getattr(module, "SCORED", False),
+            getattr(module, "scored", lambda settings: False),
             getattr(module, "PAIR_SETTINGS", ()),
             getattr(module, "ADVICE", "More images, or longer answers (--max-tokens), leave more."),
             getattr(module, "prepare", lambda job, settings: job),
@@ -195,23 +195,24 @@ def collect(
         title=f"answering{aside}",
     )
 
-    made = [
-        replace(pair, method=method.name, round=one.number, seed=job.seed) for pair in method.pairs(rows, settings, job.seed)
-    ]
+    def make(all_rows: Sequence[Any]) -> list[Pair]:
+        made = method.pairs(all_rows, settings, job.seed)
+        return [replace(pair, method=method.name, round=one.number, seed=job.seed) for pair in made]
+
     stage = stage_name("pairs", one.number, held_out)
     loss = HELD_OUT_LOSS if held_out else settings.train.loss
-    if method.scored and not loss.needs_more and all(pair.reference_logps for pair in made):
+    if method.scored(settings) and not loss.needs_more:
         pairs = job.run.records(
             Pair,
             stage,
             rows,
-            lambda _: [pair.to_row() for pair in made],
+            lambda all_rows: [pair.to_row() for pair in make(all_rows)],
             settings=depends | pairing,
             batch=max(1, len(rows)),
             title=f"pairing{aside}",
         )
     else:
-        pairs = job.scored(made, stage, loss, one.seed, **about)
+        pairs = job.scored(make(rows), stage, loss, one.seed, **about)
     say(("Held-out images: " if held_out else "") + method.summary(rows, pairs))
     if not held_out:
         for remark in method.remarks(job, rows, pairs):

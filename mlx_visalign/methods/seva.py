@@ -50,7 +50,6 @@ from mlx_visalign.utils.seeding import key_for, number_for
 
 Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # diffusion steps shown in the picture
-SCORED = True
 PAIR_SETTINGS = ("max_length_gap", "min_yes_margin")
 ADVICE = (
     "If answers are the same, distort more (--set view=diffusion-800). If answers are cut off, raise --max-tokens. "
@@ -102,6 +101,11 @@ class Settings(PairSettings):
         answering = Answering("answering", len(prompts), sampled, self.batch, longest, read=2, prefills=2)
         scoring = further_scoring(self.train.loss, len(prompts), SCORED_TOGETHER, longest)
         return Workload((answering, *scoring), self.train.prompts_trained(len(prompts)))
+
+
+def scored(settings: Settings) -> bool:
+    """Always: responses hold their log-probabilities."""
+    return True
 
 
 def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Response]:

@@ -54,7 +54,6 @@ from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for
 
 ROWS = ("trees", Tree)
-SCORED = True
 PAIR_SETTINGS = ("pairs", "margin", "margin_quantile", "max_length_gap")
 ADVICE = (
     "To get more, use more streams (--set num_beam_groups=...), longer answers (--max-tokens), a smaller margin, a larger "
@@ -133,6 +132,11 @@ def prepare(job: Job, settings: Settings) -> Job:
 def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
     """What trees depend on besides their settings: the judge."""
     return judge_of(job).name
+
+
+def scored(settings: Settings) -> bool:
+    """Whether trees hold the reference of the pairs: that of their two answers, and of nothing else."""
+    return settings.pairs == "answer"
 
 
 def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int) -> list[Tree]:
@@ -300,12 +304,16 @@ def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:
     sound = [fmean(s.fate != "broken" for s in sentences if s.stream == stream) for stream in streams]
     sure = [fmean(s.logp / len(s.ids) for s in sentences if s.stream == stream) for stream in streams]
     each = ", ".join(f"{share:.0%} ({logp:.2f})" for share, logp in zip(sound, sure, strict=True))
-    differing = sum(tree.chosen is not None for tree in trees)
-    cut = sum(is_cut(tree) for tree in trees)
+    differing, cut = sum(tree.chosen is not None for tree in trees), sum(is_cut(tree) for tree in trees)
+    made_of = (
+        f"(every answer cut off: {cut}, no two different complete answers: {len(trees) - differing - cut}, left out for margin "
+        f"or balance: {differing - len(made)})"
+        if all(pair.ended for pair in made)
+        else f"of next sentences, about {counted(len({pair.images for pair in made}), 'image')}"
+    )
     return (
-        f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} (every answer cut off: {cut}, no two different "
-        f"complete answers: {len(trees) - differing - cut}, left out for margin or balance: {differing - len(made)}). "
-        f"Well-formed sentences by stream, with their mean log-probability per token: {each}."
+        f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} {made_of}. Well-formed sentences by stream, with their "
+        f"mean log-probability per token: {each}."
     )
 
 

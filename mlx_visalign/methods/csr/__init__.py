@@ -311,10 +311,8 @@ def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:
         if all(pair.ended for pair in made)
         else f"of next sentences, about {counted(len({pair.images for pair in made}), 'image')}"
     )
-    return (
-        f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} {made_of}. Well-formed sentences by stream, with their "
-        f"mean log-probability per token: {each}."
-    )
+    gave = f"{counted(len(trees), 'tree')} gave {counted(len(made), 'pair')} {made_of}."
+    return f"{gave} Well-formed sentences by stream, with their mean log-probability per token: {each}."
 
 
 def is_cut(tree: Tree) -> bool:

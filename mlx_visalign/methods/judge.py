@@ -35,10 +35,10 @@ from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.scorers.consistency import Consistency, Shares, shares_of
 from mlx_visalign.scorers.objects import Combined, Part, PhraseScorer, SentenceScorer
 from mlx_visalign.scorers.self_check import SelfCheck
-from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, scale_of, trust
+from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, scale_of, trust
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.files import read_text, replacing, write_atomically
+from mlx_visalign.utils.files import replacing, write_atomically
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for
 
@@ -146,12 +146,9 @@ def make_judge(job: Job, settings: Any) -> Judge:
     `settings` are a method's, with `clip`, `clip_aspect`, `judge`, `max_tokens` and `batch`. Two stages, done once: answers
     are sampled, and the judge is checked. Raises `UserError` if the check says stop, unless `judge.gate` is "warn".
     """
+    known = job.run.judge.exists()
     parts = _Parts(job, settings)
-    rows = parts.check()
-    found = trust(rows, *parts.compared)
-    file, text = job.run.folder / "judge.json", json.dumps(found.to_row(), indent=1)
-    known = file.exists() and read_text(file) == text
-    write_atomically(file, text)
+    rows, found = parts.checked()
     if found.verdict == "stop" and settings.judge.gate == "stop":
         raise UserError(
             f"{found.in_words} Training on it would teach nothing or do harm. Use another CLIP (--set clip=...), a scorer of "
@@ -160,6 +157,14 @@ def make_judge(job: Job, settings: Any) -> Judge:
     if not known:
         say(found.in_words)
     return parts.judge(rows, found)
+
+
+def check_judge(job: Job, settings: Any) -> Trust:
+    """What the check of a run's judge finds; stops nothing.
+
+    `settings` are as in `make_judge`. The two stages are kept in the run, and the result in its judge.json.
+    """
+    return _Parts(job, settings).checked()[1]
 
 
 @dataclass(frozen=True)
@@ -250,12 +255,19 @@ class _Parts:
         [row] = self.sample([Prompt(image_digest(image), str(image.absolute()), self.prompts[0].prompt, "describe")])
         return shares_of(row.answers, self.job.vocabulary)
 
+    def checked(self) -> tuple[list[JudgedImage], Trust]:
+        """The rows of the stage `judge`, and what they show, which is kept in judge.json."""
+        rows = self.check()
+        found = trust(rows, *self.compared, own_scorer=self.job.score is not None)
+        write_atomically(self.job.run.judge, json.dumps(found.to_row(), indent=1))
+        return rows, found
+
     def check(self) -> list[JudgedImage]:
         """The stage `judge`: the parts' scores of what the untrained model names."""
         prompts = self.prompts[: self.asked.check_images]
         others = {one.image: other.image for one, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)}
         scores = self.scores  # now, because the samples are a stage of their own
-        return self.job.run.records(
+        rows = self.job.run.records(
             JudgedImage,
             "judge",
             prompts,
@@ -264,6 +276,8 @@ class _Parts:
             batch=self.settings.batch,
             title="checking the judge",
         )
+        require_scores(rows, set(scores), str(self.job.run.rows("judge")))
+        return rows
 
     def judged(self, prompts: Sequence[Prompt], others: dict[str, str], scores: dict[str, Score]) -> list[JudgedImage]:
         """Greedy answers, with every part's scores of the objects in them and in the sampled ones."""
@@ -276,11 +290,10 @@ class _Parts:
                 places.setdefault(mention.canonical, mention.start / len(answer.text))
             image = self.job.image(prompt.image)
             names = list(dict.fromkeys([*places, *sorted(self.consistency.shares(image))]))
-            seen = [image, self.job.image(others[prompt.image]), self.blank]
-            columns = [{part: score([one] * len(names), names) for part, score in scores.items()} for one in seen]
+            asked = ((image, names), (self.job.image(others[prompt.image]), [*places]), (self.blank, [*places]))
+            own, swapped, blank = (_by_name(scores, *one) for one in asked)
             objects = tuple(
-                JudgedObject(name, places.get(name), *({part: column[part][n] for part in scores} for column in columns))
-                for n, name in enumerate(names)
+                JudgedObject(name, places.get(name), own[name], swapped.get(name, {}), blank.get(name, {})) for name in names
             )
             rows.append(JudgedImage(prompt.id, prompt.image, answer.text, len(answer.ids), objects))
         return rows
@@ -288,7 +301,7 @@ class _Parts:
     @cached_property
     def blank(self) -> Path:
         """An image of the mean colour, which the vision tower sees as 0."""
-        path, preprocessing = self.job.run.folder / "judge-blank.png", self.job.policy.preprocessing
+        path, preprocessing = self.job.run.blank, self.job.policy.preprocessing
         with replacing(path, durable=False) as file:
             Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")
         return path
@@ -319,3 +332,9 @@ class _Parts:
             for text in dict.fromkeys(text for answer in row.answers for text in SENTENCE.findall(answer))
         ]
         return [image for image, _ in found], [text for _, text in found]
+
+
+def _by_name(scores: dict[str, Score], image: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Every part's score of each object about an image."""
+    columns = {part: score([image] * len(names), names) for part, score in scores.items()}
+    return {name: {part: column[row] for part, column in columns.items()} for row, name in enumerate(names)}

@@ -81,7 +81,8 @@ def check_beside(job: Job, images: int) -> None:
 
     The run's method may need no judge; its report shows the result.
     """
-    settings = CheckSettings(judge=JudgeSettings(debias_images=images, check_images=images), batch=32)
+    judge = JudgeSettings(debias_images=images, check_images=images, samples=4)
+    settings = CheckSettings(judge=judge, max_tokens=64, batch=images)
     known = job.run.judge.exists()
     found = check_judge(replace(job, prompts=descriptions(job.prompts)[:images]), settings)
     if not known:

@@ -226,7 +226,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "A value well above chance means that the preferences were learned, not that they are right."
         )
     if "judge" in report:
-        said.append(f"{report['judge']['in_words']} {report['judge']['advice']}")
+        said.append(f"The judge that CSR and FiSAO train on: {report['judge']['in_words']} {report['judge']['advice']}")
     return [*said, *in_words(report)]
 
 

@@ -149,9 +149,9 @@ class Trust(Record):
         if not self.mentions:
             return ""
         return with_minus(
-            f" (of {counted(self.mentions, 'mention')} in {counted(self.images, 'image')}, {self.sees:.0%} score higher about "
-            f"their own image than about another, at least {self.sees_low:.0%}, and {self.sees_blank:.0%} than about a blank "
-            f"one; agreement {self.agreement:.2f}, at least {self.agreement_low:.2f}; position {self.position:.2f})"
+            f" (of {counted(self.mentions, 'mention')} in {counted(self.images, 'image')}, {100 * self.sees:.0f} % score higher "
+            f"about their own image than about another, at least {100 * self.sees_low:.0f} %, and "
+            f"{100 * self.sees_blank:.0f} % than about a blank one; agreement {self.agreement:.2f}, at least {self.agreement_low:.2f}; position {self.position:.2f})"
         )
 
 

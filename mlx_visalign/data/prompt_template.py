@@ -48,12 +48,14 @@ def prompt_ids(tokenizer: Any, template: Template, question: str, image_tokens: 
     return [*ids[:at], *image, *ids[at + 1 :]]
 
 
-def response_ids(tokenizer: Any, text: str) -> list[int]:
+def response_ids(tokenizer: Any, text: str, ended: bool = True) -> list[int]:
     """Token ids of an answer with the end token.
 
-    All of them count in a log-probability. Control tokens in the answer's text are tokenised as plain text.
+    Without it if the text is only the beginning of an answer (`ended` false). All of them count in a log-probability. Control
+    tokens in the answer's text are tokenised as plain text.
     """
-    return [*plain_ids(tokenizer, text), tokenizer.eos_token_id]
+    ids = plain_ids(tokenizer, text)
+    return [*ids, tokenizer.eos_token_id] if ended else ids
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

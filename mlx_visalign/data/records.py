@@ -79,7 +79,8 @@ class Pair(Record):
     """Two answers to one question, the first preferred.
 
     `chosen_score` and `rejected_score` are the scorer's values, if a scorer chose. `label_smoothing` in [0, 0.5) is the
-    probability that the preference is wrong. `reference_logps` are the reference's summed
+    probability that the preference is wrong. `ended` false: both are the beginnings of answers, so that no end token belongs
+    to them; a beginning that they share drops out of their difference. `reference_logps` are the reference's summed
     log-probabilities by name, in nats: of the `chosen` and the `rejected` answer, and any others a loss needs. Old
     files have a list of the first two.
     """
@@ -96,6 +97,7 @@ class Pair(Record):
     label_smoothing: float = 0.0
     seed: int | None = None
     reference_logps: dict[str, float] | None = None
+    ended: bool = True
 
     def to_row(self) -> dict[str, Any]:
         # A turn's content is plain text: TRL puts the image before it, and all rows have the same columns and types.

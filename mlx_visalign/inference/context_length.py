@@ -33,7 +33,7 @@ def too_long(policy: Policy, placed: PlacedPair) -> str | None:
     None if the pair fits, image included.
     """
     pair = placed.pair
-    answer = max(len(policy.response_ids(pair.chosen)), len(policy.response_ids(pair.rejected)))
+    answer = max(map(len, policy.pair_ids(pair)))
     tokens = len(policy.prompt_ids(pair.prompt, policy.image_tokens_of(pair.images[0]))) + answer
     if policy.positions is None or tokens <= policy.positions:
         return None

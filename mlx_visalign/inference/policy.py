@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from mlx_visalign.convert.steps.fingerprint import source_fingerprint
 from mlx_visalign.data import prompt_template as templates
 from mlx_visalign.data.images import Aspect, Picture, Preprocessing, image_digest, open_image
+from mlx_visalign.data.records import Pair
 from mlx_visalign.data.template_marks import asked
 from mlx_visalign.inference.logprobs import sum_logps, token_logps
 from mlx_visalign.inference.prefix_cache import Continuations, Prefix, extend, prefill, right_pad
@@ -166,9 +167,13 @@ class Policy:
         opened = open_image(image)
         return self.family.image_tokens_of(self.model, opened.height, opened.width)
 
-    def response_ids(self, text: str) -> list[int]:
-        """An answer's token ids, end token included."""
-        return templates.response_ids(self.tokenizer, text)
+    def response_ids(self, text: str, ended: bool = True) -> list[int]:
+        """An answer's token ids, end token included if it `ended`."""
+        return templates.response_ids(self.tokenizer, text, ended)
+
+    def pair_ids(self, pair: Pair) -> list[list[int]]:
+        """The token ids of a pair's chosen and rejected answer."""
+        return [self.response_ids(text, pair.ended) for text in (pair.chosen, pair.rejected)]
 
     def pixels(self, image: Picture) -> Float[mx.array, "h w 3"]:
         """The preprocessed image, as the vision tower expects it.

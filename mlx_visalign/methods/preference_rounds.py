@@ -15,6 +15,7 @@ and these optional parts:
     prepare(job, settings)         the job with what sampling needs, such as a loaded scorer
     depends_on(job, settings)      what its records depend on besides its settings, the seed and the model
     summary(rows, pairs)           a sentence on how many pairs a round made, and why not more
+    remarks(job, rows, pairs)      further sentences about a round's pairs, warnings among them
     round_figures(rows, pairs)     a round's numbers in rounds.json, besides pairs, rewards and time
     ranking, picture               as for every method (methods/__init__.py)
 
@@ -92,6 +93,7 @@ class PairMethod:
     prepare: Callable[[Job, Any], Job]
     depends_on: Callable[[Job, Any], dict[str, Any]]
     summary: Callable[[Sequence[Any], Sequence[Pair]], str]
+    remarks: Callable[[Job, Sequence[Any], Sequence[Pair]], Sequence[str]]
     round_figures: Callable[[Sequence[Any], Sequence[Pair]], dict[str, Any]]
 
     @classmethod
@@ -107,6 +109,7 @@ class PairMethod:
             getattr(module, "prepare", lambda job, settings: job),
             getattr(module, "depends_on", lambda job, settings: {}),
             getattr(module, "summary", lambda rows, pairs: f"{counted(len(pairs), 'pair')} made."),
+            getattr(module, "remarks", lambda job, rows, pairs: ()),
             getattr(module, "round_figures", lambda rows, pairs: {}),
         )
 
@@ -192,25 +195,27 @@ def collect(
         title=f"answering{aside}",
     )
 
-    def make(all_rows: Sequence[Any]) -> list[Pair]:
-        made = method.pairs(all_rows, settings, job.seed)
-        return [replace(pair, method=method.name, round=one.number, seed=job.seed) for pair in made]
-
+    made = [
+        replace(pair, method=method.name, round=one.number, seed=job.seed) for pair in method.pairs(rows, settings, job.seed)
+    ]
     stage = stage_name("pairs", one.number, held_out)
     loss = HELD_OUT_LOSS if held_out else settings.train.loss
-    if method.scored and not loss.needs_more:
+    if method.scored and not loss.needs_more and all(pair.reference_logps for pair in made):
         pairs = job.run.records(
             Pair,
             stage,
             rows,
-            lambda all_rows: [pair.to_row() for pair in make(all_rows)],
+            lambda _: [pair.to_row() for pair in made],
             settings=depends | pairing,
             batch=max(1, len(rows)),
             title=f"pairing{aside}",
         )
     else:
-        pairs = job.scored(make(rows), stage, loss, one.seed, **about)
+        pairs = job.scored(made, stage, loss, one.seed, **about)
     say(("Held-out images: " if held_out else "") + method.summary(rows, pairs))
+    if not held_out:
+        for remark in method.remarks(job, rows, pairs):
+            say(remark)
     return [job.located(pair) for pair in pairs]
 
 

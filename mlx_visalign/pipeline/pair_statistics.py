@@ -16,8 +16,7 @@ def measure(policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
     Prompts include the image's tokens.
     """
     prompts = [len(policy.prompt_ids(pair.prompt)) for pair in pairs]
-    chosen = [len(policy.response_ids(pair.chosen)) for pair in pairs]
-    rejected = [len(policy.response_ids(pair.rejected)) for pair in pairs]
+    chosen, rejected = ([len(policy.pair_ids(pair)[side]) for pair in pairs] for side in (0, 1))
     return {
         "pairs": len(pairs),
         "images": len({image for pair in pairs for image in pair.images}),
@@ -49,8 +48,7 @@ def show_pair(policy: Policy, pair: Pair) -> Text:
     text = Text(f"{', '.join(pair.images)}\n")
     text.append(f"prompt, {len(prompt)} tokens, not trained:\n", "bold")
     text.append(f"{_join(policy, before)}{image}{_join(policy, after)}\n", "dim")
-    for name, answer, style in (("chosen", pair.chosen, "green"), ("rejected", pair.rejected, "red")):
-        ids = policy.response_ids(answer)
+    for name, ids, style in zip(("chosen", "rejected"), policy.pair_ids(pair), ("green", "red"), strict=True):
         text.append(f"{name}, {len(ids)} tokens, all trained:\n", "bold")
         text.append(f"{_join(policy, ids, '|')}\n", style)
     return text

@@ -28,15 +28,15 @@ class SelfCheck:
         with self.policy.adapter_off():
             scores: list[float] = []
             for image, rows in groupby(zip(images, objects, strict=True), key=lambda row: row[0]):
-                scores += yes_over_no(self.policy, image, [name for _, name in rows])
+                scores += yes_over_no(self.policy, image, [question(name) for _, name in rows])
         return scores
 
 
-def yes_over_no(policy: Policy, image: Path, objects: Sequence[str]) -> list[float]:
-    """log p(yes) - log p(no) for each object, in nats."""
-    if not objects:
+def yes_over_no(policy: Policy, image: Path, questions: Sequence[str]) -> list[float]:
+    """log p(yes) - log p(no) for each yes/no question, in nats."""
+    if not questions:
         return []
-    asked = [split_prompt(policy, question(name)) for name in objects]
+    asked = [split_prompt(policy, one) for one in questions]
     prefix = policy.prefill(policy.image_features([image]), [asked[0][0]])
     states = policy.read(prefix, [[after for _, after in asked]]).states
     last = mx.stack([states[row, len(after)] for row, (_, after) in enumerate(asked)])

@@ -134,7 +134,7 @@ class PairSource:
         """`seed` determines the order and how images are damaged."""
         self.policy, self.batch_size, self.seed = policy, batch_size, seed
         self.pairs = list(pairs)
-        self.lengths = [len(policy.response_ids(p.chosen)) + len(policy.response_ids(p.rejected)) for p in self.pairs]
+        self.lengths = [sum(map(len, policy.pair_ids(pair))) for pair in self.pairs]
         self.batches_per_epoch = math.ceil(len(self.pairs) / batch_size)
         self.taken = 0
         self._order = cache(self._shuffled)
@@ -181,7 +181,7 @@ def pair_batch(policy: Policy, pairs: Sequence[Pair], seed: int = 0) -> PairBatc
         ids=[pair.id for pair in pairs],
         images=[image for pair in pairs for image in pair.images],
         prompts=[policy.prompt_ids(pair.prompt) for pair in pairs],
-        responses=[[policy.response_ids(pair.chosen), policy.response_ids(pair.rejected)] for pair in pairs],
+        responses=[policy.pair_ids(pair) for pair in pairs],
         reference_logps=[pair.reference_logps or {} for pair in pairs],
         label_smoothing=[pair.label_smoothing for pair in pairs],
         seed=seed,
@@ -344,6 +344,8 @@ def _digest(pairs: Sequence[Pair]) -> int:
     def known(pair: Pair) -> str:
         logps = tuple(number for _, number in sorted((pair.reference_logps or {}).items()))
         values = vars(pair) | {"images": (), "reference_logps": logps}
+        if pair.ended:  # as in files from before there were others
+            del values["ended"]
         return f"Pair({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     return number_for(*map(known, pairs))

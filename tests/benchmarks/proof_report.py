@@ -18,7 +18,7 @@ from mlx_visalign.utils.formatting import with_minus
 
 Found = Mapping[str, Mapping[int, Evaluation]]
 """By arm and seed."""
-ARMS = {"method": "the training"} | NAMES
+ARMS = {"method": "the training", "sham": "untrained, saying yes as often"} | NAMES
 Columns = Mapping[str, tuple[str, str]]
 
 

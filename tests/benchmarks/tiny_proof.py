@@ -4,23 +4,25 @@
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
 shorter answer preferred (`shorter`); the same pairs, or the same answers and rewards, learned from with the image blanked
-(`blind`); and the untrained model's best of eight sampled answers by the method's own measure (`best`). For the first
-seed, if asked for, SeVa with a view that should teach little: `flip` mirrors the image, `autocontrast` changes nothing
-that a caption speaks of. Settings are fixed in the recipe, chosen on validation scenes; the held-out scenes are for one run
-of this script. Everything resumes. Leaves SPLIT.json, and report.html and report.json with the means over the seeds.
+(`blind`); the untrained model's best of eight sampled answers by the method's own measure (`best`); and the untrained model
+with another threshold for saying yes (`sham`). For the first seed, if asked for, SeVa with a view that should teach little:
+`flip` mirrors the image, `autocontrast` changes nothing that a caption speaks of. Settings are fixed in the recipe, chosen
+on validation scenes; the held-out scenes are for one run of this script. Everything resumes. Leaves SPLIT.json, and
+report.html and report.json with the means over the seeds.
 """
 
 import argparse
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
 import mlx.core as mx
+from noisy_judges import WeakJudges
 from proof_report import write_proof
+from sham import sham
 
-from mlx_visalign import load
+from mlx_visalign import load, methods
 from mlx_visalign.data.augment.views import AUGMENTATIONS
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
@@ -62,16 +64,23 @@ def main() -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, *AUGMENTATIONS])
+    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, "sham", *AUGMENTATIONS])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--clip-auc", type=float, help="make CLIP this much worse (noisy_judges.py)")
+    parser.add_argument("--consistency-auc", type=float, help="the same for the consistency of sampled answers")
+    parser.add_argument("--reuse", type=Path, help="the output of another proof, whose stages are copied where they agree")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in args.set)
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
-    plan = make_plan(find_recipe(args.recipe), method, args.preset, {"images": "tiny-world", **overrides})
+    plan = make_plan(find_recipe(args.recipe), methods.find, args.preset, {"images": "tiny-world", **overrides})
+    args.weak = None
+    if args.clip_auc is not None or args.consistency_auc is not None:
+        args.weak = WeakJudges(fresh(args), args.output / "noise", args.clip_auc, args.consistency_auc)
+        args.weak.apply()
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
-    with Run(args.output / "base") as run:
+    with Run(args.output / "base", reuse=args.reuse and args.reuse / "base") as run:
         base = measure(Job(run, fresh(args), [], 0), benchmark, moment, {}, protocol)
     found: dict[str, dict[int, Evaluation]] = {}
     table = {"base": row(base)}
@@ -80,7 +89,10 @@ def main() -> None:
         for arm in args.arms:
             if arm in AUGMENTATIONS and seed != args.seeds[0]:
                 continue
-            one = measured(args, plan, arm, seed, base, moment)
+            if arm == "sham":
+                one = sham(fresh(args), base, found["method"][seed], args.output / "sham")
+            else:
+                one = measured(args, plan, arm, seed, base, moment)
             found.setdefault(arm, {})[seed] = one
             table[f"{arm} {seed}"] = row(one) | {"change": row_of_changes(base, one)}
             print_row(f"{arm} {seed}", table[f"{arm} {seed}"])
@@ -88,10 +100,6 @@ def main() -> None:
     (args.output / f"{args.split}.json").write_text(json.dumps(table, indent=1))
     if "method" in found:
         write_proof(args.output, plan, base, found, COLUMNS)
-
-
-def method(name: str):
-    return import_module(f"mlx_visalign.methods.{name}")
 
 
 def json_or_text(value: str) -> object:
@@ -110,7 +118,9 @@ def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "meth
     folder, count = args.output / f"{arm}-{seed}", plan.recipe.max_images
     photos = world_photos(folder, "unlabelled", count, start=seed * count)
     prompts = make_prompts(photos, world_mix(plan.recipe.questions_per_image), seed)
-    return Job(Run(folder), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary)
+    weak = {} if args.weak is None else {"score": args.weak.score(), "score_name": args.weak.name}
+    earlier = None if args.reuse is None else args.reuse / f"{arm}-{seed}"
+    return Job(Run(folder, reuse=earlier), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary, **weak)
 
 
 def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:

@@ -22,20 +22,23 @@ github YiyangZhou/CSR, read, never copied):
 - `form: response` is ours: complete sampled answers instead of trees; `kind: calibrated` too.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
 from mlx_visalign.data.images import Aspect, open_image
+from mlx_visalign.data.object_vocabulary import Vocabulary
 from mlx_visalign.data.questions import descriptions
 from mlx_visalign.data.records import Pair, Prompt, read_jsonl
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.methods.csr.figures import draw_tree, fragment, plot_rounds, rounds_in_html
-from mlx_visalign.methods.csr.rewards import AMONG_SIBLINGS, Tree
+from mlx_visalign.methods.csr.rewards import AMONG_SIBLINGS, Sentence, Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
 from mlx_visalign.methods.judge import Judge, JudgeSettings, make_judge
@@ -44,6 +47,7 @@ from mlx_visalign.reporting.html import join
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import Side
 from mlx_visalign.training.pair_filters import balance_lengths
+from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import parse_json, read_text, write_atomically
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
@@ -51,12 +55,13 @@ from mlx_visalign.utils.seeding import key_for
 
 ROWS = ("trees", Tree)
 SCORED = True
-PAIR_SETTINGS = ("margin", "max_length_gap")
+PAIR_SETTINGS = ("pairs", "margin", "margin_quantile", "max_length_gap")
 ADVICE = (
     "To get more, use more streams (--set num_beam_groups=...), longer answers (--max-tokens), a smaller margin, a larger "
     "max_length_gap or more images."
 )
 TITLE = "How CSR grew and scored one answer"
+SHORT = 0.8  # of the greedy answers' length
 LOOKED_AT, LEVELS = 20, 6  # the picture: the largest of the first 20 trees that are at most six sentences deep
 
 
@@ -66,7 +71,11 @@ class Settings(AnswerSettings):
 
     clip            the folder of the CLIP that scores sentences; none: the tiny model's own
     clip_aspect     its images: padded as LLaVA's are, which shares the vision tower's work, or cropped
+    pairs           answer: the best and the worst complete answer of a tree; step: from every node that grew on, the best and
+                    the worst next sentence after the same beginning; greedy: after the beginning of the model's greedy
+                    answer, the best next sentence and the greedy one, where that is below the middle
     margin          pairs whose rewards differ by no more than this are left out, 0 and up
+    margin_quantile the share of pairs that is left out because their rewards differ least, 0 to below 1
     max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
                     none: all are kept
     judge           how sentences are judged
@@ -77,7 +86,9 @@ class Settings(AnswerSettings):
 
     clip: str | None = None
     clip_aspect: Aspect = "pad"
+    pairs: Literal["answer", "step", "greedy"] = "answer"
     margin: float = 0.0
+    margin_quantile: float = 0.0
     max_length_gap: float | None = None
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     rounds: int = 1
@@ -89,10 +100,15 @@ class Settings(AnswerSettings):
         require(
             self,
             margin=(self.margin >= 0, "0 or more"),
+            margin_quantile=(0 <= self.margin_quantile < 1, "at least 0 and below 1"),
             max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
             rounds=(self.rounds >= 1, "1 or more"),
             batch=(self.batch >= 1, "1 or more"),
         )
+        if self.pairs != "answer" and self.form != "sentence":
+            raise UserError(f"pairs: {self.pairs} compares the sentences of a tree, so it needs form: sentence.")
+        if self.pairs == "greedy" and not self.keep_greedy:
+            raise UserError("pairs: greedy needs the whole greedy answer in the tree: set keep_greedy: true.")
 
     def prompts_used(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts that ask for descriptions."""
@@ -170,31 +186,108 @@ def ranking(job: Job, settings: Settings) -> Rank:
 
 
 def pairs(trees: Sequence[Tree], settings: Settings, seed: int) -> list[Pair]:
-    """(best, worst) answers as (chosen, rejected).
+    """(better, worse) answers, or next sentences, as (chosen, rejected).
 
-    Their rewards differ by more than the margin; pairs are balanced by length.
+    Their rewards differ by more than the margin, the least different ones are left out (`margin_quantile`), and the rest is
+    balanced by length.
     """
-    made, gaps = [], []
-    for tree in trees:
-        if tree.chosen is None or tree.rejected is None or tree.lengths is None:
+    compare = best_against_worst if settings.pairs == "answer" else partial(next_sentences, greedy=settings.pairs == "greedy")
+    found = [(pair, gap) for tree in trees for pair, gap in compare(tree) if _gain(pair) > settings.margin]
+    clearest = sorted(range(len(found)), key=lambda i: -_gain(found[i][0]))
+    kept = [found[i] for i in sorted(clearest[: math.ceil((1 - settings.margin_quantile) * len(found))])]
+    return balance_lengths([pair for pair, _ in kept], [gap for _, gap in kept], settings.max_length_gap)
+
+
+def _gain(pair: Pair) -> float:
+    """How much more reward the chosen side has."""
+    return (pair.chosen_score or 0.0) - (pair.rejected_score or 0.0)
+
+
+def best_against_worst(tree: Tree) -> Iterator[tuple[Pair, int]]:
+    """The tree's best and worst answer, with the difference of their lengths in tokens."""
+    if tree.chosen is None or tree.rejected is None or tree.lengths is None:
+        return
+    scores = [tree.sentences[place].total for place in (tree.chosen, tree.rejected)]
+    logps = tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True))
+    yield _pair(tree, tree.id, (tree.chosen_text, tree.rejected_text), scores, logps), tree.lengths[0] - tree.lengths[1]
+
+
+def next_sentences(tree: Tree, greedy: bool) -> Iterator[tuple[Pair, int]]:
+    """Pairs of next sentences after the same beginning, with the difference of their lengths in tokens.
+
+    The best and the worst one; with `greedy`, only after beginnings of the greedy answer, and the worse one is its own next
+    sentence, if its reward is below the middle, 0. The end of an answer is never one of the two.
+    """
+    for parent in dict.fromkeys(sentence.parent for sentence in tree.sentences):
+        before = tree.path(parent)
+        spoken = [one for one in tree.sentences if one.parent == parent and one.image is not None]
+        if not spoken or (greedy and any(tree.sentences[place].stream for place in before)):
             continue
-        scores = [tree.sentences[place].total or 0.0 for place in (tree.chosen, tree.rejected)]
-        if scores[0] - scores[1] <= settings.margin:
+        best, worst = max(spoken, key=reward_of), min(spoken, key=reward_of)
+        if greedy:
+            worst = next((one for one in spoken if one.stream == 0 and reward_of(one) < 0), best)
+        if best.text == worst.text:
             continue
-        gaps.append(tree.lengths[0] - tree.lengths[1])
-        made.append(
-            Pair(
-                id=tree.id,
-                images=(tree.image,),
-                prompt=tree.prompt,
-                chosen=tree.chosen_text,
-                rejected=tree.rejected_text,
-                chosen_score=scores[0],
-                rejected_score=scores[1],
-                reference_logps=tree.reference_logps and dict(zip(get_args(Side), tree.reference_logps, strict=True)),
-            )
+        beginning = [tree.sentences[place].text for place in before]
+        texts = [" ".join([*beginning, one.text]) for one in (best, worst)]
+        scores = [one.reward for one in (best, worst)]
+        yield _pair(tree, f"{tree.id}/{parent}", texts, scores, ended=False), len(best.ids) - len(worst.ids)
+
+
+def reward_of(sentence: Sentence) -> float:
+    """A sound sentence's reward."""
+    assert sentence.reward is not None
+    return sentence.reward
+
+
+def _pair(
+    tree: Tree,
+    id: str,
+    texts: Sequence[str],
+    scores: Sequence[float | None],
+    logps: dict[str, float] | None = None,
+    ended: bool = True,
+) -> Pair:
+    """A pair about a tree's image; texts and scores are those of the chosen and the rejected side."""
+    return Pair(
+        id=id,
+        images=(tree.image,),
+        prompt=tree.prompt,
+        chosen=texts[0],
+        rejected=texts[1],
+        chosen_score=scores[0],
+        rejected_score=scores[1],
+        reference_logps=logps,
+        ended=ended,
+    )
+
+
+def remarks(job: Job, trees: Sequence[Tree], made: Sequence[Pair]) -> Iterator[str]:
+    """What pairs say about the model's own greedy answers, of images for which these are known.
+
+    Pairs about wild samples teach little about greedy answers. Chosen answers that are much shorter teach brevity.
+    """
+    greedy = {row.image: row for row in judge_of(job).checked}
+    known = [pair for pair in made if pair.images[0] in greedy]
+    if not known:
+        return
+    touching = fmean(_touches(job.vocabulary, pair, greedy[pair.images[0]].text) for pair in known)
+    yield f"{touching:.0%} of the pairs disagree about an object that the model's greedy answer names."
+    if not all(pair.ended for pair in known):
+        return
+    lengths = [fmean(len(job.policy.response_ids(pair.chosen)) for pair in known)]
+    lengths.append(fmean(greedy[pair.images[0]].tokens for pair in known))
+    if lengths[0] < SHORT * lengths[1]:
+        yield (
+            f"warning: chosen answers have {lengths[0]:.0f} tokens on average, the model's own greedy ones {lengths[1]:.0f}. "
+            "Training on them may make answers shorter; over: sum and a smaller max_length_gap prevent that."
         )
-    return balance_lengths(made, gaps, settings.max_length_gap)
+
+
+def _touches(vocabulary: Vocabulary, pair: Pair, greedy: str) -> bool:
+    """Whether one side names an object of the greedy answer that the other does not name."""
+    named = [{mention.canonical for mention in vocabulary.mentions(text)} for text in (pair.chosen, pair.rejected, greedy)]
+    return bool((named[0] ^ named[1]) & named[2])
 
 
 def summary(trees: Sequence[Tree], made: Sequence[Pair]) -> str:

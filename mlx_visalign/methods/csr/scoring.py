@@ -50,6 +50,7 @@ class AnswerSettings:
     prune            by which score: the reward, or the language score alone
     keep_best, keep_worst
                      how many open sentences of a level keep growing, once there are as many as `num_beam_groups`
+    keep_greedy      the model's greedy answer, the first stream of every level, keeps growing too
     reward           how sentences and answers are rewarded
     """
 
@@ -61,6 +62,7 @@ class AnswerSettings:
     prune: Literal["reward", "language"] = "reward"
     keep_best: int = 1
     keep_worst: int = 2
+    keep_greedy: bool = False
     samples: int = 6
     temperature: float = 1.0
     top_p: float = 1.0
@@ -103,7 +105,7 @@ class AnswerSettings:
     @property
     def widest(self) -> int:
         """Upper bound on a level's survivors (`rewards.survivors`)."""
-        return max(self.num_beam_groups - 1, self.keep_best + self.keep_worst)
+        return max(self.num_beam_groups - 1, self.keep_best + self.keep_worst + self.keep_greedy)
 
     @property
     def streams(self) -> int:
@@ -236,14 +238,15 @@ class _SentenceScorer:
     def best_and_worst(self, nodes: Sequence[Node]) -> list[Node]:
         """The last nodes of the best and the worst answer.
 
-        Ties go to the first; none if all answers are the same text. Only answers that the model itself ended count:
-        training appends an end token, and after any other answer that would teach the model to stop where it did not.
+        Ties go to the first, on both sides: the last of equally bad answers is the longest, and pairs would teach the model
+        to stop early. None if all answers are the same text. Only answers that the model itself ended count: training
+        appends an end token, and after any other answer that would teach the model to stop where it did not.
         """
         whole = [node for node in nodes if self.scored[node].fate == "final"]
-        by_reward = sorted(whole, key=lambda node: -self._total_of(node))
-        if not whole or self._said(by_reward[0]) == self._said(by_reward[-1]):
+        if not whole:
             return []
-        return [by_reward[0], by_reward[-1]]
+        best, worst = max(whole, key=self._total_of), min(whole, key=self._total_of)
+        return [] if self._said(best) == self._said(worst) else [best, worst]
 
     def worth(self, node: Node) -> float:
         """The reward of the answer that ends at this node."""
@@ -278,6 +281,9 @@ class _SentenceScorer:
         by_language = self.settings.prune == "language"
         scores = [sum(fmean(n.penalised) for n in node.path) if by_language else self._total_of(node) for node in open_nodes]
         kept = survivors(scores, self.settings.num_beam_groups, self.settings.keep_best, self.settings.keep_worst)
+        if self.settings.keep_greedy:
+            greedy = [place for place, node in enumerate(open_nodes) if not any(one.stream for one in node.path)]
+            kept = list(dict.fromkeys([*kept, *greedy]))
         for place in kept:
             self.scored[open_nodes[place]].fate = "grown"
         return [open_nodes[place] for place in kept]

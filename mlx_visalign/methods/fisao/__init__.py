@@ -160,13 +160,14 @@ def measure(job: Job, settings: Settings, judge: Judge) -> Calibration:
 def mentions(job: Job, settings: Settings, judge: Judge) -> list[Scored]:
     """The objects that the untrained policy names, with their scores and labels.
 
-    Of the images that the judge was checked on; given labels leave out those that have none.
+    In greedy and in sampled answers, for rollouts are sampled, and greedy answers alone hold few hallucinations. Of the
+    images that the judge was checked on; given labels leave out those that have none.
     """
     truth = None
     if settings.labels is not None:
         truth = read_labels(settings.labels, [row.image for row in judge.checked], job.vocabulary)
     rows = [row for row in judge.checked if truth is None or row.image in truth]
-    named = [(row, one) for row in rows for one in row.objects if one.place is not None]
+    named = [(row, one) for row in rows for one in row.objects]
     scores = judge.objects([job.image(row.image) for row, _ in named], [one.object for _, one in named])
     return [
         Scored(

@@ -1,0 +1,98 @@
+"""What each setting of a method's form brings: the form, and the form with one setting changed, on validation scenes.
+
+    python tests/benchmarks/ablation.py csr --output runs/ablation-csr --clip-auc .72
+
+Every row is a `tiny_proof.py` of the method alone, with the same seeds and images; stages that agree are copied from the
+form's. Everything resumes. Leaves ablation.json and prints the table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FORM = "the form"
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "csr": {
+        "judge: CLIP alone, sentences": ("judge.kind=clip", "judge.debias_images=0"),
+        "judge: CLIP alone, objects": ("judge.kind=nouns",),
+        "judge: consistency alone": ("judge.kind=consistency",),
+        "judge without word debiasing": ("judge.debias_images=0",),
+        "reward: ranks, mean": ("reward.kind=rank", "reward.over=mean"),
+        "reward: calibrated, sum": ("reward.kind=calibrated",),
+        "reward: mean": ("reward.over=mean",),
+        "image_weight 1": ("reward.image_weight=1.0",),
+        "prune: language": ("prune=language",),
+        "diversity_penalty 1": ("diversity_penalty=1.0",),
+        "max_length_gap none": ("max_length_gap=null",),
+        "rpo_alpha 0": ("train.rpo_alpha=0.0",),
+        "epochs 1": ("train.epochs=1.0",),
+        "schedule cosine": ("train.schedule=cosine",),
+        "pairs: step": ("pairs=step",),
+        "pairs: step, wider half": ("pairs=step", "margin_quantile=0.5"),
+        "pairs: greedy": ("pairs=greedy", "keep_greedy=true"),
+        "whole sampled answers": ("form=response", "reward.kind=calibrated", "samples=8"),
+    },
+    "fisao": {
+        "judge: CLIP alone": ("judge.kind=clip",),
+        "judge: consistency alone": ("judge.kind=consistency",),
+        "judge without word debiasing": ("judge.debias_images=0",),
+        "reward: affine": ("reward.shape=affine",),
+        "praise 1.1": ("reward.praise=1.1",),
+        "gamma 0.7": ("train.gamma=0.7",),
+        "critic none": ("train.critic=none", "train.lam=1.0"),
+        "kl_coef 0.1": ("train.kl_coef=0.1",),
+        "schedule constant": ("train.schedule=constant",),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=VARIANTS)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="some of the rows")
+    args, further = parser.parse_known_args()  # further ones are for tiny_proof.py
+    rows = {}
+    for name, changed in {FORM: (), **VARIANTS[args.method]}.items():
+        if args.only and name not in (FORM, *args.only):
+            continue
+        rows[name] = measured(args, name, changed, further)
+        print(line(name, rows[name]), flush=True)
+        (args.output / "ablation.json").write_text(json.dumps(rows, indent=1))
+
+
+def measured(args: argparse.Namespace, name: str, changed: tuple[str, ...], further: list[str]) -> dict:
+    """The figures of one row; a proof that fails leaves its last line as the reason."""
+    script, folder = Path(__file__).with_name("tiny_proof.py"), args.output / name.replace(" ", "-").replace(":", "")
+    command = [sys.executable, str(script), "--recipe", args.method, "--preset", "tiny", "--arms", "method"]
+    command += ["--reuse", str(args.output / FORM.replace(" ", "-"))] if name != FORM else []
+    command += [*further, "--set", *(f"settings.{one}" for one in changed)] if changed else further
+    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"changed": changed, "stopped": done.stderr.strip().splitlines()[-1]}
+    report = json.loads((folder / "report.json").read_text())
+    figures = ("chair/chair_i", "chair/recall", "chair/f1", "chair/duplicates", "length/tokens")
+    places = [figure.split("/") for figure in figures]
+
+    def chosen(rows: dict) -> dict:
+        return {name: rows[group][name] for group, name in places}
+
+    seeds = {seed: chosen(row) for seed, row in report["seeds"]["the training"].items()}
+    return {"changed": changed, "seeds": seeds} | {name: chosen(report[name]) for name in ("before", "after", "change")}
+
+
+def line(name: str, row: dict) -> str:
+    """A row of the table in Markdown, in per cent; the change of F1 with its interval."""
+    if "stopped" in row:
+        return f"| {name} | stopped: {row['stopped']} |"
+    after = {figure: row["after"][figure]["value"] for figure in row["after"]}
+    change = [100 * row["change"]["f1"][end] for end in ("value", "low", "high")]
+    shares = " | ".join(f"{100 * after[figure]:.1f}" for figure in ("chair_i", "recall", "f1", "duplicates"))
+    seeds = ", ".join(f"{100 * seed['f1']['value']:+.1f}" for seed in row["seeds"].values())
+    return f"| {name} | {shares} | {change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}] | {seeds} |"
+
+
+if __name__ == "__main__":
+    main()

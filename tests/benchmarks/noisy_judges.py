@@ -1,0 +1,122 @@
+"""Judges as weak as on photos: noise for every image and object, so that errors are not built into a word.
+
+    python tests/benchmarks/tiny_proof.py --recipe csr --preset tiny --clip-auc .72 --consistency-auc .75 ...
+
+The embedded CLIP has seen exact labels, and the tiny model's own samples are better than a real one's. Both get Gaussian
+noise that depends on the image and the object alone: asked again, a judge repeats itself. `noise_for` finds how much it takes
+until the AUC over the base's greedy mentions is as low as asked for; labels of validation scenes are used for this, and for
+nothing else.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlx_visalign.data.object_vocabulary import Vocabulary
+from mlx_visalign.data.records import Prompt
+from mlx_visalign.inference.policy import Policy
+from mlx_visalign.methods import judge
+from mlx_visalign.methods.csr import Settings as CSRSettings
+from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.judge import JudgeSettings, make_judge
+from mlx_visalign.runs.run import Run
+from mlx_visalign.scorers import Score
+from mlx_visalign.scorers.clip import clip_scorer
+from mlx_visalign.scorers.consistency import Consistency
+from mlx_visalign.tiny_world.source import TinyWorld, world_mix, world_photos
+from mlx_visalign.utils.arguments import DESCRIBE
+
+HALVINGS = 20
+SCENES = 300  # validation scenes
+
+
+class Noisy:
+    """A scorer with `noise` times a draw from N(0, 1) on each score.
+
+    The draw belongs to the image's name and the objects that the text names: a sentence and a phrase about the same object
+    have the same error.
+    """
+
+    def __init__(self, score: Score, noise: float, vocabulary: Vocabulary, seed: int = 0):
+        self.score, self.noise, self.vocabulary, self.seed = score, noise, vocabulary, seed
+
+    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
+        scores = self.score(images, texts)
+        return [score + self.noise * self.error(i.name, t) for score, i, t in zip(scores, images, texts, strict=True)]
+
+    def error(self, image: str, text: str) -> float:
+        """The mean error of the objects that a text names."""
+        names = sorted({mention.canonical for mention in self.vocabulary.mentions(text)}) or [text]
+        return float(np.mean([_normal(self.seed, image, name) for name in names]))
+
+
+def _normal(*names: object) -> float:
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
+    return float(np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal())
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """P(a true mention outscores a false one); ties count half."""
+    true, false = scores[truth], np.sort(scores[~truth])
+    below, up_to = (np.searchsorted(false, true, side=side) for side in ("left", "right"))
+    return float((below + up_to).mean() / 2 / len(false))
+
+
+def noise_for(scores: np.ndarray, errors: np.ndarray, truth: np.ndarray, wanted: float) -> float:
+    """The noise with which these scores' AUC is as low as `wanted`; 0 if it is lower already."""
+    low, high = 0.0, 20 * float(scores.std())
+    if auc(scores, truth) <= wanted:
+        return 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if auc(scores + middle * errors, truth) > wanted else (low, middle)
+    return high
+
+
+class WeakJudges:
+    """Noise on CLIP and on consistency, as much as gives the wanted AUCs; None leaves a judge as it is."""
+
+    def __init__(self, policy: Policy, folder: Path, clip_auc: float | None, consistency_auc: float | None):
+        self.clip_auc, self.consistency_auc = clip_auc, consistency_auc
+        self.vocabulary = world_mix(0).vocabulary
+        self.clip = clip_scorer(None, "pad", policy)
+        self.name = f"CLIP {clip_auc}, consistency {consistency_auc}"
+        self.noise = self._found(policy, folder)
+
+    def score(self) -> Score | None:
+        """The scorer that takes CLIP's place; None: CLIP."""
+        return None if self.clip_auc is None else Noisy(self.clip, self.noise["clip"], self.vocabulary)
+
+    def apply(self) -> None:
+        """Make every judge use a noisy consistency."""
+        if self.consistency_auc is None:
+            return
+        noise = self.noise["consistency"]
+
+        class NoisyConsistency(Consistency):
+            def __call__(self, images: Sequence[Path], objects: Sequence[str]) -> list[float]:
+                return Noisy(super().__call__, noise, self._vocabulary, seed=1)(images, objects)
+
+        judge.Consistency = NoisyConsistency  # type: ignore[misc]
+
+    def _found(self, policy: Policy, folder: Path) -> dict[str, float]:
+        """The noise of both, found on validation scenes."""
+        photos = world_photos(folder, "validation", SCENES, start=0)
+        prompts = [Prompt(photo.id, photo.image, DESCRIBE, "describe") for photo in photos]
+        settings = CSRSettings(max_tokens=96, batch=32, judge=JudgeSettings(check_images=SCENES))
+        with Run(folder) as run:
+            rows = make_judge(Job(run, policy, prompts, 0, vocabulary=self.vocabulary), settings).checked
+        truth = TinyWorld().labels([row.image for row in rows])
+        named = [(row.image, one) for row in rows for one in row.objects if one.place is not None]
+        right = np.array([one.object in truth[image] for image, one in named])
+        found = {}
+        for seed, (part, wanted) in enumerate((("clip", self.clip_auc), ("consistency", self.consistency_auc))):
+            own = np.array([one.own[part] for _, one in named])
+            noisy = Noisy(lambda images, texts: [0.0] * len(texts), 1.0, self.vocabulary, seed)
+            errors = np.array(noisy([Path(image) for image, _ in named], [one.object for _, one in named]))
+            found[part] = 0.0 if wanted is None else noise_for(own, errors, right, wanted)
+            aucs = auc(own, right), auc(own + found[part] * errors, right)
+            print(f"{part}: AUC {aucs[0]:.3f}, with noise of {found[part]:.3g}: {aucs[1]:.3f}")
+        return found

@@ -1,7 +1,7 @@
-"""Check whether a judge can be trusted, before training on it.
+"""Check whether a judge can be trusted.
 
 A judge scores the objects that a model names: CLIP, or a scorer of one's own, with the model's own repeated answers. CSR and
-FiSAO train on what it prefers. It is checked without labels, and measured where there are some.
+FiSAO train on what it prefers. It is checked before any training, without labels, and measured where there are some.
 """
 
 import argparse

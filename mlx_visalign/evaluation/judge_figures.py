@@ -1,4 +1,4 @@
-"""How well each part of a judge scores what the model names.
+"""How well each part of a judge scores mentions.
 
 Without labels they are the figures of `scorers/trust`. With labels of the images there are two more: the AUC, and the share of
 pairs, of a true and a false mention of the same image, in which the true one has the higher score. Ties count half.
@@ -32,7 +32,7 @@ OWN, OTHER, BLANK, PLACE, TRUE = range(5)
 
 @dataclass(frozen=True)
 class PartFigures(Record):
-    """The figures of one part, first mentions in greedy answers only.
+    """One part's figures over first mentions in greedy answers.
 
     sees           share of mentions scored higher about their own image than about another
     sees_blank     the same against a blank image
@@ -65,7 +65,7 @@ class LabelCounts(Record):
 
 @dataclass(frozen=True)
 class Dot:
-    """A mention: its place in the answer and the judge's score.
+    """A mention's place in the answer, and its score.
 
     place    from 0 to 1
     score    standardised
@@ -92,7 +92,7 @@ class JudgeFigures(Record):
 
 
 def judge_figures(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations) -> JudgeFigures:
-    """All figures of a judge from the rows of its check.
+    """A judge's figures, from the rows of its check.
 
     `truth` has the objects in those images, by their path in the rows, that have labels.
     """
@@ -112,7 +112,7 @@ def judge_figures(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations)
 
 
 def dots(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations) -> list[Dot]:
-    """The mentions that the verdict is about, by place and score."""
+    """The mentions that the verdict is about."""
     members = (trust.judge,) if trust.judge in _parts(rows) else ()
     table = np.concatenate([np.zeros((0, 5)), *_tables(rows, members, truth)])
     return [

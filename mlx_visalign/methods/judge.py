@@ -180,7 +180,7 @@ class _Parts:
 
     @property
     def compared(self) -> tuple[str, str]:
-        """The part to trust, and the one it is compared with."""
+        """The part to trust, and the one compared with it."""
         first = PARTS[self.asked.kind][0]
         others = ("consistency", "clip", "self_check")
         return first, next(name for name in others if name != first and name in self.scores)
@@ -193,7 +193,10 @@ class _Parts:
 
     @cached_property
     def score(self) -> Score | None:
-        """The user's scorer or CLIP; None where the judge reads no CLIP and none is named."""
+        """The user's scorer or CLIP.
+
+        None where the judge reads no CLIP and none is named.
+        """
         if self.job.score is None and self.settings.clip is None and not self.asked.reads_clip:
             return None
         return self.job.score or clip_scorer(self.settings.clip, self.settings.clip_aspect, self.job.policy)
@@ -215,7 +218,10 @@ class _Parts:
 
     @cached_property
     def samples(self) -> list[Sampled]:
-        """The stage `samples`: of all images if the judge needs them, else of those that it is checked on."""
+        """The stage `samples`: sampled answers.
+
+        About all images if the judge needs them, else about those that it is checked on.
+        """
         every = "consistency" in PARTS[self.asked.kind]
         return self.job.run.records(
             Sampled,
@@ -251,19 +257,22 @@ class _Parts:
         return rows
 
     def draw(self, image: Path) -> Shares:
-        """The shares of an image that is not among the run's."""
+        """The shares of an image from outside the run."""
         [row] = self.sample([Prompt(image_digest(image), str(image.absolute()), self.prompts[0].prompt, "describe")])
         return shares_of(row.answers, self.job.vocabulary)
 
     def checked(self) -> tuple[list[JudgedImage], Trust]:
-        """The rows of the stage `judge`, and what they show, which is kept in judge.json."""
+        """The rows of the stage `judge`, and what they show.
+
+        Kept in judge.json too.
+        """
         rows = self.check()
         found = trust(rows, *self.compared, own_scorer=self.job.score is not None)
         write_atomically(self.job.run.judge, json.dumps(found.to_row(), indent=1))
         return rows, found
 
     def check(self) -> list[JudgedImage]:
-        """The stage `judge`: the parts' scores of what the untrained model names."""
+        """The stage `judge`: scores of what the untrained model names."""
         prompts = self.prompts[: self.asked.check_images]
         others = {one.image: other.image for one, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)}
         scores = self.scores  # now, because the samples are a stage of their own
@@ -280,7 +289,10 @@ class _Parts:
         return rows
 
     def judged(self, prompts: Sequence[Prompt], others: dict[str, str], scores: dict[str, Score]) -> list[JudgedImage]:
-        """Greedy answers, with every part's scores of the objects in them and in the sampled ones."""
+        """Greedy answers with every part's scores.
+
+        Of the objects that they, or the sampled answers, name.
+        """
         with self.job.policy.adapter_off():
             answers = self.job.policy.generate(self.job.prefill(prompts), Sampling(self.settings.max_tokens))
         rows = []
@@ -300,7 +312,7 @@ class _Parts:
 
     @cached_property
     def blank(self) -> Path:
-        """An image of the mean colour, which the vision tower sees as 0."""
+        """An image of the mean colour: 0 for the tower."""
         path, preprocessing = self.job.run.blank, self.job.policy.preprocessing
         with replacing(path, durable=False) as file:
             Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""The check of a judge on its own, without a training."""
+"""The check of a judge, without a training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from mlx_visalign.utils.errors import UserError, refuse
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What the check of a judge depends on, as in a method's settings."""
+    """The part of a method's settings that a judge reads."""
 
     clip: str | None = None
     clip_aspect: Aspect = "pad"
@@ -34,9 +34,9 @@ class CheckSettings:
 
 
 def check_recipe(recipe: Recipe, settings: CheckSettings, run: Run, annotations: Path | None = None) -> JudgeReport:
-    """Check a judge on a recipe's images, in a run's folder.
+    """Check a judge on a recipe's images.
 
-    Finished stages are not repeated. `annotations` is a list of the objects in some of the images (see `object_labels`).
+    In a run's folder, where finished stages are not repeated. `annotations` is a list of the objects in some of the images (see `object_labels`).
     """
     try:
         require_files(recipe, settings)
@@ -77,7 +77,7 @@ def _labels(source: ImageSource, annotations: Path | None, images: Sequence[str]
 
 
 def check_beside(job: Job, images: int) -> None:
-    """Check the built-in CLIP as a judge on a run's first images.
+    """Check the built-in CLIP on a run's first images.
 
     The run's method may need no judge; its report shows the result.
     """

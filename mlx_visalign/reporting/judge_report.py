@@ -1,4 +1,4 @@
-"""What is known about a judge, for the terminal and a run's page."""
+"""A judge's figures for the terminal and the page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ LABEL_NOTES = (
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """A judge's figures, and the mentions that its verdict is about."""
+    """A judge's figures, and the mentions behind its verdict."""
 
     figures: JudgeFigures
     dots: Sequence[Dot]
@@ -54,7 +54,7 @@ class JudgeReport:
 
 
 def read_judge(run: RunFolder, labels: Callable[[Sequence[str]], Annotations]) -> JudgeReport | None:
-    """What a run has found out about its judge; None before it has.
+    """A run's judge; None before it was checked.
 
     `labels` gives the objects in those of some images that have labels. Raises `UserError` for a damaged file.
     """
@@ -75,7 +75,7 @@ def show_judge(figures: JudgeFigures) -> Table:
 
 
 def judge_section(found: JudgeReport, title: str, *lead: str) -> Html:
-    """The part of a run's page about its judge: verdict, table and mentions."""
+    """A page's section on the judge: verdict, table, mentions."""
     trust = found.figures.trust
     rows = (
         tag("tr", tag("th", label, scope="row"), *(tag("td", cell) for cell in cells)) for label, cells in _rows(found.figures)

@@ -142,7 +142,7 @@ class ReportPage:
             yield section("Training", paragraphs(signs, "warning"), curves(rows))
 
     def judge(self) -> JudgeReport | None:
-        """What the run has found out about its judge; None before it has."""
+        """The judge's figures; None before it was checked."""
         if self._judge is None:
             self._judge = read_judge(self.run, self.source.labels)
         return self._judge

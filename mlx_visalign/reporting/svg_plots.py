@@ -50,7 +50,7 @@ def curves(rows: Sequence[Row]) -> Html:
 
 
 def scatter(title: str, below: str, groups: Mapping[str, tuple[str, Sequence[tuple[float, float]]]]) -> Html:
-    """Points with x from 0 to 1, as a chart of its own.
+    """A chart of points with x from 0 to 1.
 
     `below`: the meaning of x. `groups` has, by what they are called, a colour of the page (blue, red) and at least one point;
     of many points only some are drawn, evenly chosen.

@@ -1,4 +1,4 @@
-"""The model's own yes or no about an object, as a scorer."""
+"""The model's own yes or no, as a scorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class SelfCheck:
 
 
 def yes_over_no(policy: Policy, image: Path, questions: Sequence[str]) -> list[float]:
-    """log p(yes) - log p(no) for each yes/no question, in nats."""
+    """log p(yes) - log p(no) for each question, in nats."""
     if not questions:
         return []
     asked = [split_prompt(policy, one) for one in questions]

@@ -148,10 +148,12 @@ class Trust(Record):
     def _figures(self) -> str:
         if not self.mentions:
             return ""
+        looked_at = f"{counted(self.mentions, 'mention')} in {counted(self.images, 'image')}"
+        sees, least, blank = (f"{100 * share:.0f} %" for share in (self.sees, self.sees_low, self.sees_blank))
         return with_minus(
-            f" (of {counted(self.mentions, 'mention')} in {counted(self.images, 'image')}, {100 * self.sees:.0f} % score higher "
-            f"about their own image than about another, at least {100 * self.sees_low:.0f} %, and "
-            f"{100 * self.sees_blank:.0f} % than about a blank one; agreement {self.agreement:.2f}, at least {self.agreement_low:.2f}; position {self.position:.2f})"
+            f" (of {looked_at}, {sees} score higher about their own image than about another, at least {least}, and {blank} "
+            f"than about a blank one; agreement {self.agreement:.2f}, at least {self.agreement_low:.2f}; position "
+            f"{self.position:.2f})"
         )
 
 
@@ -218,14 +220,17 @@ def _table(row: JudgedImage, judge: str, other: str) -> Float[np.ndarray, "n 5"]
 
 
 def wins(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"]) -> float:
-    """The share of `own` above its counterpart; ties count half, and 0.5 where there are none."""
+    """The share of `own` above its counterpart.
+
+    Ties count half; 0.5 where there are none.
+    """
     return float(np.mean((own > others) + (own == others) / 2)) if len(own) else 0.5
 
 
 def with_interval(
     tables: Sequence[Float[np.ndarray, "_ c"]], figure: Callable[[Float[np.ndarray, "n c"]], float]
 ) -> tuple[float, float, float]:
-    """A figure over the images' tables, and the ends of its interval.
+    """A figure over all tables, and its interval's ends.
 
     One table per image, of a row per mention. The interval is the value alone where there is none.
     """
@@ -248,7 +253,7 @@ def separation(correct: Float[np.ndarray, " c"], hallucinated: Float[np.ndarray,
 
 
 def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1, the lowest first; ties share their mean rank."""
+    """Ranks from 1, lowest first; ties share their mean."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 

@@ -153,7 +153,10 @@ def judge_of(job: Job) -> Judge:
 
 
 def with_spread(settings: Settings, judge: Judge) -> Settings:
-    """The settings, with threshold and width of a calibrated reward taken from the run's own scores."""
+    """The settings, with what a calibrated reward leaves open.
+
+    Its threshold and width are then taken from the run's own scores.
+    """
     reward = settings.reward
     if reward.kind != "calibrated" or None not in (reward.threshold, reward.width):
         return settings

@@ -36,7 +36,8 @@ class CheckSettings:
 def check_recipe(recipe: Recipe, settings: CheckSettings, run: Run, annotations: Path | None = None) -> JudgeReport:
     """Check a judge on a recipe's images.
 
-    In a run's folder, where finished stages are not repeated. `annotations` is a list of the objects in some of the images (see `object_labels`).
+    In a run's folder, where finished stages are not repeated. `annotations` is a list of the objects in some of the images
+    (see `object_labels`).
     """
     try:
         require_files(recipe, settings)

@@ -85,8 +85,7 @@ def judge_section(found: JudgeReport, title: str, *lead: str) -> Html:
         title,
         paragraphs(lead),
         verdict,
-        table(["", *_heads(found.figures)], rows) if found.figures.parts else "",
-        paragraphs(found.notes, "soft"),
+        *([table(["", *_heads(found.figures)], rows), paragraphs(found.notes, "soft")] if found.figures.parts else []),
         *([_plot(found)] if found.dots else []),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from stopping import StopError, stop_at
+from stopping import StopError
 
 from mlx_visalign import methods
 from mlx_visalign.data.questions import make_prompts
@@ -109,16 +109,10 @@ def test_another_images_scores_are_those_of_the_next_image(made):
     parts = module._Parts(one, SETTINGS)
     scores = parts.scores["clip"]([one.image(following.image)] * len(named), [o.object for o in named])
     assert [o.swapped["clip"] for o in named] == pytest.approx(scores)
-    assert (
-        [o.swapped["consistency"] for o in judge.checked[-1].objects if o.place is not None]
-        == pytest.approx(
-            parts.scores["consistency"]([one.image(first.image)] * 9, [o.object for o in judge.checked[-1].objects])[
-                : sum(o.place is not None for o in judge.checked[-1].objects)
-            ]
-        )
-        if len(judge.checked[-1].objects) == 9
-        else True
-    )
+    last = judge.checked[-1]
+    named = [o for o in last.objects if o.place is not None]
+    shares = parts.consistency.shares(one.image(first.image))
+    assert [o.swapped["consistency"] for o in named] == [shares.get(o.object, 0.0) for o in named]
 
 
 def test_the_combined_judge_is_the_mean_of_both_scales(made):
@@ -145,14 +139,31 @@ def test_sentences_are_scored_by_their_objects(made):
     assert width > 0 and judge.sentences(*judge.typical).count(median) in range(len(judge.typical[0]) + 1)
 
 
+STAGES = {"sample": "samples", "judged": "judge"}
+
+
+def stop_second(patched, name):
+    """Let the second batch of a stage stop the check."""
+    work, calls = getattr(module._Parts, name), []
+
+    def counted(*arguments):
+        calls.append(name)
+        if len(calls) == 2:
+            raise StopError
+        return work(*arguments)
+
+    patched.setattr(module._Parts, name, counted)
+
+
 def test_a_stopped_check_goes_on_and_ends_as_without_the_stop(made, policy, tmp_path, monkeypatch):
     _, _, whole = made
-    for stage, calls in (("sample", 1), ("judged", 1)):
-        with monkeypatch.context() as patched, pytest.raises(StopError):
-            stop_at(patched, module._Parts, stage, calls)
+    for stage in ("sample", "judged"):
+        with monkeypatch.context() as patched:
+            stop_second(patched, stage)
             one = job(tmp_path, policy)
-            with one.run:
+            with one.run, pytest.raises(StopError):
                 make_judge(one, SETTINGS)
+        assert [file.name for file in tmp_path.glob("*.partial.jsonl")] == [f"{STAGES[stage]}.partial.jsonl"]
     one = job(tmp_path, policy)
     with one.run:
         make_judge(one, SETTINGS)

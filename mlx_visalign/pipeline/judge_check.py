@@ -72,7 +72,7 @@ def _labels(source: ImageSource, annotations: Path | None, images: Sequence[str]
     if not truth:
         raise UserError(
             f"--annotations: {annotations} has labels of none of the {len(images):,} images. Its names must be those of the "
-            'files: {"cat.jpg": ["cat", "sofa"]}.'
+            'files: {"cat.jpg": ["cat", "sofa"], "street/1.jpg": ["car"]}.'
         )
     return lambda asked: truth
 

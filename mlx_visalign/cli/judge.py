@@ -72,6 +72,6 @@ def run(options: argparse.Namespace) -> Result:
     files = {"folder": str(output.folder), "figures": str(output.judge), "scores": str(output.rows("judge"))}
     kept = f"Saved in {output.folder}: samples.jsonl, judge.jsonl (the scores) and judge.json."
     said = f"{trust.in_short} {trust.advice}"
-    table = [show_judge(found.figures), "", *found.notes, ""] if found.figures.parts else []
-    shown = Group(said, "", *table, plain(kept))
+    table = Group(show_judge(found.figures), "", *found.notes, "") if found.figures.parts else ""
+    shown = Group(said, "", table, plain(kept))
     return Result(found.to_row() | files, shown)

@@ -210,10 +210,11 @@ class _Parts:
     @cached_property
     def scores(self) -> dict[str, Score]:
         """The scores of objects, by the part's name."""
+        clip = self.score  # first, so that a fault in it is found before the sampling
         scores: dict[str, Score] = {"consistency": self.consistency, "self_check": SelfCheck(self.job.policy)}
-        if self.score is not None:
+        if clip is not None:
             unrelated = tuple(self.job.image(prompt.image) for prompt in self.prompts[: self.asked.debias_images])
-            scores["clip"] = PhraseScorer(self.score, self.asked.phrase, unrelated)
+            scores["clip"] = PhraseScorer(clip, self.asked.phrase, unrelated)
         return scores
 
     @cached_property

@@ -287,3 +287,10 @@ def test_a_dry_run_counts_the_judges_stages(method):
 def test_settings_out_of_range(settings, why):
     with pytest.raises(UserError, match=why):
         JudgeSettings(**settings)
+
+
+def test_a_broken_clip_is_found_before_the_sampling(policy, tmp_path):
+    one = job(tmp_path, policy)
+    with one.run, pytest.raises(UserError, match="no-clip"):
+        make_judge(one, replace(SETTINGS, clip=str(tmp_path / "no-clip")))
+    assert not list(tmp_path.glob("*.jsonl"))

@@ -25,6 +25,7 @@ from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.scorers.consistency import Consistency
+from mlx_visalign.scorers.self_check import SelfCheck
 from mlx_visalign.tiny_world.source import TinyWorld, world_mix, world_photos
 from mlx_visalign.utils.arguments import DESCRIBE
 
@@ -35,12 +36,12 @@ SCENES = 300  # validation scenes
 class Noisy:
     """A scorer with `noise` times a draw from N(0, 1) on each score.
 
-    The draw belongs to the image's name and the objects that the text names: a sentence and a phrase about the same object
-    have the same error.
+    The draw belongs to the judge's part, the image's name and the objects that the text names: a sentence and a phrase about
+    the same object have the same error.
     """
 
-    def __init__(self, score: Score, noise: float, vocabulary: Vocabulary, seed: int = 0):
-        self.score, self.noise, self.vocabulary, self.seed = score, noise, vocabulary, seed
+    def __init__(self, score: Score, noise: float, vocabulary: Vocabulary, part: str):
+        self.score, self.noise, self.vocabulary, self.part = score, noise, vocabulary, part
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         scores = self.score(images, texts)
@@ -49,7 +50,7 @@ class Noisy:
     def error(self, image: str, text: str) -> float:
         """The mean error of the objects that a text names."""
         names = sorted({mention.canonical for mention in self.vocabulary.mentions(text)}) or [text]
-        return float(np.mean([_normal(self.seed, image, name) for name in names]))
+        return float(np.mean([_normal(self.part, image, name) for name in names]))
 
 
 def _normal(*names: object) -> float:
@@ -76,47 +77,53 @@ def noise_for(scores: np.ndarray, errors: np.ndarray, truth: np.ndarray, wanted:
 
 
 class WeakJudges:
-    """Noise on CLIP and on consistency, as much as gives the wanted AUCs; None leaves a judge as it is."""
+    """Noise on the judge's parts, as much as gives the wanted AUCs; parts without one are left as they are."""
 
-    def __init__(self, policy: Policy, folder: Path, clip_auc: float | None, consistency_auc: float | None):
-        self.clip_auc, self.consistency_auc = clip_auc, consistency_auc
-        self.vocabulary = world_mix(0).vocabulary
-        self.clip = clip_scorer(None, "pad", policy)
-        self.name = f"CLIP {clip_auc}, consistency {consistency_auc}"
-        self.noise = self._found(policy, folder)
+    def __init__(self, policy: Policy, clip: str | None, folder: Path, aucs: dict[str, float]):
+        self.aucs, self.vocabulary = aucs, world_mix(0).vocabulary
+        self.clip = clip_scorer(clip, "pad", policy)
+        self.name = ", ".join(f"{part} {wanted}" for part, wanted in aucs.items())
+        self.noise = self._found(policy, clip, folder)
 
     def score(self) -> Score | None:
         """The scorer that takes CLIP's place; None: CLIP."""
-        return None if self.clip_auc is None else Noisy(self.clip, self.noise["clip"], self.vocabulary)
+        return Noisy(self.clip, self.noise["clip"], self.vocabulary, "clip") if "clip" in self.noise else None
 
     def apply(self) -> None:
-        """Make every judge use a noisy consistency."""
-        if self.consistency_auc is None:
-            return
-        noise = self.noise["consistency"]
+        """Give every judge the noisy parts that are not CLIP."""
+        noise, vocabulary = self.noise, self.vocabulary
 
         class NoisyConsistency(Consistency):
             def __call__(self, images: Sequence[Path], objects: Sequence[str]) -> list[float]:
-                return Noisy(super().__call__, noise, self._vocabulary, seed=1)(images, objects)
+                return Noisy(super().__call__, noise["consistency"], vocabulary, "consistency")(images, objects)
 
-        judge.Consistency = NoisyConsistency  # type: ignore[misc]
+        class NoisySelfCheck(SelfCheck):
+            def __call__(self, images: Sequence[Path], objects: Sequence[str]) -> list[float]:
+                return Noisy(super().__call__, noise["self_check"], vocabulary, "self_check")(images, objects)
 
-    def _found(self, policy: Policy, folder: Path) -> dict[str, float]:
-        """The noise of both, found on validation scenes."""
+        if "consistency" in noise:
+            judge.Consistency = NoisyConsistency  # type: ignore[misc]
+        if "self_check" in noise:
+            judge.SelfCheck = NoisySelfCheck  # type: ignore[misc]
+
+    def _found(self, policy: Policy, clip: str | None, folder: Path) -> dict[str, float]:
+        """The noise of each part, found on validation scenes."""
         photos = world_photos(folder, "validation", SCENES, start=0)
         prompts = [Prompt(photo.id, photo.image, DESCRIBE, "describe") for photo in photos]
-        settings = CSRSettings(max_tokens=96, batch=32, judge=JudgeSettings(check_images=SCENES))
+        settings = CSRSettings(clip=clip, max_tokens=96, batch=32, judge=JudgeSettings(check_images=SCENES))
         with Run(folder) as run:
             rows = make_judge(Job(run, policy, prompts, 0, vocabulary=self.vocabulary), settings).checked
         truth = TinyWorld().labels([row.image for row in rows])
         named = [(row.image, one) for row in rows for one in row.objects if one.place is not None]
         right = np.array([one.object in truth[image] for image, one in named])
         found = {}
-        for seed, (part, wanted) in enumerate((("clip", self.clip_auc), ("consistency", self.consistency_auc))):
+        for part in named[0][1].own:
             own = np.array([one.own[part] for _, one in named])
-            noisy = Noisy(lambda images, texts: [0.0] * len(texts), 1.0, self.vocabulary, seed)
+            noisy = Noisy(lambda images, texts: [0.0] * len(texts), 1.0, self.vocabulary, part)
             errors = np.array(noisy([Path(image) for image, _ in named], [one.object for _, one in named]))
-            found[part] = 0.0 if wanted is None else noise_for(own, errors, right, wanted)
-            aucs = auc(own, right), auc(own + found[part] * errors, right)
-            print(f"{part}: AUC {aucs[0]:.3f}, with noise of {found[part]:.3g}: {aucs[1]:.3f}")
+            print(f"{part}: AUC {auc(own, right):.3f}", end="")
+            if part in self.aucs:
+                found[part] = noise_for(own, errors, right, self.aucs[part])
+                print(f", with noise of {found[part]:.3g}: {auc(own + found[part] * errors, right):.3f}", end="")
+            print(flush=True)
         return found

@@ -36,6 +36,7 @@ from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.benchmark import world_benchmark
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 
+PARTS = ("clip", "consistency", "self_check")
 COLUMNS = {
     "CHAIR_i": ("chair", "chair_i"),
     "CHAIR_s": ("chair", "chair_s"),
@@ -66,8 +67,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, "sham", *AUGMENTATIONS])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clip-auc", type=float, help="make CLIP this much worse (noisy_judges.py)")
-    parser.add_argument("--consistency-auc", type=float, help="the same for the consistency of sampled answers")
+    for part in PARTS:
+        parser.add_argument(f"--{part}-auc", type=float, help=f"make the judge's part {part} this bad (noisy_judges.py)")
     parser.add_argument("--reuse", type=Path, help="the output of another proof, whose stages are copied where they agree")
     parser.add_argument("--set", nargs="*", default=[], help="recipe settings, as settings.view=moco")
     args = parser.parse_args()
@@ -75,8 +76,9 @@ def main() -> None:
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
     plan = make_plan(find_recipe(args.recipe), methods.find, args.preset, {"images": "tiny-world", **overrides})
     args.weak = None
-    if args.clip_auc is not None or args.consistency_auc is not None:
-        args.weak = WeakJudges(fresh(args), args.output / "noise", args.clip_auc, args.consistency_auc)
+    aucs = {part: wanted for part in PARTS if (wanted := getattr(args, f"{part}_auc")) is not None}
+    if aucs:
+        args.weak = WeakJudges(fresh(args), plan.settings.clip, args.output / "noise", aucs)
         args.weak.apply()
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)

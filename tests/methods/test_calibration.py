@@ -1,9 +1,10 @@
 """Calibration: rewards as the spec has them, what separates scores, and the reasons to stop."""
 
-import numpy as np
+import math
+
 import pytest
 
-from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate, separation
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate
 from mlx_visalign.utils.errors import UserError
 
 FOUND = Calibration("given", 0.235, 0.195, 0.02, 0.02, 60, 60, 0.9)
@@ -34,16 +35,9 @@ def test_without_a_margin_the_means_are_the_thresholds():
     assert FOUND.reward(0.237, "band", 0.0) == pytest.approx(0.05) == -FOUND.reward(0.193, "band", 0.0)
 
 
-def test_separation_counts_pairs():
-    rng = np.random.default_rng(0)
-    correct, hallucinated = rng.integers(0, 9, 30) + 1.0, rng.integers(0, 9, 20) + 0.0
-    pairs = [(c > h) + 0.5 * (c == h) for c in correct for h in hallucinated]
-    assert separation(correct, hallucinated) == pytest.approx(np.mean(pairs))
-
-
 def rows(correct, hallucinated, unknown=()):
     sides = ((True, correct), (False, hallucinated), (None, unknown))
-    return [Scored("a", "a.png", "cat", "cat", score, side) for side, scores in sides for score in scores]
+    return [Scored("a", "a.png", "cat", score, side) for side, scores in sides for score in scores]
 
 
 def test_what_is_not_known_does_not_count():
@@ -55,7 +49,8 @@ def test_what_is_not_known_does_not_count():
 
 def test_pseudo_labels_are_called_so():
     assert "PSEUDO" in calibrate(rows([3, 4, 5], [1, 2]), "pseudo", least=2).in_words
-    assert [believed(yes) for yes in (0.9, 0.7, 0.5, 0.3, 0.1)] == [True, None, None, None, False]
+    odds = [math.log(yes / (1 - yes)) for yes in (0.9, 0.69, 0.5, 0.31, 0.1)]
+    assert [believed(one) for one in odds] == [True, None, None, None, False]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from mlx_visalign import methods
 from mlx_visalign.cli.main import main
 from mlx_visalign.data.records import read_jsonl
 from mlx_visalign.methods.csr.rewards import Tree
-from mlx_visalign.methods.fisao.calibration import Scored
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.scorers import checked, find_scorer
+from mlx_visalign.scorers.trust import JudgedImage
 from mlx_visalign.utils.errors import UserError
 
 
@@ -39,10 +39,12 @@ def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
 
 
 TRAIN = {"batch_size": 2, "iters": 1, "lora": {"rank": 2}}
+JUDGE = {"kind": "clip", "phrase": "{}", "debias_images": 0, "check_images": 6, "samples": 2, "gate": "warn"}
 SMALL = {
-    "csr": {"num_beam_groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "train": TRAIN},
+    "csr": {"num_beam_groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "judge": JUDGE, "train": TRAIN},
     "fisao": {
         "max_tokens": 32,
+        "judge": JUDGE,
         "labels": "tiny-world",
         "min_mentions": 1,
         "reward": {"shape": "affine"},
@@ -62,8 +64,9 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
         "import re\n"
         "from mlx_visalign.tiny_world.scenes import scene\n"
         "def fits(images, texts):\n"
-        "    scenes = [scene(int(re.findall('[0-9]+', image.name)[0])) for image in images]\n"
-        "    return [float(any(str(t) in text for t in s.types)) for s, text in zip(scenes, texts)]\n"
+        "    numbers = [re.findall('[0-9]+', image.name) for image in images]  # the blank image has none\n"
+        "    types = [scene(int(number[0])).types if number else () for number in numbers]\n"
+        "    return [float(any(str(t) in text for t in some)) for some, text in zip(types, texts)]\n"
     )
     recipe = {
         "method": method,
@@ -81,7 +84,7 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
     if method == "csr":
         scores = [s.image for tree in read_jsonl(tmp_path / "out/trees.jsonl", Tree) for s in tree.sentences if s.text]
     else:
-        scores = [row.score for row in read_jsonl(tmp_path / "out/calibration.jsonl", Scored)]
+        scores = [one.own["clip"] for row in read_jsonl(tmp_path / "out/judge.jsonl", JudgedImage) for one in row.objects]
     assert {0.0, 1.0} <= set(scores) <= {0.0, 1.0, None}
 
 
@@ -101,5 +104,6 @@ def test_a_method_that_scores_nothing_refuses_a_scorer():
 @pytest.mark.parametrize("preset", ["laptop", "paper", "tiny"])
 def test_csrs_presets_are_settings(preset):
     settings = make_plan(find_recipe("csr"), methods.find, preset, {"model": "tiny", "images": ".", "max_images": 1}).settings
-    assert settings.reward.kind == ("calibrated" if preset == "tiny" else "rank")
+    assert settings.reward.kind == ("rank" if preset == "paper" else "centred")
+    assert (settings.judge.kind, settings.judge.gate) == (("clip", "warn") if preset == "paper" else ("combined", "stop"))
     assert (settings.prune, settings.rounds) == (("language", 3) if preset == "paper" else ("reward", 1))

@@ -31,6 +31,13 @@ def test_a_scorer_is_not_asked_about_nothing():
     assert checked(lambda images, texts: 1 / 0, "mine:f")([], []) == []
 
 
+def test_what_a_scorer_raises_has_its_place():
+    with pytest.raises(
+        UserError, match=r"'mine:f' failed in .*test_scorers\.py, line \d+ \(ZeroDivisionError: division by zero"
+    ):
+        checked(lambda images, texts: [1 / 0], "mine:f")([Path("a.png")], ["a"])
+
+
 def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
     (tmp_path / "my_broken_scorer.py").write_text("def f(:")
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from mlx_visalign.runs.run_folder import RunFolder
 from mlx_visalign.scorers.trust import JudgedImage, Trust
 from mlx_visalign.utils.files import read_json
 from mlx_visalign.utils.formatting import counted, with_minus
+from mlx_visalign.utils.provenance import as_json
 
 COLUMNS = {"clip": "CLIP", "consistency": "consistency", "self_check": "yes or no", "combined": "combined"}
 NOTES = (
@@ -41,7 +42,7 @@ class JudgeReport:
     def to_row(self) -> dict[str, Any]:
         """The figures as JSON values, with the verdict in words."""
         trust = self.figures.trust
-        return {"in_words": trust.in_words, "advice": trust.advice, **self.figures.to_row()}
+        return as_json({"in_words": trust.in_words, "advice": trust.advice, **self.figures.to_row()})
 
     @property
     def notes(self) -> list[str]:

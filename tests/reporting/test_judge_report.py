@@ -136,7 +136,8 @@ def test_a_page_is_written_though_the_judges_file_is_damaged(page):
 
 
 def test_a_report_says_it_in_one_sentence():
-    row = json.loads(json.dumps(found().to_row(), allow_nan=False))
+    row = found().to_row()
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
     said = [one for one in sentences(report() | {"judge": row}) if "judge" in one]
     assert said == [f"The judge that CSR and FiSAO train on: {row['in_words']} {row['advice']}"]
     assert row["trust"]["verdict"] == "trust" and {part["part"] for part in row["parts"]} == {"clip", "consistency", "combined"}

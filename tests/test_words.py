@@ -12,14 +12,12 @@ TEXTS = [*CODE, *ROOT.glob("recipes/*.yaml"), *map(ROOT.joinpath, ("README.md", 
 TEXTS += [ROOT / "convert/README.md", ROOT / "tests/benchmarks/README.md"]
 LONGEST = 10  # words of a docstring's first line
 BANNED = {  # what to say instead
-    r"judg(e|es|ed|ing)\b": "scorer, score, reward; a judge is a language model that compares two answers",
     r"\bfold(s|ed)?\b": "prefix cache",
     r"\btold\b": "reported, said by whom",
     r"foresee|foretell|foretold": "dry run, estimate",
-    r"verifier|verdict": "scorer, score",
+    r"verifier": "scorer, score",
     r"\bpatient\b": "probe",
 }
-SAVED = re.compile(r'"(sentences_)?judged?"')  # a key in files that runs have written
 
 
 def name_of(path):
@@ -38,6 +36,6 @@ def test_public_docstrings_begin_with_a_short_line(path):
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
 def test_words_that_nobody_else_understands_do_not_come_back(path):
-    text = SAVED.sub("", path.read_text())
+    text = path.read_text()
     found = {match[0]: instead for word, instead in BANNED.items() for match in re.finditer(word, text, re.I)}
     assert not found, f"say instead: {found}"

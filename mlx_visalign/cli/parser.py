@@ -7,7 +7,7 @@ A command is a module beside this one. The first line of its docstring is its he
 import argparse
 from types import ModuleType
 
-from mlx_visalign.cli import check, compare, demo, doctor, fuse, generate, methods, recipes, run, train, upload, world
+from mlx_visalign.cli import check, compare, demo, doctor, fuse, generate, judge, methods, recipes, run, train, upload, world
 from mlx_visalign.cli import eval as evaluate
 from mlx_visalign.convert import cli as converters
 from mlx_visalign.utils.arguments import command
@@ -39,6 +39,7 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
     "eval": evaluate,
     "doctor": doctor,
+    "judge": judge,
     "world": world,
     "convert": converters,  # listed only: `main` passes its arguments on to `convert.cli`
     "fuse": fuse,

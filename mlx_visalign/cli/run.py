@@ -1,7 +1,9 @@
 """Align a model on unlabelled images with a method."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_visalign import methods
 from mlx_visalign.cli.output import Result, lines, planned
@@ -10,6 +12,9 @@ from mlx_visalign.runs.recipe import find_recipe, list_recipes, make_plan
 from mlx_visalign.utils.arguments import MODEL, Images, swallowed
 from mlx_visalign.utils.config import dump
 from mlx_visalign.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mlx_visalign.methods.job import Job
 
 EXAMPLES = (
     "seva --model MODEL --images PHOTOS --output runs/photos",
@@ -51,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_options(parser, "runs/METHOD")
 
 
-def run(options: argparse.Namespace) -> Result:
+def run(options: argparse.Namespace, first: "Callable[[Job], None] | None" = None) -> Result:
+    """Run the command; `first` is called before the training."""
     from rich.console import Group
 
     from mlx_visalign.pipeline.align import run_recipe
@@ -75,7 +81,7 @@ def run(options: argparse.Namespace) -> Result:
     if options.dry_run:
         return planned(upper_bounds(plan), dump(plan.config))
     run = Run(options.output or f"runs/{Path(name).stem}", reuse=options.reuse, command=options.again)
-    report = run_recipe(plan, run)
+    report = run_recipe(plan, run, first=first)
     places = {"adapter": str(run.adapter), "report": str(run.page), "figures": str(run.report)}
     return Result(report | places, Group(show(report), lines(places)))
 

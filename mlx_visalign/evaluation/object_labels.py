@@ -63,11 +63,19 @@ def read_list(file: Path) -> dict[str, list[str]]:
 def listed_labels(file: Path, images: Sequence[str], vocabulary: Vocabulary) -> Annotations:
     """Labels of the images that a list names.
 
-    Raises `UserError` for an invalid list and for an object that is not in the vocabulary.
+    By a file's name, or by the end of its path: "street/1.jpg". Raises `UserError` for an invalid list and for an object that
+    is not in the vocabulary.
     """
     objects = read_list(file)
-    known = {image: objects[Path(image).name] for image in images if Path(image).name in objects}
+    named = {image: next((tail for tail in _tails(image) if tail in objects), None) for image in images}
+    known = {image: objects[name] for image, name in named.items() if name is not None}
     return canonical_labels(known, vocabulary, str(file))
+
+
+def _tails(image: str) -> list[str]:
+    """The ends of a path, the longest first: "photos/street/1.jpg", "street/1.jpg", "1.jpg"."""
+    parts = Path(image).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def canonical_labels(objects: Mapping[str, Sequence[str]], vocabulary: Vocabulary, where: str) -> dict[str, frozenset[str]]:

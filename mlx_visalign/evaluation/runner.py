@@ -28,7 +28,7 @@ from mlx_visalign.evaluation.bootstrap import (
 )
 from mlx_visalign.evaluation.capability import Exercise
 from mlx_visalign.evaluation.pope import Question
-from mlx_visalign.inference.policy import Policy
+from mlx_visalign.inference.policy import Policy, split_prompt
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models.families.family import Features
@@ -229,16 +229,6 @@ def _answers(policy: Policy, prefix: Prefix, prompts: dict[str, list[str]], kind
         for (image, prompt), answer, kept in zip(rows, answers, wanted, strict=True)
         if kept
     ]
-
-
-def split_prompt(policy: Policy, question: str) -> tuple[list[int], list[int]]:
-    """A prompt's ids up to the image's end, and after.
-
-    The first part is the same for all questions.
-    """
-    ids = policy.prompt_ids(question)
-    after = len(ids) - ids[::-1].index(policy.image_token)
-    return ids[:after], ids[after:]
 
 
 def features(policy: Policy, pictures: Sequence[Picture]) -> Features:

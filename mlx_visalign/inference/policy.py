@@ -359,6 +359,16 @@ class Policy:
         return len(layers)
 
 
+def split_prompt(policy: Policy, question: str) -> tuple[list[int], list[int]]:
+    """A prompt's ids up to the image's end, and after.
+
+    The first part is the same for all questions.
+    """
+    ids = policy.prompt_ids(question)
+    after = len(ids) - ids[::-1].index(policy.image_token)
+    return ids[:after], ids[after:]
+
+
 def _named(path: str | Path, what: str) -> str | Path:
     """`path` if it is a path or text. Raises UserError for anything else."""
     if not isinstance(path, str | Path):

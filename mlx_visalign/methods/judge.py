@@ -35,10 +35,10 @@ from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
 from mlx_visalign.scorers.consistency import Consistency, Shares, shares_of
 from mlx_visalign.scorers.objects import Combined, Part, PhraseScorer, SentenceScorer
 from mlx_visalign.scorers.self_check import SelfCheck
-from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, scale_of, trust
+from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, scale_of, trust
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.files import read_text, replacing, write_atomically
+from mlx_visalign.utils.files import replacing, write_atomically
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for
 
@@ -146,12 +146,9 @@ def make_judge(job: Job, settings: Any) -> Judge:
     `settings` are a method's, with `clip`, `clip_aspect`, `judge`, `max_tokens` and `batch`. Two stages, done once: answers
     are sampled, and the judge is checked. Raises `UserError` if the check says stop, unless `judge.gate` is "warn".
     """
+    known = job.run.judge.exists()
     parts = _Parts(job, settings)
-    rows = parts.check()
-    found = trust(rows, *parts.compared)
-    file, text = job.run.folder / "judge.json", json.dumps(found.to_row(), indent=1)
-    known = file.exists() and read_text(file) == text
-    write_atomically(file, text)
+    rows, found = parts.checked()
     if found.verdict == "stop" and settings.judge.gate == "stop":
         raise UserError(
             f"{found.in_words} Training on it would teach nothing or do harm. Use another CLIP (--set clip=...), a scorer of "
@@ -160,6 +157,14 @@ def make_judge(job: Job, settings: Any) -> Judge:
     if not known:
         say(found.in_words)
     return parts.judge(rows, found)
+
+
+def check_judge(job: Job, settings: Any) -> Trust:
+    """What the check of a run's judge finds; stops nothing.
+
+    `settings` are as in `make_judge`. The two stages are kept in the run, and the result in its judge.json.
+    """
+    return _Parts(job, settings).checked()[1]
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class _Parts:
 
     @property
     def compared(self) -> tuple[str, str]:
-        """The part to trust, and the one it is compared with."""
+        """The part to trust, and the one compared with it."""
         first = PARTS[self.asked.kind][0]
         others = ("consistency", "clip", "self_check")
         return first, next(name for name in others if name != first and name in self.scores)
@@ -188,7 +193,10 @@ class _Parts:
 
     @cached_property
     def score(self) -> Score | None:
-        """The user's scorer or CLIP; None where the judge reads no CLIP and none is named."""
+        """The user's scorer or CLIP.
+
+        None where the judge reads no CLIP and none is named.
+        """
         if self.job.score is None and self.settings.clip is None and not self.asked.reads_clip:
             return None
         return self.job.score or clip_scorer(self.settings.clip, self.settings.clip_aspect, self.job.policy)
@@ -202,15 +210,19 @@ class _Parts:
     @cached_property
     def scores(self) -> dict[str, Score]:
         """The scores of objects, by the part's name."""
+        clip = self.score  # first, so that a fault in it is found before the sampling
         scores: dict[str, Score] = {"consistency": self.consistency, "self_check": SelfCheck(self.job.policy)}
-        if self.score is not None:
+        if clip is not None:
             unrelated = tuple(self.job.image(prompt.image) for prompt in self.prompts[: self.asked.debias_images])
-            scores["clip"] = PhraseScorer(self.score, self.asked.phrase, unrelated)
+            scores["clip"] = PhraseScorer(clip, self.asked.phrase, unrelated)
         return scores
 
     @cached_property
     def samples(self) -> list[Sampled]:
-        """The stage `samples`: of all images if the judge needs them, else of those that it is checked on."""
+        """The stage `samples`: sampled answers.
+
+        About all images if the judge needs them, else about those that it is checked on.
+        """
         every = "consistency" in PARTS[self.asked.kind]
         return self.job.run.records(
             Sampled,
@@ -246,16 +258,26 @@ class _Parts:
         return rows
 
     def draw(self, image: Path) -> Shares:
-        """The shares of an image that is not among the run's."""
+        """The shares of an image from outside the run."""
         [row] = self.sample([Prompt(image_digest(image), str(image.absolute()), self.prompts[0].prompt, "describe")])
         return shares_of(row.answers, self.job.vocabulary)
 
+    def checked(self) -> tuple[list[JudgedImage], Trust]:
+        """The rows of the stage `judge`, and what they show.
+
+        Kept in judge.json too.
+        """
+        rows = self.check()
+        found = trust(rows, *self.compared, own_scorer=self.job.score is not None)
+        write_atomically(self.job.run.judge, json.dumps(found.to_row(), indent=1))
+        return rows, found
+
     def check(self) -> list[JudgedImage]:
-        """The stage `judge`: the parts' scores of what the untrained model names."""
+        """The stage `judge`: scores of what the untrained model names."""
         prompts = self.prompts[: self.asked.check_images]
         others = {one.image: other.image for one, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)}
         scores = self.scores  # now, because the samples are a stage of their own
-        return self.job.run.records(
+        rows = self.job.run.records(
             JudgedImage,
             "judge",
             prompts,
@@ -264,9 +286,14 @@ class _Parts:
             batch=self.settings.batch,
             title="checking the judge",
         )
+        require_scores(rows, set(scores), str(self.job.run.rows("judge")))
+        return rows
 
     def judged(self, prompts: Sequence[Prompt], others: dict[str, str], scores: dict[str, Score]) -> list[JudgedImage]:
-        """Greedy answers, with every part's scores of the objects in them and in the sampled ones."""
+        """Greedy answers with every part's scores.
+
+        Of the objects that they, or the sampled answers, name.
+        """
         with self.job.policy.adapter_off():
             answers = self.job.policy.generate(self.job.prefill(prompts), Sampling(self.settings.max_tokens))
         rows = []
@@ -276,19 +303,18 @@ class _Parts:
                 places.setdefault(mention.canonical, mention.start / len(answer.text))
             image = self.job.image(prompt.image)
             names = list(dict.fromkeys([*places, *sorted(self.consistency.shares(image))]))
-            seen = [image, self.job.image(others[prompt.image]), self.blank]
-            columns = [{part: score([one] * len(names), names) for part, score in scores.items()} for one in seen]
+            asked = ((image, names), (self.job.image(others[prompt.image]), [*places]), (self.blank, [*places]))
+            own, swapped, blank = (_by_name(scores, *one) for one in asked)
             objects = tuple(
-                JudgedObject(name, places.get(name), *({part: column[part][n] for part in scores} for column in columns))
-                for n, name in enumerate(names)
+                JudgedObject(name, places.get(name), own[name], swapped.get(name, {}), blank.get(name, {})) for name in names
             )
             rows.append(JudgedImage(prompt.id, prompt.image, answer.text, len(answer.ids), objects))
         return rows
 
     @cached_property
     def blank(self) -> Path:
-        """An image of the mean colour, which the vision tower sees as 0."""
-        path, preprocessing = self.job.run.folder / "judge-blank.png", self.job.policy.preprocessing
+        """An image of the mean colour: 0 for the tower."""
+        path, preprocessing = self.job.run.blank, self.job.policy.preprocessing
         with replacing(path, durable=False) as file:
             Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")
         return path
@@ -319,3 +345,9 @@ class _Parts:
             for text in dict.fromkeys(text for answer in row.answers for text in SENTENCE.findall(answer))
         ]
         return [image for image, _ in found], [text for _, text in found]
+
+
+def _by_name(scores: dict[str, Score], image: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Every part's score of each object about an image."""
+    columns = {part: score([image] * len(names), names) for part, score in scores.items()}
+    return {name: {part: column[row] for part, column in columns.items()} for row, name in enumerate(names)}

@@ -39,11 +39,13 @@ def run_recipe(
     on_metrics: Callable[[Row], None] | None = None,
     score: Score | None = None,
     reward: Reward | None = None,
+    first: Callable[[Job], None] | None = None,
 ) -> Row:
     """Align a model; returns the report (report.json).
 
     Steps that are finished in the run's folder are not repeated. `on_metrics` gets the row of every update; `score` and
     `reward` are the functions that the recipe's `scorer` and `reward_function` name, and are found by these names if not given.
+    `first` is called before the training; what it does must resume as stages do.
     """
     begun = load_recipe(run.config) if run.config.exists() else plan.config
     # A finished run with controls also answers a request without them.
@@ -63,7 +65,7 @@ def run_recipe(
         page = ReportPage(run, plan.config, plan.method.description, source_of(plan.recipe))
         run.after_stage = page.refresh
         try:
-            return _carry_out(plan, run, page, on_metrics, score, reward)
+            return _carry_out(plan, run, page, on_metrics, score, reward, first)
         except UserError as error:
             page.stopped = str(error)
             page.write()
@@ -77,6 +79,7 @@ def _carry_out(
     on_metrics: Callable[[Row], None] | None,
     score: Score | None,
     reward: Reward | None,
+    first: Callable[[Job], None] | None,
 ) -> Row:
     prompts, kept = ask(plan.recipe, run)
     too_little = too_little_training(plan, prompts)
@@ -96,6 +99,8 @@ def _carry_out(
     page.before = before = measure(job, benchmark, "before", {}, protocol)
     measured: list[Evaluation] = []
     job = replace(job, after_round=lambda: measured.append(_measure_trained(job, before)))
+    if first is not None:
+        first(job)
     with run.working("the training"):
         plan.method.train(job, plan.settings)
     page.after = after = _measure_trained(job, before)
@@ -117,6 +122,9 @@ def _carry_out(
         report["rounds"] = _rounds(run, measured)
     if controls:
         report["controls"] = controls
+    judge = page.judge()
+    if judge is not None:
+        report["judge"] = judge.to_row()
     page.write()
     write_report(report, before, after, training, run.report, run.plots)  # last: its presence marks the run complete
     return report

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.evaluation.runner import Protocol
+from mlx_visalign.methods.judge import JudgeSettings
 from mlx_visalign.models.hub import find_config
 from mlx_visalign.pipeline.best_of_n import SAMPLES
 from mlx_visalign.pipeline.controls import controls_of
@@ -49,9 +50,18 @@ def own_functions(plan: Plan, score: Score | None = None, reward: Reward | None 
             f"{recipe.method} needs a reward of your own: --reward-file FILE.py, with a function "
             "reward(images, prompts, answers) in it that returns a number for every answer."
         )
-    if score is None and recipe.model != "tiny" and getattr(plan.settings, "clip", "") is None:
-        require_named_clip(find_config(recipe.model))
+    if score is None and getattr(plan.settings, "clip", "") is None:
+        require_clip(recipe.model, getattr(plan.settings, "judge", None))
     return score, reward
+
+
+def require_clip(model: str, judge: JudgeSettings | None) -> None:
+    """Raise `UserError` if this model's images need a CLIP.
+
+    Called where none is named. A judge may do without.
+    """
+    if model != "tiny" and (judge is None or judge.reads_clip):
+        require_named_clip(find_config(model))
 
 
 def upper_bounds(plan: Plan) -> Row:

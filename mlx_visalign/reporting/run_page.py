@@ -16,11 +16,13 @@ from mlx_visalign.data.training_log import read_metrics, warning_signs
 from mlx_visalign.evaluation.runner import Evaluation
 from mlx_visalign.reporting.before_after import before_after_cells, legend, tally, which
 from mlx_visalign.reporting.html import Html, commands, facts, gallery, page, paragraphs, png, section, tag
+from mlx_visalign.reporting.judge_report import JudgeReport, judge_section, read_judge
 from mlx_visalign.reporting.metrics_table import figures_table, meanings, one_evaluation, rounds_table, tiles
 from mlx_visalign.reporting.summary import in_short, notes
 from mlx_visalign.reporting.svg_plots import curves
 from mlx_visalign.runs.image_sources import ImageSource
 from mlx_visalign.runs.run import Run, read_versions
+from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import read_text, write_atomically
 from mlx_visalign.utils.formatting import counted, duration
 
@@ -48,6 +50,7 @@ class ReportPage:
     after: Evaluation | None = None
     report: Mapping[str, Any] | None = None
     stopped: str = ""
+    _judge: JudgeReport | None = None
     _written: float = -SECONDS
 
     def refresh(self) -> None:
@@ -61,7 +64,10 @@ class ReportPage:
 
     def html(self) -> str:
         title = f"{self._method_name} on {Path(self.config['model']).name}"
-        sections = (self._figures, self._rounds, self._images, self._training, self._picture, self._adapter, self._what_ran)
+        sections = (
+            *(self._figures, self._rounds, self._images, self._training),
+            *(self._judged, self._picture, self._adapter, self._what_ran),
+        )
         shown = [part for make in sections for part in make()]
         about = tag("p", self.about, cls="lead")
         head = (tag("h1", title), *self._too_short(), about, self._lead(), *self._outcome())
@@ -134,6 +140,22 @@ class ReportPage:
         if rows:
             signs = () if self.report else warning_signs(rows).values()
             yield section("Training", paragraphs(signs, "warning"), curves(rows))
+
+    def judge(self) -> JudgeReport | None:
+        """The judge's figures; None before it was checked."""
+        if self._judge is None:
+            self._judge = read_judge(self.run, self.source.labels)
+        return self._judge
+
+    def _judged(self) -> Iterator[Html]:
+        try:
+            found = self.judge()
+        except UserError:  # a damaged file: the run says so, and this page may be what it says it on
+            return
+        if found is not None:
+            uses = "judge" in self.config["settings"]
+            lead = () if uses else (f"{self._method_name} needs no judge. CSR and FiSAO would train on this one.",)
+            yield judge_section(found, "Can its judge be trusted?" if uses else "Can the judge be trusted?", *lead)
 
     def _picture(self) -> Iterator[Html]:
         method = self.config["method"]

@@ -150,14 +150,14 @@ def summarise(training: Sequence[Row]) -> dict[str, float]:
 
 def show(report: Mapping[str, Any]) -> Group:
     """The report for the terminal: tables, then sentences."""
-    table = _table(report["benchmark"]["name"], "before", "after", "change, 95 % interval")
+    table = number_table(report["benchmark"]["name"], "before", "after", "change, 95 % interval")
     table.add_column("")
     for group, (title, figures) in TABLE.items():
         if group in report["change"]:
             table.add_row(Text(title, style="bold"))
             for name, shown in figures.items():
                 table.add_row(*_cells(shown, *(report[side][group][name] for side in ("before", "after", "change"))))
-    controls = [Padding(_controls_table(report), (1, 0, 0, 0))] if "controls" in report else []
+    controls = [Padding(_controlsnumber_table(report), (1, 0, 0, 0))] if "controls" in report else []
     too_little = [Padding(Text(report["too_little"], style="bold"), (0, 0, 1, 0))] if report.get("too_little") else []
     return Group(*too_little, table, *controls, *(Padding(Text(sentence), (1, 0, 0, 0)) for sentence in sentences(report)))
 
@@ -178,10 +178,10 @@ def read_report(file: Path) -> dict[str, Any]:
     return report
 
 
-def _controls_table(report: Mapping[str, Any]) -> Table:
+def _controlsnumber_table(report: Mapping[str, Any]) -> Table:
     """The changes by training and by each control."""
     columns = {label: (group, name) for label, (group, name) in HEADLINES.items() if group in report["change"]}
-    table = _table("Changes compared with controls", *columns)
+    table = number_table("Changes compared with controls", *columns)
     for title, made in {"the training": report, **report["controls"]}.items():
         cells = (TABLE[group][1][name].format(made["change"][group][name]["value"], "+") for group, name in columns.values())
         table.add_row(title, *cells)
@@ -190,7 +190,7 @@ def _controls_table(report: Mapping[str, Any]) -> Table:
 
 def show_figures(name: str, figures: Figures) -> Table:
     """One evaluation's metrics for the terminal."""
-    table = _table(name, "value", "95 % interval")
+    table = number_table(name, "value", "95 % interval")
     for group, (title, shown) in TABLE.items():
         if group in figures:
             table.add_row(Text(title, style="bold"))
@@ -200,8 +200,8 @@ def show_figures(name: str, figures: Figures) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A column of labels, then `columns` of numbers."""
+def number_table(title: str, *columns: str) -> Table:
+    """A table for the terminal: labels, then `columns` of numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title, title_justify="left")
     table.add_column("")
     for column in columns:
@@ -225,6 +225,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"{100 * pairs['accuracy']:.0f} % (chance: 50 %), with a mean margin of {pairs['margin']:z.2f}. "
             "A value well above chance means that the preferences were learned, not that they are right."
         )
+    if "judge" in report:
+        said.append(f"The judge that CSR and FiSAO train on: {report['judge']['in_words']} {report['judge']['advice']}")
     return [*said, *in_words(report)]
 
 

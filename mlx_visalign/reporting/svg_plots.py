@@ -1,11 +1,11 @@
-"""Training curves as SVG for the run's web page.
+"""Charts as SVG for the run's web page.
 
-Draws the panels of `training_plots`. Labels are text and colours are CSS variables, so that both follow the page in dark mode
-and in print.
+Draws the panels of `training_plots`, and scatter plots. Labels are text and colours are CSS variables, so that both follow the
+page in dark mode and in print.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -47,6 +47,29 @@ def curves(rows: Sequence[Row]) -> Html:
         ),
         drawn(panels_of(rows), rows),
     )
+
+
+def scatter(title: str, below: str, groups: Mapping[str, tuple[str, Sequence[tuple[float, float]]]]) -> Html:
+    """A chart of points with x from 0 to 1.
+
+    `below`: the meaning of x. `groups` has, by what they are called, a colour of the page (blue, red) and at least one point;
+    of many points only some are drawn, evenly chosen.
+    """
+    heights = [y for _, points in groups.values() for _, y in points]
+    air = 0.06 * (max(heights) - min(heights)) or 0.5
+    low, high = min(heights) - air, max(heights) + air
+    across, up = _scale(0.0, 1.0, LEFT, RIGHT), _scale(low, high, BOTTOM, TOP)
+    shapes = [_across(up(tick), _number(tick)) for tick in _ticks(low, high)]
+    shapes += [_text(across(tick), BOTTOM + 16, _number(tick), "middle", "soft") for tick in (0.0, 0.5, 1.0)]
+    for colour, points in groups.values():
+        shapes += [
+            tag("circle", cx=f"{across(x):.1f}", cy=f"{up(y):.1f}", r="2", style=f"fill: var(--{colour})", cls="dot")
+            for x, y in points[:: math.ceil(len(points) / POINTS)]
+        ]
+    names = [tag("tspan", f"{name}\N{EM SPACE}", style=f"fill: var(--{colour})") for name, (colour, _) in groups.items()]
+    head = (_text(0, 14, title, "start", "title"), _text(RIGHT, 32, join(*names), "end", "soft"))
+    chart = tag("svg", *head, *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}; across: {below}")
+    return tag("div", tag("p", f"Across: {below}.", cls="soft"), tag("div", chart, cls="curves"))
 
 
 def drawn(panels: Iterable[Panel], rows: Sequence[Row]) -> Html:

@@ -16,6 +16,7 @@ from mlx_visalign.data.object_vocabulary import Vocabulary, find_vocabulary
 from mlx_visalign.data.questions import DESCRIPTION_PROMPTS, Mix, make_prompts, read_prompts
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.evaluation.benchmark import Benchmark
+from mlx_visalign.evaluation.object_labels import Annotations
 from mlx_visalign.runs.recipe import Recipe
 from mlx_visalign.runs.worlds import World, find_world
 from mlx_visalign.utils.formatting import counted
@@ -68,6 +69,9 @@ class ImageSource(Protocol):
     def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
         """How many images the benchmark has."""
 
+    def labels(self, images: Sequence[str]) -> Annotations:
+        """The objects in those of these images that have labels."""
+
 
 def source_of(recipe: Recipe) -> ImageSource:
     """The source of a recipe's images."""
@@ -115,6 +119,9 @@ class WorldSource:
     def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
         return self.recipe.eval_images
 
+    def labels(self, images: Sequence[str]) -> Annotations:
+        return self.world.labels(images)
+
     @property
     def _count(self) -> int:
         return self.recipe.max_images or 0  # a recipe for a world always sets it
@@ -157,6 +164,10 @@ class _OwnImages:
 
     def benchmark_size(self, trained: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
         return len(_first_images(held_out or trained))
+
+    def labels(self, images: Sequence[str]) -> Annotations:
+        """None: the images are unlabelled."""
+        return {}
 
 
 @dataclass(frozen=True)

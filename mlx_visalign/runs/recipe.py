@@ -188,7 +188,7 @@ def _make(values: dict[str, Any], where: str, find_method: Callable[[str], Any])
     ]
     _, recipe, checked = collect(jobs)
     with within(where):
-        _require_there(recipe, checked)
+        require_files(recipe, checked)
     if recipe.scorer is not None and "clip" not in {field.name for field in fields(method.Settings)}:
         raise UserError(f"{where}: scorer: the method {recipe.method} uses no scorer.")
     if recipe.reward_function is not None and not getattr(checked, "NEEDS_REWARD", False):
@@ -214,8 +214,11 @@ def _require_known(values: Mapping[str, Any], settings: Any, kind: type, where: 
     )
 
 
-def _require_there(recipe: Recipe, settings: Any) -> None:
-    """Raise `UserError` for files that do not exist, before any work starts."""
+def require_files(recipe: Recipe, settings: Any) -> None:
+    """Raise `UserError` for files that do not exist.
+
+    Called before any work starts. Of the settings only `clip` is looked at.
+    """
     from mlx_visalign.data.image_folder import places  # imported late: these import MLX
     from mlx_visalign.models.hub import find_config
     from mlx_visalign.runs.worlds import find_world

@@ -17,6 +17,8 @@ class RunFolder:
         self.held_out_pairs = folder / "held_out_pairs.jsonl"
         self.metrics = folder / METRICS
         self.rounds = folder / "rounds.json"  # each round's cost and figures, for methods with rounds
+        self.judge = folder / "judge.json"  # whether the judge can be trusted, for methods that have one
+        self.blank = folder / "judge-blank.png"  # the blank image that the judge is checked on
         self.adapter = folder / "adapter"
         self.report = folder / "report.json"
         self.page = folder / "report.html"

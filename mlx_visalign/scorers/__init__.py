@@ -4,11 +4,12 @@ Users may supply their own functions of these forms.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.errors import UserError, plainly
 from mlx_visalign.utils.own_code import find_function
 from mlx_visalign.utils.schema import shown
 
@@ -26,7 +27,8 @@ def checked(score: Score, name: str) -> Score:
     """
 
     def scored(images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        return _numbers(score(images, texts), len(texts), "text", f"The scorer {name!r}") if texts else []
+        whose = f"The scorer {name!r}"
+        return _numbers(_called(lambda: score(images, texts), whose), len(texts), "text", whose) if texts else []
 
     return scored
 
@@ -35,8 +37,9 @@ def checked_reward(reward: Reward, name: str) -> Reward:
     """Wrap a user's reward as `checked` does a scorer."""
 
     def rewarded(images: Sequence[Path], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        given = reward(images, prompts, answers) if answers else []
-        return _numbers(given, len(answers), "answer", f"The reward {name!r}")
+        whose = f"The reward {name!r}"
+        given = _called(lambda: reward(images, prompts, answers), whose) if answers else []
+        return _numbers(given, len(answers), "answer", whose)
 
     return rewarded
 
@@ -52,6 +55,18 @@ def find_reward(name: str) -> Reward:
     In FILE.py alone the function `reward` is meant.
     """
     return checked_reward(find_function(f"{name}:reward" if name.endswith(".py") else name, "The reward"), name)
+
+
+def _called(work: Callable[[], Any], whose: str) -> Any:
+    """What the user's function returns; what it raises becomes a `UserError` with its place."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {plainly(error)}"
+        raise UserError(f"{whose} failed in {place.filename}, line {place.lineno} ({why}).") from error
 
 
 def _numbers(given: Any, count: int, what: str, whose: str) -> list[float]:

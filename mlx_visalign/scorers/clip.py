@@ -26,8 +26,8 @@ from mlx_visalign.utils.files import read_json
 CACHE_GB = 0.25
 TINY_CLIP = TINY.parent / "clip"
 WHICH = (
-    "Which CLIP model should score? Set it with --set clip=CLIP, a folder or a Hub name; LLaVA-1.5 uses "
-    "openai/clip-vit-large-patch14-336 as its vision tower."
+    "Which CLIP model should score? Set it with --set clip=CLIP (visalign judge: --clip CLIP), a folder or a Hub name; "
+    "LLaVA-1.5 uses openai/clip-vit-large-patch14-336 as its vision tower."
 )
 
 

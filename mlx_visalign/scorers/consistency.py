@@ -1,4 +1,4 @@
-"""How often the model's own sampled answers name an object, as a scorer.
+"""How often sampled answers name an object, as a scorer.
 
 A model that sees an object names it again and again; what it makes up changes from sample to sample (the idea of
 SelfCheckGPT, Manakul et al. 2023, arXiv 2303.08896).
@@ -16,7 +16,7 @@ Shares = Mapping[str, float]
 
 
 class Consistency:
-    """Scores objects by the share of sampled answers that name them."""
+    """Scores objects by how many sampled answers name them."""
 
     def __init__(self, known: Mapping[Path, Shares], draw: Callable[[Path], Shares], vocabulary: Vocabulary):
         """`known` images have their shares; `draw` samples answers about any other."""
@@ -27,7 +27,7 @@ class Consistency:
         return [self.shares(image).get(self._canonical(name), 0.0) for image, name in zip(images, objects, strict=True)]
 
     def shares(self, image: Path) -> Shares:
-        """The shares of all objects named in answers about an image."""
+        """The shares of objects named about an image."""
         found = self._known.get(image)
         return self._draw(image) if found is None else found
 

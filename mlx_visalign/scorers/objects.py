@@ -1,4 +1,4 @@
-"""Scores of named objects, and of sentences by the objects they name.
+"""Scores of named objects, and of sentences naming them.
 
 An object scorer has the form `scorers.Score`; its texts are the names of objects.
 """

@@ -1,15 +1,15 @@
-"""The model's own yes or no to "is there a ...?", as a scorer."""
+"""The model's own yes or no, as a scorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_visalign.data.object_vocabulary import question
-from mlx_visalign.evaluation.runner import split_prompt
-from mlx_visalign.inference.policy import Policy
+from mlx_visalign.inference.policy import Policy, split_prompt
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class SelfCheck:
 
 
 def yes_over_no(policy: Policy, image: Path, questions: Sequence[str]) -> list[float]:
-    """log p(yes) - log p(no) for each yes/no question, in nats."""
+    """log p(yes) - log p(no) for each question, in nats."""
     if not questions:
         return []
     asked = [split_prompt(policy, one) for one in questions]
     prefix = policy.prefill(policy.image_features([image]), [asked[0][0]])
-    words = [policy.response_ids(word)[0] for word in ("Yes", "No")]
-    rows = [[*after, word] for _, after in asked for word in words]
-    logps = np.array(policy.read(prefix, [rows]).logps)
-    yes, no = np.array([logps[i, len(row) - 1] for i, row in enumerate(rows)]).reshape(-1, 2).T
-    return (yes - no).astype(float).tolist()
+    states = policy.read(prefix, [[after for _, after in asked]]).states
+    last = mx.stack([states[row, len(after)] for row, (_, after) in enumerate(asked)])
+    logits = policy.decoder.head(last).astype(mx.float32)
+    yes, no = (logits[:, policy.response_ids(word)[0]] for word in ("Yes", "No"))
+    return np.array(yes - no).astype(float).tolist()

@@ -12,21 +12,31 @@ Intervals are 95 %, from a bootstrap over images. The thresholds are set by what
 (tests/benchmarks/README.md).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from mlx_visalign.data.records import Record
+from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.formatting import counted, with_minus
 
 RESAMPLES, SEED = 500, 0
 LEAST_SEEN = 0.55  # share of objects scored higher about their own image
 LEAST_AGREEMENT = 0.0  # of the interval's lower end: below it, the judges' agreement may be chance
 SURE_AGREEMENT = 0.1
 MOST_POSITION = 0.8
+FEW_IMAGES = 20  # too few for an interval: no judge is trusted on fewer
 Verdict = Literal["trust", "doubt", "stop"]
+NAMES = {
+    "clip": "CLIP",
+    "consistency": "the consistency of the model's answers",
+    "self_check": "the model's own yes or no",
+    "combined": "CLIP and consistency together",
+}
+"""What parts are called; a scorer of the user's own stands in CLIP's place."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class JudgedObject(Record):
 
     place    where its first mention begins in the greedy answer, from 0 to 1; none: only sampled answers name it
     own      each part's score about the image itself
-    swapped  the same about another image
+    swapped  the same about another image; empty where only sampled answers name the object
     blank    the same about a blank image
     """
 
@@ -70,6 +80,7 @@ class Trust(Record):
     agreement, agreement_low, sees, sees_low, sees_blank, position
                   as in this module; `low` is the lower end of the interval
     verdict       trust, doubt or stop
+    own_scorer    whether the part clip is a scorer of the user's own
     """
 
     judge: str
@@ -83,17 +94,78 @@ class Trust(Record):
     sees_blank: float
     position: float
     verdict: Verdict
+    own_scorer: bool = False
+
+    @property
+    def in_short(self) -> str:
+        """The verdict with its reason, in one sentence."""
+        return f"{self._begin}: {self._reason}."
 
     @property
     def in_words(self) -> str:
-        """The verdict with its reasons, in one sentence."""
-        begin = {"trust": "Trust this judge", "doubt": "Doubt this judge", "stop": "Stop: do not train on this judge"}
-        return (
-            f"{begin[self.verdict]}: it scores {self.sees:.0%} of the named objects higher about their own image than about "
-            f"another ({self.sees_blank:.0%} than about a blank one), and agrees with {self.other} by {self.agreement:.2f} "
-            f"(at least {self.agreement_low:.2f}; position in the answer: {self.position:.2f}), over "
-            f"{self.mentions:,} mentions in {self.images:,} images."
-        ).replace("-", "\N{MINUS SIGN}")
+        """The verdict with its reason and figures, in one sentence."""
+        return f"{self._begin}: {self._reason}{self._figures}."
+
+    @property
+    def advice(self) -> str:
+        """What to do next."""
+        if not self.mentions:
+            return "Name the objects in your images in a file (--vocabulary FILE), or take SeVa, which needs no judge."
+        return {
+            "trust": "CSR and FiSAO can train on it.",
+            "doubt": "Training on it may gain little. Check it on more images, try another CLIP or a scorer of your own, or "
+            "take SeVa, which needs no judge.",
+            "stop": "Try another CLIP or a scorer of your own, or take SeVa, which needs no judge.",
+        }[self.verdict]
+
+    def name(self, part: str) -> str:
+        """What a part is called."""
+        return NAMES.get(part, part).replace("CLIP", "your scorer" if self.own_scorer else "CLIP")
+
+    @property
+    def _begin(self) -> str:
+        return {"trust": "Trust this judge", "doubt": "Doubt this judge", "stop": "Stop: do not train on this judge"}[
+            self.verdict
+        ]
+
+    @property
+    def _reason(self) -> str:
+        judge, other = self.name(self.judge), self.name(self.other)
+        if not self.mentions:
+            return f"the model names no object of the vocabulary in {counted(self.images, 'image')}"
+        if min(self.sees_low, self.sees_blank) < LEAST_SEEN:
+            return f"{judge} hardly tells an object's own image from another"
+        if self.agreement <= LEAST_AGREEMENT:
+            return f"{judge} and {other} do not agree on what is there"
+        if abs(self.position) > MOST_POSITION:
+            return f"{judge} knows little more than how early an object is named"
+        if self.verdict == "trust":
+            return f"{judge} tells an object's own image from another, and agrees with {other}"
+        few = f", and {counted(self.images, 'image')} are few" if self.images < FEW_IMAGES else ""
+        return f"{judge} tells an object's own image from another, but may agree with {other} by chance{few}"
+
+    @property
+    def _figures(self) -> str:
+        if not self.mentions:
+            return ""
+        looked_at = f"{counted(self.mentions, 'mention')} in {counted(self.images, 'image')}"
+        sees, least, blank = (f"{100 * share:.0f} %" for share in (self.sees, self.sees_low, self.sees_blank))
+        return with_minus(
+            f" (of {looked_at}, {sees} score higher about their own image than about another, at least {least}, and {blank} "
+            f"than about a blank one; agreement {self.agreement:.2f}, at least {self.agreement_low:.2f}; position "
+            f"{self.position:.2f})"
+        )
+
+
+def require_scores(rows: Sequence[JudgedImage], parts: Set[str], where: str) -> None:
+    """Raise `UserError` for rows without a score of every part."""
+    for number, row in enumerate(rows, 1):
+        sides = [(one.own, one.swapped, one.blank) if one.place is not None else (one.own,) for one in row.objects]
+        if any(side.keys() != parts for some in sides for side in some):
+            raise UserError(
+                f"{where}:{number}: expected scores by {', '.join(sorted(parts))} for every object, and found others. "
+                "Restore the file, or move it away."
+            )
 
 
 def scale_of(rows: Sequence[JudgedImage], part: str) -> tuple[float, float]:
@@ -106,21 +178,35 @@ def scale_of(rows: Sequence[JudgedImage], part: str) -> tuple[float, float]:
     return (float(np.mean(scores)), spread) if spread > 0 else (0.0, 1.0)
 
 
-def trust(rows: Sequence[JudgedImage], judge: str, other: str) -> Trust:
+def trust(rows: Sequence[JudgedImage], judge: str, other: str, own_scorer: bool = False) -> Trust:
     """The check of the part `judge` against the part `other`."""
     tables = [table for row in rows if len(table := _table(row, judge, other))]
-    agreement, agreement_low = _with_low(tables, lambda t: partial_correlation(t[:, 0], t[:, 1], t[:, 2]))
-    sees, sees_low = _with_low(tables, lambda t: _wins(t[:, 0], t[:, 3]))
+    agreement, agreement_low, _ = with_interval(tables, lambda t: partial_correlation(t[:, 0], t[:, 1], t[:, 2]))
+    sees, sees_low, _ = with_interval(tables, lambda t: wins(t[:, 0], t[:, 3]))
     every = np.concatenate(tables) if tables else np.zeros((0, 5))
-    sees_blank, position = _wins(every[:, 0], every[:, 4]), correlation(ranks(every[:, 0]), ranks(every[:, 2]))
-    verdict = _verdict(agreement_low, agreement, min(sees_low, sees_blank), position)
-    return Trust(judge, other, len(rows), len(every), agreement, agreement_low, sees, sees_low, sees_blank, position, verdict)
+    found = Trust(
+        judge,
+        other,
+        images=len(rows),
+        mentions=len(every),
+        agreement=agreement,
+        agreement_low=agreement_low,
+        sees=sees,
+        sees_low=sees_low,
+        sees_blank=wins(every[:, 0], every[:, 4]),
+        position=correlation(ranks(every[:, 0]), ranks(every[:, 2])),
+        verdict="doubt",
+        own_scorer=own_scorer,
+    )
+    return replace(found, verdict=_verdict(found))
 
 
-def _verdict(agreement_low: float, agreement: float, sees: float, position: float) -> Verdict:
-    if sees < LEAST_SEEN or agreement <= LEAST_AGREEMENT or abs(position) > MOST_POSITION:
+def _verdict(found: Trust) -> Verdict:
+    sees = min(found.sees_low, found.sees_blank)
+    if sees < LEAST_SEEN or found.agreement <= LEAST_AGREEMENT or abs(found.position) > MOST_POSITION:
         return "stop"
-    return "trust" if agreement_low > LEAST_AGREEMENT and agreement >= SURE_AGREEMENT else "doubt"
+    sure = found.agreement_low > LEAST_AGREEMENT and found.agreement >= SURE_AGREEMENT
+    return "trust" if sure and found.images >= FEW_IMAGES else "doubt"
 
 
 def _table(row: JudgedImage, judge: str, other: str) -> Float[np.ndarray, "n 5"]:
@@ -133,24 +219,41 @@ def _table(row: JudgedImage, judge: str, other: str) -> Float[np.ndarray, "n 5"]
     return np.array(found, dtype=float).reshape(-1, 5)
 
 
-def _wins(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"]) -> float:
-    """The share of `own` above its counterpart; ties count half, and 0.5 where there are none."""
+def wins(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"]) -> float:
+    """The share of `own` above its counterpart.
+
+    Ties count half; 0.5 where there are none.
+    """
     return float(np.mean((own > others) + (own == others) / 2)) if len(own) else 0.5
 
 
-def _with_low(
-    tables: Sequence[Float[np.ndarray, "_ 5"]], figure: Callable[[Float[np.ndarray, "n 5"]], float]
-) -> tuple[float, float]:
-    """A figure over all images' tables, and the lower end of its interval."""
+def with_interval(
+    tables: Sequence[Float[np.ndarray, "_ c"]], figure: Callable[[Float[np.ndarray, "n c"]], float]
+) -> tuple[float, float, float]:
+    """A figure over all tables, and its interval's ends.
+
+    One table per image, of a row per mention. The interval is the value alone where there is none.
+    """
     if not tables:
-        return figure(np.zeros((0, 5))), float("-inf")
+        value = figure(np.zeros((0, 5)))
+        return value, value, value
     rng = np.random.default_rng(SEED)
     drawn = [figure(np.concatenate([tables[i] for i in rng.integers(len(tables), size=len(tables))])) for _ in range(RESAMPLES)]
-    return figure(np.concatenate(tables)), float(np.quantile(drawn, 0.025))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return figure(np.concatenate(tables)), float(low), float(high)
+
+
+def separation(correct: Float[np.ndarray, " c"], hallucinated: Float[np.ndarray, " h"]) -> float:
+    """The AUC: P(a correct mention outscores a hallucinated one).
+
+    Ties count half. There must be one of each.
+    """
+    below, up_to = (np.searchsorted(np.sort(hallucinated), correct, side=side) for side in ("left", "right"))
+    return float((below + up_to).mean() / 2 / len(hallucinated))
 
 
 def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1, the lowest first; ties share their mean rank."""
+    """Ranks from 1, lowest first; ties share their mean."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 

@@ -22,12 +22,15 @@ from mlx_visalign.utils.errors import UserError, collect, refuse
 
 T = TypeVar("T")
 
-# Old names of settings and their new ones. An old name is accepted until version 0.2, wherever the new one is a setting.
+# Old names of settings and their new ones, one in a section as "section.name". An old name is accepted until version 0.2,
+# wherever the new one is a setting or its section is there.
 RENAMED = {
     "beta": "kl_coef",  # PPO's; a pair loss has its beta
+    "calibration_images": "judge.check_images",
     "checkpoint_layers": "grad_checkpoint",
     "count": "max_images",
     "clip": "cliprange",  # PPO's; elsewhere it is the folder of a CLIP
+    "debias_images": "judge.debias_images",
     "grad_accumulation": "grad_accumulation_steps",
     "groups": "num_beam_groups",
     "inner_epochs": "num_ppo_epochs",
@@ -35,6 +38,7 @@ RENAMED = {
     "length_gap": "max_length_gap",
     "max_step_kl": "target_kl",
     "penalty": "diversity_penalty",
+    "phrase": "judge.phrase",
     "rollout": "rollout_batch_size",
     "questions": "questions_per_image",
     "scenes": "eval_images",
@@ -78,16 +82,24 @@ def build(cls: type[T], values: object, where: str) -> T:
 def with_new_names(values: Mapping[Any, Any], known: Container[str]) -> dict[Any, Any]:
     """Rename old setting names, with one warning each.
 
-    A name is changed only if its new name is `known` and the old one is not.
+    A name is changed only if its new name, or the section that it is in now, is `known` and the old one is not.
     """
-    renamed = {}
+    renamed: dict[Any, Any] = {}
+    moved: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         new = name if name in known else RENAMED.get(name, name)
-        if new != name and new in known:
-            _warn_renamed(name, new)
-            renamed[new] = value
-        else:
+        section, _, inner = str(new).partition(".")
+        if new == name or section not in known:
             renamed[name] = value
+            continue
+        _warn_renamed(name, new)
+        if inner:
+            moved.setdefault(section, {})[inner] = value
+        else:
+            renamed[new] = value
+    for section, inside in moved.items():
+        if isinstance(there := renamed.get(section, {}), Mapping):
+            renamed[section] = inside | dict(there)
     return renamed
 
 

@@ -73,7 +73,21 @@ print([name for name in ("mlx.core", "mlx_vlm", "transformers", "matplotlib", "P
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "run", "train", "check", "generate", "compare", "eval", "world draw", "world train", "fuse", "upload", "methods"],
+    [
+        "demo",
+        "run",
+        "train",
+        "check",
+        "generate",
+        "compare",
+        "eval",
+        "judge",
+        "world draw",
+        "world train",
+        "fuse",
+        "upload",
+        "methods",
+    ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):

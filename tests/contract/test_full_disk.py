@@ -122,6 +122,7 @@ def test_a_run_whose_disk_is_full_everywhere_once(method, kit, disk, tmp_path, c
     [
         pytest.param("train --model tiny --data pairs.jsonl --iters 2 --adapter-path {}", marks=pytest.mark.slow),
         "compare tiny tiny --images tiny-world --count 1 --max-tokens 2 --output {}/page.html",
+        "judge --model tiny --images photos --max-tokens 4 --output {}",
         "world draw --count 2 --output {}/scenes.png",
         "convert llava --hf-path model --mlx-path {}/mlx",
         "convert llava_original --hf-path original --mlx-path {}/mlx",

@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "convert export --layout classic --mlx-path mlx --hf-path out/hf",
     "export_original": "convert export --layout original --mlx-path mlx --hf-path out/hf",
     "from peft": "convert peft --adapter-path peft --output out/adapter",
+    "judge": "judge --model tiny --images photos --max-tokens 4 --output out/judge",
     "compare": "compare tiny tiny --images tiny-world --count 1 --max-tokens 2 --output out/page.html",
 }
 TRAIN = (

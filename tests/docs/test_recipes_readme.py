@@ -116,7 +116,7 @@ def test_every_loss_stands_there():
 
 
 def test_every_old_name_stands_there():
-    assert dict(re.findall(r"`(\w+)`\s\(now\s`(\w+)`\)", TEXT)) == RENAMED
+    assert dict(re.findall(r"`(\w+)`\s\(now\s`([\w.]+)`\)", TEXT)) == RENAMED
 
 
 def test_every_recipe_and_view_stands_there():

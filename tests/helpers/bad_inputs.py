@@ -30,6 +30,8 @@ TRAIN = "train --model tiny --data pairs.jsonl --adapter-path out --iters 2"
 CHECK = "check --model tiny --data pairs.jsonl"
 RECIPE = "run -c bad.yaml --output out"
 EVAL = "eval --model tiny --annotations truth.json --max-tokens 4"
+JUDGE = "judge --model tiny --images photos --max-tokens 4 --output out"
+LABELLED = f"{JUDGE} --annotations truth.json"
 ADAPTER = "generate --model tiny --image photos/0.png --adapter-path adapter"
 MODEL = "generate --image photos/0.png --model model"
 DRY = "run seva --model tiny --images photos --dry-run"
@@ -148,6 +150,24 @@ ROWS = [
         row("prompts.jsonl", 3, image="../a.png"),
     ),
     Case("prompts that are not there", "run seva --model tiny --prompts nowhere.jsonl", "no file or folder nowhere.jsonl"),
+    Case("a list that is none to judge by", LABELLED, "truth.json must be named values", put("truth.json", "[1]")),
+    Case(
+        "a list of other images",
+        LABELLED,
+        ("truth.json has labels of none of the 4 images",),
+        put("truth.json", '{"a.png": []}'),
+    ),
+    Case(
+        "a list with an object that is none to judge by",
+        LABELLED,
+        ("truth.json", "no object called 'zebu'", "--vocabulary"),
+        put("truth.json", '{"0.png": ["zebu"]}'),
+    ),
+    Case("a bad image to judge", JUDGE, "photos/1.png", cut("photos/1.png")),
+    Case("a vocabulary that is none to judge by", f"{JUDGE} --vocabulary words.json", "words.json", put("words.json", "[1]")),
+    Case("no CLIP to judge by", f"{JUDGE} --clip nowhere", "--clip: there is no file or folder nowhere"),
+    Case("a broken CLIP to judge by", f"{JUDGE} --clip clip", "The CLIP in clip cannot be read", cut("clip/config.json")),
+    Case("no scorer to judge by", f"{JUDGE} --scorer mine.py:f", "There is no Python file"),
     Case("a list that is none", EVAL, "truth.json must be named values", put("truth.json", "[1]")),
     Case("a list that is broken", EVAL, "truth.json: not valid JSON", cut("truth.json")),
     Case("an empty list", EVAL, "truth.json lists no image", put("truth.json", "{}")),

@@ -1,9 +1,8 @@
 """Calibration: rewards as the spec has them, what separates scores, and the reasons to stop."""
 
-import numpy as np
 import pytest
 
-from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate, separation
+from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate
 from mlx_visalign.utils.errors import UserError
 
 FOUND = Calibration("given", 0.235, 0.195, 0.02, 0.02, 60, 60, 0.9)
@@ -32,13 +31,6 @@ def test_scores_as_rewards(score, band, affine):
 def test_without_a_margin_the_means_are_the_thresholds():
     assert [FOUND.reward(score, "band", 0.0) for score in (0.1951, 0.2349)] == [0, 0]
     assert FOUND.reward(0.237, "band", 0.0) == pytest.approx(0.05) == -FOUND.reward(0.193, "band", 0.0)
-
-
-def test_separation_counts_pairs():
-    rng = np.random.default_rng(0)
-    correct, hallucinated = rng.integers(0, 9, 30) + 1.0, rng.integers(0, 9, 20) + 0.0
-    pairs = [(c > h) + 0.5 * (c == h) for c in correct for h in hallucinated]
-    assert separation(correct, hallucinated) == pytest.approx(np.mean(pairs))
 
 
 def rows(correct, hallucinated, unknown=()):

@@ -34,7 +34,7 @@ def settings_names():
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_every_new_name_is_that_of_a_setting(old, new):
-    assert new in settings_names() and new not in RENAMED
+    assert set(new.split(".")) <= settings_names() and new not in RENAMED
 
 
 def test_an_old_name_is_understood_and_told_once(capsys):
@@ -70,6 +70,41 @@ def test_the_recipes_own_settings_and_flags_too(flag, capsys):
 def test_what_an_older_run_wrote_down_is_the_same_setting():
     assert first_difference({"train": {"warmup": 0.1}}, {"train": {"warmup_ratio": 0.1}}) is None
     assert first_difference({"groups": 3}, {"num_beam_groups": 5}) == ("num_beam_groups", 3, 5)
+
+
+FISAO = {"model": "tiny", "images": "."}
+
+
+@pytest.mark.parametrize(
+    ("file", "flags"),
+    [
+        ("settings: {phrase: 'an {}', calibration_images: 7}", {}),
+        ("settings: {judge: {phrase: 'a {}', check_images: 3}}", {"phrase": "an {}", "calibration_images": 7}),
+        ("settings: {phrase: 'a {}', calibration_images: 7}", {"judge.phrase": "an {}"}),
+        ("settings: {phrase: 'a {}', judge: {phrase: 'an {}', check_images: 7}}", {}),
+    ],
+)
+def test_what_moved_into_a_section_is_found_there(file, flags, tmp_path, capsys):
+    """In files and flags; the command line goes before the file, and in a file the new name before the old one."""
+    path = tmp_path / "old.yaml"
+    path.write_text(f"method: fisao\n{file}\n")
+    given = FISAO | {f"settings.{name}": value for name, value in flags.items()}
+    judge = make_plan(path, methods.find, None, given).settings.judge
+    assert (judge.phrase, judge.check_images, judge.kind) == ("an {}", 7, "combined")
+    said = capsys.readouterr().err
+    assert said.count("The setting phrase is called judge.phrase now.") == 1
+
+
+def test_a_moved_setting_beside_a_section_that_is_none(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("method: fisao\nsettings: {phrase: a, judge: 5}\n")
+    with pytest.raises(UserError, match="judge: expected named values, got 5"):
+        make_plan(path, methods.find, None, FISAO)
+
+
+def test_what_an_older_run_of_fisao_wrote_down_is_the_same_setting():
+    assert first_difference({"debias_images": 0}, {"judge": {"debias_images": 0}}) is None
+    assert first_difference({"debias_images": 0}, {"judge": {"debias_images": 9}}) == ("judge.debias_images", 0, 9)
 
 
 def test_a_misplaced_old_name_gets_the_new_one_as_a_hint():

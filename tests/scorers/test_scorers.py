@@ -31,6 +31,13 @@ def test_a_scorer_is_not_asked_about_nothing():
     assert checked(lambda images, texts: 1 / 0, "mine:f")([], []) == []
 
 
+def test_what_a_scorer_raises_has_its_place():
+    with pytest.raises(
+        UserError, match=r"'mine:f' failed in .*test_scorers\.py, line \d+ \(ZeroDivisionError: division by zero"
+    ):
+        checked(lambda images, texts: [1 / 0], "mine:f")([Path("a.png")], ["a"])
+
+
 def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
     (tmp_path / "my_broken_scorer.py").write_text("def f(:")
     monkeypatch.chdir(tmp_path)
@@ -39,12 +46,12 @@ def test_a_file_that_does_not_run_says_so(tmp_path, monkeypatch):
 
 
 TRAIN = {"batch_size": 2, "iters": 1, "lora": {"rank": 2}}
-JUDGE = {"kind": "clip", "phrase": "{}", "debias_images": 0, "samples": 2, "check_images": 10, "gate": "warn"}
+JUDGE = {"kind": "clip", "phrase": "{}", "debias_images": 0, "check_images": 6, "samples": 2, "gate": "warn"}
 SMALL = {
-    "csr": {"judge": JUDGE, "num_beam_groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "train": TRAIN},
+    "csr": {"num_beam_groups": 2, "sentence_tokens": 14, "max_tokens": 30, "batch": 2, "judge": JUDGE, "train": TRAIN},
     "fisao": {
-        "judge": JUDGE,
         "max_tokens": 32,
+        "judge": JUDGE,
         "labels": "tiny-world",
         "min_mentions": 1,
         "reward": {"shape": "affine"},
@@ -64,9 +71,9 @@ def test_a_recipe_names_a_scorer(method, tmp_path, monkeypatch, capsys):
         "import re\n"
         "from mlx_visalign.tiny_world.scenes import scene\n"
         "def fits(images, texts):\n"
-        "    numbers = [re.findall('[0-9]+', image.name) for image in images]  # a blank image has none\n"
-        "    types = [scene(int(found[0])).types if found else () for found in numbers]\n"
-        "    return [float(any(str(t) in text for t in there)) for there, text in zip(types, texts)]\n"
+        "    numbers = [re.findall('[0-9]+', image.name) for image in images]  # the blank image has none\n"
+        "    types = [scene(int(number[0])).types if number else () for number in numbers]\n"
+        "    return [float(any(str(t) in text for t in some)) for some, text in zip(types, texts)]\n"
     )
     recipe = {
         "method": method,
@@ -104,7 +111,6 @@ def test_a_method_that_scores_nothing_refuses_a_scorer():
 @pytest.mark.parametrize("preset", ["laptop", "paper", "tiny"])
 def test_csrs_presets_are_settings(preset):
     settings = make_plan(find_recipe("csr"), methods.find, preset, {"model": "tiny", "images": ".", "max_images": 1}).settings
-    if preset == "paper":
-        assert (settings.reward.kind, settings.prune, settings.rounds) == ("rank", "language", 3)
-    else:
-        assert settings.prune == "reward" and settings.reward.kind != "paper"
+    assert settings.reward.kind == ("rank" if preset == "paper" else "centred")
+    assert (settings.judge.kind, settings.judge.gate) == (("clip", "warn") if preset == "paper" else ("combined", "stop"))
+    assert (settings.prune, settings.rounds) == (("language", 3) if preset == "paper" else ("reward", 1))

@@ -157,7 +157,10 @@ def judge_of(job: Job) -> Judge:
 
 
 def with_spread(settings: Settings, judge: Judge) -> Settings:
-    """The settings, with threshold and width of a calibrated reward taken from the run's own scores."""
+    """The settings, with what a calibrated reward leaves open.
+
+    Its threshold and width are then taken from the run's own scores.
+    """
     reward = settings.reward
     if reward.kind != "calibrated" or None not in (reward.threshold, reward.width):
         return settings
@@ -208,7 +211,10 @@ def _gain(pair: Pair) -> float:
 
 
 def best_against_worst(tree: Tree) -> Iterator[tuple[Pair, int]]:
-    """The tree's best and worst answer, with the difference of their lengths in tokens."""
+    """The tree's best and worst answer.
+
+    With the difference of their lengths in tokens.
+    """
     if tree.chosen is None or tree.rejected is None or tree.lengths is None:
         return
     scores = [tree.sentences[place].total for place in (tree.chosen, tree.rejected)]
@@ -217,7 +223,9 @@ def best_against_worst(tree: Tree) -> Iterator[tuple[Pair, int]]:
 
 
 def next_sentences(tree: Tree, greedy: bool) -> Iterator[tuple[Pair, int]]:
-    """Pairs of next sentences after the same beginning, with the difference of their lengths in tokens.
+    """Pairs of next sentences after the same beginning.
+
+    With the difference of their lengths in tokens.
 
     The best and the worst one; with `greedy`, only after beginnings of the greedy answer, and the worse one is its own next
     sentence, if its reward is below the middle, 0. The end of an answer is never one of the two.
@@ -267,7 +275,9 @@ def _pair(
 
 
 def remarks(job: Job, trees: Sequence[Tree], made: Sequence[Pair]) -> Iterator[str]:
-    """What pairs say about the model's own greedy answers, of images for which these are known.
+    """What pairs say about the model's own greedy answers.
+
+    Of images for which these are known.
 
     Pairs about wild samples teach little about greedy answers. Chosen answers that are much shorter teach brevity.
     """

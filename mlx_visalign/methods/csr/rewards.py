@@ -164,9 +164,9 @@ def _centred(texts: Sequence[str], language: Sequence[float], image: Sequence[fl
 
 
 def centred_ranks(scores: Sequence[float]) -> list[float]:
-    """(middle rank - rank) / n, from below 0.5 for the best to above -0.5.
+    """Ranks around the middle: (middle rank - rank) / n.
 
-    Ties share their mean rank.
+    From below 0.5 for the best to above -0.5. Ties share their mean rank.
     """
     above = [sum(other > score for other in scores) for score in scores]
     ties = [sum(other == score for other in scores) for score in scores]

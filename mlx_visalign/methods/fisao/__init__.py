@@ -160,7 +160,7 @@ def measure(job: Job, settings: Settings, judge: Judge) -> Calibration:
 
 
 def mentions(job: Job, settings: Settings, judge: Judge) -> list[Scored]:
-    """The objects that the untrained policy names, with their scores and labels.
+    """What the untrained policy names, with scores and labels.
 
     In greedy and in sampled answers, for rollouts are sampled, and greedy answers alone hold few hallucinations. Of the
     images that the judge was checked on; given labels leave out those that have none.

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from mlx_visalign.data.object_vocabulary import Vocabulary
 from mlx_visalign.data.records import Record
 from mlx_visalign.evaluation.object_labels import Annotations, listed_labels
 from mlx_visalign.runs.worlds import find_world
+from mlx_visalign.scorers.trust import separation
 from mlx_visalign.utils.errors import UserError, listed
 from mlx_visalign.utils.formatting import with_minus
 
@@ -126,15 +126,6 @@ def calibrate(rows: Sequence[Scored], labels: Literal["given", "pseudo"], least:
             f"needed: {LEAST_AUC:.2f}). Try another judge.phrase, word debiasing (judge.debias_images), or another CLIP."
         )
     return found
-
-
-def separation(correct: Float[np.ndarray, "c"], hallucinated: Float[np.ndarray, "h"]) -> float:
-    """The AUC: P(a correct mention outscores a hallucinated one).
-
-    Ties count half.
-    """
-    below, up_to = (np.searchsorted(np.sort(hallucinated), correct, side=side) for side in ("left", "right"))
-    return float((below + up_to).mean() / 2 / len(hallucinated))
 
 
 def believed(yes: float) -> bool | None:

@@ -13,14 +13,13 @@ of this script. Everything resumes. Leaves SPLIT.json, and report.html and repor
 import argparse
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
 import mlx.core as mx
 from proof_report import write_proof
 
-from mlx_visalign import load
+from mlx_visalign import load, methods
 from mlx_visalign.data.augment.views import AUGMENTATIONS
 from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
@@ -68,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     overrides = dict(item.split("=", 1) for item in args.set)
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
-    plan = make_plan(find_recipe(args.recipe), method, args.preset, {"images": "tiny-world", **overrides})
+    plan = make_plan(find_recipe(args.recipe), methods.find, args.preset, {"images": "tiny-world", **overrides})
     benchmark = world_benchmark(args.split, args.scenes)
     moment, protocol = f"{args.split}-{args.scenes}", Protocol(max_tokens=plan.settings.max_tokens)
     with Run(args.output / "base") as run:
@@ -88,10 +87,6 @@ def main() -> None:
     (args.output / f"{args.split}.json").write_text(json.dumps(table, indent=1))
     if "method" in found:
         write_proof(args.output, plan, base, found, COLUMNS)
-
-
-def method(name: str):
-    return import_module(f"mlx_visalign.methods.{name}")
 
 
 def json_or_text(value: str) -> object:

@@ -3,22 +3,27 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
+from mlx_visalign.data.questions import spread_descriptions
 from mlx_visalign.data.records import Pair, Prompt
 from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
+from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.preflight.workload import SCORING
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.dpo import with_reference
+from mlx_visalign.training.length_guard import LengthGuard
 from mlx_visalign.training.losses import PairLoss
 
 SCORED_TOGETHER = 16  # pairs
+WATCHED = 16  # descriptions whose length a training watches
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,20 @@ class Job:
         """The prompts with their clean images, prefilled once."""
         features = self.policy.image_features([self.image(prompt.image) for prompt in prompts])
         return self.policy.prefill(features, [self.policy.prompt_ids(prompt.prompt) for prompt in prompts])
+
+    def length_guard(self, settings: Any, updates: int) -> LengthGuard | None:
+        """The length guard of a training, or None.
+
+        None if no prompt asks for a description; `updates` is the number of the training's.
+        """
+        asked = spread_descriptions(self.prompts, WATCHED)
+
+        def mean_tokens() -> float:
+            batches = [asked[at : at + settings.batch] for at in range(0, len(asked), settings.batch)]
+            answers = [self.policy.generate(self.prefill(some), Sampling(settings.max_tokens)) for some in batches]
+            return fmean(len(answer.ids) for some in answers for answer in some)
+
+        return LengthGuard(self.policy, mean_tokens, updates, settings.train.min_share, self.run.folder) if asked else None
 
     def located(self, pair: Pair) -> Pair:
         """The pair with its image paths resolved."""

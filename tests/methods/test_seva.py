@@ -115,6 +115,7 @@ def test_a_run_leaves_every_stage(whole):
     pairs = read_jsonl(whole.run.folder / "pairs.jsonl", Pair)
     assert 0 < len(pairs) <= 8
     assert read_metrics(whole.run.metrics)[0]["train_loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert [row["answer_length"] > 0 for row in read_metrics(whole.run.metrics)] == [True] * 5
     assert (whole.run.adapter / "adapters.safetensors").exists()
 
 

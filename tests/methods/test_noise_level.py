@@ -20,7 +20,9 @@ from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
 
 TRAIN = PreferenceSettings(batch_size=2, iters=3, learning_rate=1e-3, lora=LoRASettings(rank=4))
-SETTINGS = seva.Settings(view=AUTO, exists_view="crop", max_tokens=48, batch=3, train=TRAIN)
+SETTINGS = seva.Settings(
+    view=AUTO, exists_view="crop", max_length_gap=None, min_yes_margin=None, max_tokens=48, batch=3, train=TRAIN
+)
 
 
 def levels(*ratios, cut=0.0):

@@ -26,6 +26,8 @@ from mlx_visalign.utils.tolerances import SAME_SUM
 SETTINGS = seva.Settings(
     view="diffusion-600",
     exists_view="grayscale",
+    max_length_gap=None,
+    min_yes_margin=None,
     max_tokens=64,
     batch=3,
     train=PreferenceSettings(batch_size=2, iters=5, learning_rate=1e-3, lora=LoRASettings(rank=4), save_every=2),

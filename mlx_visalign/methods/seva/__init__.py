@@ -11,10 +11,11 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 - noise is seeded by the run's seed and the prompt, so every pair is reproducible; the code's noise is unseeded.
 - yes/no pairs are balanced, as many that prefer yes as prefer no: distortion mostly turns a "no" into a "yes", so
   unbalanced pairs would also teach the model to deny what is there.
-- a "yes" may be preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there,
-  so a doubtful "yes" that distortion turns into a "no" is more often wrong than right; off by default, as in the paper.
-- descriptions may be balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
-  longer or shorter; off by default, as in the paper.
+- a "yes" is preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there, so a
+  doubtful "yes" that distortion turns into a "no" is more often wrong than right.
+- descriptions are balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
+  longer or shorter.
+- images are rotated for descriptions and cropped for yes/no questions; the paper adds noise, which does harm in the tiny world.
 - an epoch is one pass over the pairs; the code lists every pair twice.
 """
 
@@ -63,16 +64,18 @@ class Settings(PairSettings):
     exists_view         the same for yes/no questions; none: as `view`
     exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
     max_length_gap      descriptions: drop the pairs that differ most in length until the mean difference, in tokens, is at
-                        most this; none: keep all, as in the paper
+                        most this (0 or more); none: keep all, as in the paper
     min_yes_margin      yes/no questions: a clean "yes" is preferred only if its log-probability exceeds the distorted
                         "no"'s by at least this (0 or more); none: no such limit, as in the paper
+
+    The defaults are the form that is measured in the tiny world; the preset `paper` has the paper's.
     """
 
-    view: str = "diffusion-500"
-    exists_view: str | None = None
+    view: str = "rotation"
+    exists_view: str | None = "crop"
     exists_max_tokens: int = 8
-    max_length_gap: float | None = None
-    min_yes_margin: float | None = None
+    max_length_gap: float | None = 2.0
+    min_yes_margin: float | None = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

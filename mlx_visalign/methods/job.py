@@ -15,15 +15,15 @@ from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
-from mlx_visalign.preflight.workload import SCORING
+from mlx_visalign.preflight.workload import SCORING, Answering
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.dpo import with_reference
-from mlx_visalign.training.length_guard import LengthGuard
+from mlx_visalign.training.length_guard import LengthGuard, measurements
 from mlx_visalign.training.losses import PairLoss
 
 SCORED_TOGETHER = 16  # pairs
-WATCHED = 16  # descriptions whose length a training watches
+WATCHED, WATCHED_TOGETHER = 16, 4  # descriptions whose length a training watches; beside AdamW's moments there is less room
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Job:
         asked = spread_descriptions(self.prompts, WATCHED)
 
         def mean_tokens() -> float:
-            batches = [asked[at : at + settings.batch] for at in range(0, len(asked), settings.batch)]
+            batches = [asked[at : at + WATCHED_TOGETHER] for at in range(0, len(asked), WATCHED_TOGETHER)]
             answers = [self.policy.generate(self.prefill(some), Sampling(settings.max_tokens)) for some in batches]
             return fmean(len(answer.ids) for some in answers for answer in some)
 
@@ -99,6 +99,14 @@ class Job:
             "aspect": policy.preprocessing.aspect,
             "dtype": policy.dtype,
         }
+
+
+def watching(settings: Any, prompts: Sequence[Prompt], rounds: int) -> tuple[Answering, ...]:
+    """The work of the length guard, over all rounds."""
+    asked = len(spread_descriptions(prompts, WATCHED))
+    count = asked * rounds * measurements(settings.train.loop(len(settings.prompts_used(prompts))).iters)
+    longest = settings.max_tokens
+    return (Answering("watching lengths", count, count * longest, WATCHED_TOGETHER, longest, adapters=3),) if asked else ()
 
 
 Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]

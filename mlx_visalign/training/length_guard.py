@@ -16,6 +16,16 @@ from mlx_visalign.utils.errors import UserError
 APART, TIMES = 10, 10  # at least so many updates lie between two measurements, and at most so many are made
 
 
+def apart(updates: int) -> int:
+    """Updates between two measurements of a training."""
+    return max(APART, math.ceil(updates / TIMES))
+
+
+def measurements(updates: int) -> int:
+    """Measurements in a training, that of the base included."""
+    return 1 + math.ceil(updates / apart(updates))
+
+
 @dataclass
 class LengthGuard:
     """How long answers are, measured while a policy trains.
@@ -41,7 +51,7 @@ class LengthGuard:
 
     def measure(self, update: int) -> float:
         """The share after an update, measured anew if due."""
-        if update == self.updates or update % max(APART, math.ceil(self.updates / TIMES)) == 0:
+        if update == self.updates or update % apart(self.updates) == 0:
             self.share = self.mean_tokens() / self.base_tokens
         return self.share
 

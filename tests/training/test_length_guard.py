@@ -15,7 +15,7 @@ from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs, with_reference
-from mlx_visalign.training.length_guard import LengthGuard
+from mlx_visalign.training.length_guard import LengthGuard, measurements
 from mlx_visalign.utils.errors import UserError
 
 SETTINGS = PreferenceSettings(batch_size=1, iters=12, learning_rate=2e-2, rpo_alpha=1, lora=LoRASettings(rank=4), save_every=4)
@@ -46,7 +46,8 @@ def test_it_measures_after_every_tenth_but_no_ten_updates_and_at_the_end(updates
     measured.mean_tokens = lambda: calls.append(update) or BASE
     for update in range(1, updates + 1):
         measured.measure(update)
-    assert sorted(set(calls)) == due and len(calls) == len(due) + 1  # the base once
+    assert sorted(set(calls)) == due
+    assert len(calls) == len(due) + 1 == measurements(updates)  # the base once
 
 
 def test_between_two_measurements_it_tells_the_last():

@@ -50,8 +50,7 @@ NOISE_LEVELS = (200, 400, 600, 800, 999)  # diffusion steps shown in the picture
 SCORED = True
 PAIR_SETTINGS = ("max_length_gap", "min_yes_margin")
 ADVICE = (
-    "If answers are the same, distort more (--set view=diffusion-800). If answers are cut off, raise --max-tokens. "
-    "Or use more images."
+    "If answers are the same, distort more (--set view=moco). If answers are cut off, raise --max-tokens. Or use more images."
 )
 
 

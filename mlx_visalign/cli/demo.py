@@ -23,7 +23,7 @@ JUDGED = 60  # images that the judge is checked on: seconds
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_options(parser, "runs/demo")
-    parser.set_defaults(config="tiny", method=None, method_file=None, preset=None, output="runs/demo")
+    parser.set_defaults(config="seva", method=None, method_file=None, preset="tiny", output="runs/demo")
 
 
 def run(options: argparse.Namespace) -> Result:

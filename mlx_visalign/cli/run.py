@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="which of the recipe's presets: laptop (the default) or paper; for csr and fisao also tiny",
+        help="which of the recipe's presets: laptop (the default); for seva, csr and fisao also paper or tiny",
     )
     parser.add_argument("--model", dest="recipe.model", metavar="MODEL", help=MODEL)
     parser.add_argument("--images", dest="recipe.images", action=Images, help="unlabelled images; subfolders are included")

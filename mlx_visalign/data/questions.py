@@ -101,3 +101,12 @@ def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
 def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Prompts other than existence questions."""
     return [prompt for prompt in prompts if prompt.kind != "exists"]
+
+
+def spread_descriptions(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` descriptions, spread evenly over all of them.
+
+    Neighbours in a folder of photos often show the same.
+    """
+    all_of_them = descriptions(prompts)
+    return all_of_them[:: max(1, len(all_of_them) // count)][:count]

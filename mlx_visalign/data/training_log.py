@@ -14,6 +14,7 @@ Row = dict[str, Any]
 
 METRICS = "metrics.jsonl"  # in a training's folder
 WINDOW = 50  # updates that warnings average over
+SHORTER = 0.9  # of the base's length: shorter answers are warned of
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -63,8 +64,8 @@ def append_row(path: Path, row: Row) -> None:
 def warning_signs(rows: list[Row]) -> dict[str, str]:
     """Warnings about a preference training so far, by short name.
 
-    Reads dpo_loss, accuracy, chosen_reward, chosen_length and rejected_length; rows without them give no warnings. Rows of
-    a loss that does not start at ln 2 have loss_at_start. The thresholds are our own rules of thumb.
+    Reads dpo_loss, accuracy, chosen_reward, chosen_length, rejected_length and answer_length; rows without them give no
+    warnings. Rows of a loss that does not start at ln 2 have loss_at_start. The thresholds are our own rules of thumb.
     """
     if not rows or not {"dpo_loss", "accuracy", "chosen_reward"} <= rows[0].keys():
         return {}
@@ -94,4 +95,10 @@ def warning_signs(rows: list[Row]) -> dict[str, str]:
                 f"Chosen answers have {ratio:.2f} times the tokens of rejected ones. The model may learn length instead "
                 "of what the image shows; look at some pairs."
             )
+    if (share := rows[-1].get("answer_length", 1.0)) < SHORTER:
+        signs["shorter"] = (
+            f"Descriptions have become {share:.2f} times as long as the base's. That is fine if only things that are not there "
+            "have gone. Read some; if what is there has gone too, balance the pairs' lengths (max_length_gap) or lower the "
+            "learning rate."
+        )
     return signs

@@ -3,22 +3,27 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
+from mlx_visalign.data.questions import spread_descriptions
 from mlx_visalign.data.records import Pair, Prompt
 from mlx_visalign.inference.logprobs import sum_logps
 from mlx_visalign.inference.policy import Answer, Policy
 from mlx_visalign.inference.prefix_cache import Prefix
-from mlx_visalign.preflight.workload import SCORING
+from mlx_visalign.inference.sampling import Sampling
+from mlx_visalign.preflight.workload import SCORING, Answering
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.dpo import with_reference
+from mlx_visalign.training.length_guard import LengthGuard, measurements
 from mlx_visalign.training.losses import PairLoss
 
 SCORED_TOGETHER = 16  # pairs
+WATCHED, WATCHED_TOGETHER = 16, 4  # descriptions whose length a training watches; beside AdamW's moments there is less room
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,20 @@ class Job:
         features = self.policy.image_features([self.image(prompt.image) for prompt in prompts])
         return self.policy.prefill(features, [self.policy.prompt_ids(prompt.prompt) for prompt in prompts])
 
+    def length_guard(self, settings: Any, updates: int) -> LengthGuard | None:
+        """The length guard of a training, or None.
+
+        None if no prompt asks for a description; `updates` is the number of the training's.
+        """
+        asked = spread_descriptions(self.prompts, WATCHED)
+
+        def mean_tokens() -> float:
+            batches = [asked[at : at + WATCHED_TOGETHER] for at in range(0, len(asked), WATCHED_TOGETHER)]
+            answers = [self.policy.generate(self.prefill(some), Sampling(settings.max_tokens)) for some in batches]
+            return fmean(len(answer.ids) for some in answers for answer in some)
+
+        return LengthGuard(self.policy, mean_tokens, updates, settings.train.min_share, self.run.folder) if asked else None
+
     def located(self, pair: Pair) -> Pair:
         """The pair with its image paths resolved."""
         return replace(pair, images=tuple(str(self.image(image)) for image in pair.images))
@@ -81,6 +100,14 @@ class Job:
             "aspect": policy.preprocessing.aspect,
             "dtype": policy.dtype,
         }
+
+
+def watching(settings: Any, prompts: Sequence[Prompt], rounds: int) -> tuple[Answering, ...]:
+    """The work of the length guard, over all rounds."""
+    asked = len(spread_descriptions(prompts, WATCHED))
+    count = asked * rounds * measurements(settings.train.loop(len(settings.prompts_used(prompts))).iters)
+    longest = settings.max_tokens
+    return (Answering("watching lengths", count, count * longest, WATCHED_TOGETHER, longest, adapters=3),) if asked else ()
 
 
 Rank = Callable[[Sequence[Prompt], Prefix, Sequence[Sequence[Answer]]], list[list[float]]]

@@ -12,6 +12,7 @@ and these optional parts:
     scored(settings)               whether `sample` also computes the reference's log-probabilities, so that pairs have them
     PAIR_SETTINGS                  the names of the settings that `pairs` reads and `sample` does not
     ADVICE                         how to get more pairs, for the warning that there are few
+    resolve(job, settings)         the settings, with what the run itself must find out first
     prepare(job, settings)         the job with what sampling needs, such as a loaded scorer
     depends_on(job, settings)      what its records depend on besides its settings, the seed and the model
     summary(rows, pairs)           a sentence on how many pairs a round made, and why not more
@@ -90,6 +91,7 @@ class PairMethod:
     scored: Callable[[Any], bool]
     pair_settings: Sequence[str]
     advice: str
+    resolve: Callable[[Job, Any], Any]
     prepare: Callable[[Job, Any], Job]
     depends_on: Callable[[Job, Any], dict[str, Any]]
     summary: Callable[[Sequence[Any], Sequence[Pair]], str]
@@ -106,6 +108,7 @@ class PairMethod:
             getattr(module, "scored", lambda settings: False),
             getattr(module, "PAIR_SETTINGS", ()),
             getattr(module, "ADVICE", "More images, or longer answers (--max-tokens), leave more."),
+            getattr(module, "resolve", lambda job, settings: settings),
             getattr(module, "prepare", lambda job, settings: job),
             getattr(module, "depends_on", lambda job, settings: {}),
             getattr(module, "summary", lambda rows, pairs: f"{counted(len(pairs), 'pair')} made."),
@@ -129,6 +132,7 @@ def train(method: PairMethod, job: Job, settings: Any) -> None:
     Every step is a stage of the run, done once. Pairs about held-out images are made by the untrained model, before the
     first training.
     """
+    settings = method.resolve(job, settings)
     job = method.prepare(job, settings)
     require_readable(method, job, settings)
 
@@ -163,7 +167,8 @@ def train_in_rounds(job: Job, settings: Any, pairs_of: Callable[[Round], list[Pa
     """
     for one in rounds_of(job, settings):
         pairs = pairs_of(one)
-        train_on_pairs(job.policy, pairs, settings.train, one.folder, one.seed, job.on_metrics)
+        guard = job.length_guard(settings, settings.train.loop(len(pairs)).iters)
+        train_on_pairs(job.policy, pairs, settings.train, one.folder, one.seed, job.on_metrics, guard)
         if one.folder != job.run.folder:
             job.policy.save_adapter(one.folder / "adapter", method=name, round=one.number)
             job.run.join_metrics(one.number)

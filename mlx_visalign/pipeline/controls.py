@@ -78,13 +78,14 @@ def train_control(control: Control, job: Job, made: Path, method: Any, settings:
 
     The policy is freshly loaded from its base; `made` is the folder of the method's run.
     """
+    unguarded = {name: value for name, value in UNGUARDED.items() if hasattr(settings.train, name)}
+    settings = replace(settings, train=replace(settings.train, **unguarded))
     if control == "blind":
         _draw_blank(job)
     if isinstance(settings.train, PreferenceSettings):
         _train_on_pairs(control, job, RunFolder(made), settings)
     elif control == "blind":
-        unguarded = replace(settings, train=replace(settings.train, **UNGUARDED))
-        method.train(replace(job, blank=job.image(BLANK)), unguarded)
+        method.train(replace(job, blank=job.image(BLANK)), settings)
     else:
         raise UserError(f"The control {control!r} needs pairs, but this method makes none.")
 

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.evaluation.runner import Protocol
+from mlx_visalign.methods.job import watching
 from mlx_visalign.methods.judge import JudgeSettings
 from mlx_visalign.models.hub import find_config
 from mlx_visalign.pipeline.best_of_n import SAMPLES
@@ -113,7 +114,7 @@ def _controls(plan: Plan) -> Row:
 
 
 def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -> Forecast:
-    """Memory and time of the method's stages and both evaluations."""
+    """Memory and time of all stages and both evaluations."""
     workload = plan.settings.workload(prompts)
     measured = 2 * source_of(plan.recipe).benchmark_size(prompts, kept)  # before and after
     longest = protocol_of(plan).max_tokens
@@ -121,4 +122,6 @@ def forecast_of(plan: Plan, prompts: Sequence[Prompt], kept: Sequence[Prompt]) -
     cached = {"images": len({prompt.image for prompt in prompts}), "cache_gb": plan.recipe.cache_gb}
     answer = max(stage.tokens for stage in workload.stages)
     needs = {**training_needs(plan.settings.train), **cached, "answer": answer}
-    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, measuring)))
+    guarded = isinstance(plan.settings.train, PreferenceSettings)
+    watched = watching(plan.settings, prompts, workload.rounds) if guarded else ()
+    return forecast(plan.recipe.model, needs, replace(workload, stages=(*workload.stages, *watched, measuring)))

@@ -20,9 +20,10 @@ from PIL import Image
 from mlx_visalign.data.augment.draws import random_box
 from mlx_visalign.data.images import Picture, open_image
 from mlx_visalign.data.records import Pair
-from mlx_visalign.data.training_log import WINDOW, warning_signs
+from mlx_visalign.data.training_log import SHORTER, WINDOW, warning_signs
 from mlx_visalign.inference.policy import Policy
 from mlx_visalign.training.config import LearningSettings
+from mlx_visalign.training.length_guard import LengthGuard
 from mlx_visalign.training.losses import (
     LN2,
     PAIR,
@@ -58,6 +59,7 @@ class PreferenceSettings(LearningSettings):
     noise              robust only: the rate of flipped preferences, 0 to below 0.5
     rpo_alpha          weight of the chosen answers' NLL in the loss, 0 or more (0: DPO). DPO alone can make both answers
                        less likely, as long as the rejected one falls faster; the NLL prevents that
+    min_share          in the runs of methods: training stops if answers keep less than this share of the base's length, 0 to 1
     epochs             passes over the pairs, above 0; `iters`, if given, sets the number of updates instead
     batch_size         pairs per forward pass; times `grad_accumulation_steps`, the pairs of one update
     grad_checkpoint    recompute layers in the backward pass: about half the memory for 1.5 times the time
@@ -70,6 +72,7 @@ class PreferenceSettings(LearningSettings):
     label_smoothing: float = 0.0
     noise: float = 0.0
     rpo_alpha: float = 0.0
+    min_share: float = 0.75
 
     def __post_init__(self) -> None:
         require(
@@ -79,6 +82,7 @@ class PreferenceSettings(LearningSettings):
             label_smoothing=_rate(self.label_smoothing, self.loss_type == "sigmoid", "sigmoid"),
             noise=_rate(self.noise, self.loss_type == "robust", "robust"),
             rpo_alpha=(self.rpo_alpha >= 0, "0 or more"),
+            min_share=(0 <= self.min_share <= 1, "from 0 to 1"),
             epochs=(self.epochs > 0, "above 0"),
             batch_size=(self.batch_size >= 1, "1 or more"),
         )
@@ -130,9 +134,9 @@ class PairSource:
     a batch, so little is spent on padding and buffers are reused; the order of batches is random.
     """
 
-    def __init__(self, policy: Policy, pairs: Sequence[Pair], batch_size: int, seed: int):
+    def __init__(self, policy: Policy, pairs: Sequence[Pair], batch_size: int, seed: int, guard: LengthGuard | None = None):
         """`seed` determines the order and how images are damaged."""
-        self.policy, self.batch_size, self.seed = policy, batch_size, seed
+        self.policy, self.batch_size, self.seed, self.guard = policy, batch_size, seed, guard
         self.pairs = list(pairs)
         self.lengths = [sum(map(len, policy.pair_ids(pair))) for pair in self.pairs]
         self.batches_per_epoch = math.ceil(len(self.pairs) / batch_size)
@@ -145,13 +149,20 @@ class PairSource:
         return pair_batch(self.policy, [self.pairs[i] for i in self._order(epoch)[index]], self.seed)
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Does nothing: pairs do not depend on the training's progress."""
+        """Add the length of answers, where it is guarded.
+
+        The pairs do not depend on the training's progress.
+        """
+        if self.guard is not None:
+            metrics["answer_length"] = self.guard.measure(metrics["iteration"])
 
     def state(self) -> dict[str, Any]:
-        return {"taken": self.taken}
+        return {"taken": self.taken} | ({} if self.guard is None else {"answer_length": self.guard.share})
 
     def restore(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
+        if self.guard is not None:
+            self.guard.share = state.get("answer_length", 1.0)  # a checkpoint made before there was a guard has none
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng(number_for(self.seed, "pairs", epoch))
@@ -274,11 +285,12 @@ def train_on_pairs(
     folder: Path,
     seed: int,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    guard: LengthGuard | None = None,
 ) -> None:
     """Train a new round of LoRA on pairs.
 
-    Resumes automatically; see `trainer.fit`. Raises `UserError` if there are no pairs or the loss cannot use one of them
-    (`require_usable`).
+    Resumes automatically; see `trainer.fit`. Raises `UserError` if there are no pairs, if the loss cannot use one of them
+    (`require_usable`), and if the `guard` finds answers too short.
     """
     if not pairs:
         raise UserError("There are no pairs to train on: all answers were identical, cut off or filtered out.")
@@ -288,7 +300,7 @@ def train_on_pairs(
         say(f"warning: {too_little}")
     policy.attach(settings.lora, seed=number_for(seed, "lora"))
     policy.checkpoint = settings.grad_checkpoint
-    source = PairSource(policy, pairs, settings.batch_size, seed)
+    source = PairSource(policy, pairs, settings.batch_size, seed, guard)
     depends_on = {
         "beta": settings.beta,
         "rpo_alpha": settings.rpo_alpha,
@@ -306,6 +318,8 @@ def train_on_pairs(
         watch(row)
         if on_metrics is not None:
             on_metrics(row)
+        if guard is not None:
+            guard.check()
 
     fit(
         {"adapter": policy.model},
@@ -327,7 +341,8 @@ class Watch:
 
     def __call__(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if len(self.rows) > 1 and len(self.rows) % WINDOW:
+        shorter = row.get("answer_length", 1.0) < SHORTER
+        if len(self.rows) > 1 and len(self.rows) % WINDOW and not shorter:
             return
         for name, sign in warning_signs(self.rows).items():
             if name not in self.said:

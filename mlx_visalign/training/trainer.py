@@ -38,9 +38,9 @@ class Source(Protocol):
         """The next batch, which may depend on the current weights."""
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Receive the metrics of each update.
+        """Receive the metrics of each update, before they are logged.
 
-        A source may react to them, for example end a rollout early.
+        A source may react to them, for example end a rollout early, and add to them, always under the same names.
         """
 
     def state(self) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def fit(
         while step < settings.iters:
             row = update(step)
             step += 1
-            append_row(folder / METRICS, row)
             source.observe(row)
+            append_row(folder / METRICS, row)
             try:
                 if on_metrics is not None:
                     on_metrics(row)

@@ -1,6 +1,6 @@
 """Does a method do what it says, in the tiny world? Seeds with their own unlabelled images, and controls.
 
-    python tests/benchmarks/tiny_proof.py --recipe tiny --split held-out --output runs/proof
+    python tests/benchmarks/tiny_proof.py --recipe seva --preset tiny --split held-out --output runs/proof
 
 For every seed: the recipe's method; the same pairs with the preferred side drawn by a coin (`random`), and with the
 shorter answer preferred (`shorter`); the same pairs, or the same answers and rewards, learned from with the image blanked
@@ -59,8 +59,8 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--preset", help="of the recipe")
+    parser.add_argument("--recipe", default="seva")
+    parser.add_argument("--preset", default="tiny", help="of the recipe")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)

@@ -123,7 +123,7 @@ def test_help_names_every_preset(capsys):
         ),
         ("run SEVA --images .", "There is no method 'SEVA'. Did you mean 'seva'?"),
         ("run dpo --images .", "visalign train --data PAIRS"),
-        ("run tiny", "tiny is a recipe, not a method. Use `visalign run -c tiny`"),
+        ("run own", "own is a recipe, not a method. Use `visalign run -c own`"),
         ("run -c sevaa", "There is no recipe 'sevaa', neither a file nor a built-in one. Did you mean 'seva'?"),
         ("run seva --model tiny --images . --set beta=0.2", "--set beta: unknown name 'beta'. Did you mean 'train.beta'?"),
         ("run fisao --model tiny --images . --set rank=2", "Did you mean 'train.lora.rank'?"),

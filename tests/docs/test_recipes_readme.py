@@ -1,11 +1,13 @@
 """recipes/README.md names every setting with its default, what the presets set, every loss and every recipe; its code runs."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
 import typing
 from pathlib import Path
+from statistics import fmean
 from typing import get_args
 
 import pytest
@@ -18,6 +20,7 @@ from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import LN2, LossType
 from mlx_visalign.utils.schema import RENAMED
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TEXT = (Path(__file__).parents[2] / "recipes/README.md").read_text()
 PRESETS = ("laptop", "paper")
 OURS = [name for name in methods.names() if methods.find(name).Settings.__module__.startswith("mlx_visalign.")]
@@ -87,6 +90,31 @@ def test_what_the_presets_set_stands_there(method):
     for name, cells in rows.items():
         meant = [preset[name] for preset in presets]
         assert [value(cell, type(one)) for cell, one in zip(cells, meant, strict=False)] == meant, name
+
+
+SCALE = {
+    *("model", "images", "max_images", "questions_per_image", "max_tokens", "exists_max_tokens", "batch", "train.batch_size"),
+    *("train.grad_accumulation_steps", "train.learning_rate", "train.grad_checkpoint", "train.lora.rank"),
+}
+
+
+def test_sevas_laptop_and_tiny_presets_are_one_form_at_two_scales():
+    laptop, tiny = (leaves("seva", preset) for preset in ("laptop", "tiny"))
+    assert {name for name in laptop if laptop[name] != tiny[name]} <= SCALE
+
+
+def test_what_each_setting_of_sevas_form_brings_stands_there_as_measured():
+    bases = json.loads((BENCHMARKS / "results/seva_ablation.json").read_text())["bases"]
+    laptop = leaves("seva", "laptop")
+    for name, cell, _, base, variant, f1, *others in rows_below(re.search("<!-- form of seva -->", TEXT)):
+        if name:
+            assert value(cell) == laptop[name.strip("`")], name
+        measured, variant = bases[base], variant.strip("`")
+        seeds = [measured["untrained"]] if variant == "untrained" else [*measured["variants"][variant]["seeds"].values()]
+        assert f1 == ", ".join(f"{100 * one['F1'][0]:.1f}" for one in seeds), variant
+        assert others == [f"{100 * fmean(one[of][0] for one in seeds):.1f}" for of in ("recall", "CHAIR_i", "POPE adv")], (
+            variant
+        )
 
 
 def leaves(method: str, preset: str) -> dict[str, object]:

@@ -26,6 +26,8 @@ from mlx_visalign.utils.tolerances import SAME_SUM
 SETTINGS = seva.Settings(
     view="diffusion-600",
     exists_view="grayscale",
+    max_length_gap=None,
+    min_yes_margin=None,
     max_tokens=64,
     batch=3,
     train=PreferenceSettings(batch_size=2, iters=5, learning_rate=1e-3, lora=LoRASettings(rank=4), save_every=2),
@@ -115,6 +117,7 @@ def test_a_run_leaves_every_stage(whole):
     pairs = read_jsonl(whole.run.folder / "pairs.jsonl", Pair)
     assert 0 < len(pairs) <= 8
     assert read_metrics(whole.run.metrics)[0]["train_loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert [row["answer_length"] > 0 for row in read_metrics(whole.run.metrics)] == [True] * 5
     assert (whole.run.adapter / "adapters.safetensors").exists()
 
 

@@ -15,18 +15,20 @@ from mlx_visalign.data.records import Pair, read_jsonl, write_jsonl
 from mlx_visalign.data.training_log import read_metrics
 from mlx_visalign.methods import csr, fisao, seva
 from mlx_visalign.methods.job import Job
+from mlx_visalign.methods.preference_rounds import train_in_rounds
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.lora import LoRASettings
 from mlx_visalign.pipeline.controls import BLANK, controlled, controls_of, own_job, swapped, train_control
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.training.dpo import PreferenceSettings, pair_batch, pair_logps, with_reference
+from mlx_visalign.training.length_guard import LengthGuard
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.tolerances import SAME_SUM
 
 SHORT, LONG = "A red circle.", "A red circle and a blue star."
 SETTINGS = seva.Settings(
-    train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=2), save_every=1)
+    max_tokens=32, train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=2), save_every=1)
 )
 
 
@@ -134,6 +136,18 @@ def test_without_pairs_there_is_only_the_blind_control(made, tmp_path):
     assert controls_of(fisao.Settings()) == ("blind", "best")
     with pytest.raises(UserError, match="needs pairs"):
         train_control("shorter", own_job(made, tmp_path / "c"), tmp_path, fisao, fisao.Settings())
+
+
+def test_a_control_of_pairs_is_trained_to_its_end_however_short_its_answers(made, monkeypatch):
+    def short(guard, update):
+        guard.share = 0.02
+        return guard.share
+
+    monkeypatch.setattr(LengthGuard, "measure", short)
+    assert read_metrics(control(made, "shorter").run.metrics)[-1]["answer_length"] == 0.02
+    pairs = [made.located(one) for one in read_jsonl(made.run.folder / "pairs.jsonl", Pair)]
+    with pytest.raises(UserError, match="below min_share"):  # unlike the method itself
+        train_in_rounds(made, SETTINGS, lambda one: pairs, "seva")
 
 
 def test_blind_rollouts_are_measured_however_far_they_stray(made, tmp_path):

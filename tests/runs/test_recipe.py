@@ -19,8 +19,8 @@ def plan(name="seva", preset=None, **values):
 
 def test_the_recipes_that_come_along_say_what_they_are():
     recipes = list_recipes()
-    assert {"seva", "tiny", "dpo"} <= recipes.keys()
-    assert recipes["seva"].startswith("SeVa: ") and recipes["tiny"].startswith("The demo: ")
+    assert {"seva", "csr", "dpo"} <= recipes.keys()
+    assert recipes["seva"].startswith("SeVa: ") and recipes["csr"].startswith("CSR: ")
 
 
 def test_the_paper_preset_holds_the_papers_numbers():
@@ -41,7 +41,7 @@ def test_the_laptop_preset_is_the_default_and_the_command_line_goes_over_it():
 
 
 def test_the_demo_needs_nothing_from_its_user():
-    demo = make_plan(find_recipe("tiny"), methods.find)
+    demo = make_plan(find_recipe("seva"), methods.find, "tiny")
     assert (demo.recipe.model, demo.recipe.images, demo.recipe.split) == ("tiny", "tiny-world", "validation")
 
 

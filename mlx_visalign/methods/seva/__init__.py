@@ -11,31 +11,28 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 - noise is seeded by the run's seed and the prompt, so every pair is reproducible; the code's noise is unseeded.
 - yes/no pairs are balanced, as many that prefer yes as prefer no: distortion mostly turns a "no" into a "yes", so
   unbalanced pairs would also teach the model to deny what is there.
-- a "yes" may be preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there,
-  so a doubtful "yes" that distortion turns into a "no" is more often wrong than right; off by default, as in the paper.
-- descriptions may be balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
-  longer or shorter; off by default, as in the paper.
+- a "yes" is preferred only where the model is sure of it (`min_yes_margin`): few random questions are about what is there, so a
+  doubtful "yes" that distortion turns into a "no" is more often wrong than right.
+- descriptions are balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
+  longer or shorter.
+- images are rotated for descriptions and cropped for yes/no questions; the paper adds noise, which does harm in the tiny world.
 - an epoch is one pass over the pairs; the code lists every pair twice.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
 
 from mlx_visalign.data.augment import View, parse_view
-from mlx_visalign.data.images import open_image
 from mlx_visalign.data.records import Pair, Prompt, Response
 from mlx_visalign.evaluation.pope import parse_answer
-from mlx_visalign.inference.policy import Policy
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job
 from mlx_visalign.methods.preference_rounds import PairSettings
+from mlx_visalign.methods.seva.views import AUTO, answers_about, choosing, find_level, see
 from mlx_visalign.models.lora import adapter_at
 from mlx_visalign.preflight.workload import Answering, Workload, further_scoring
 from mlx_visalign.reporting.before_after import changed_words
@@ -52,8 +49,7 @@ Two = tuple[Response, Response]  # a clean and a distorted answer to one prompt
 NOISE_LEVELS = (200, 400, 600, 800, 999)  # diffusion steps shown in the picture
 PAIR_SETTINGS = ("max_length_gap", "min_yes_margin")
 ADVICE = (
-    "If answers are the same, distort more (--set view=diffusion-800). If answers are cut off, raise --max-tokens. "
-    "Or use more images."
+    "If answers are the same, distort more (--set view=moco). If answers are cut off, raise --max-tokens. Or use more images."
 )
 
 
@@ -61,32 +57,40 @@ ADVICE = (
 class Settings(PairSettings):
     """SeVa's settings: those of every pair method (`preference_rounds.PairSettings`), and
 
-    view                how images are distorted for the rejected answer: diffusion-STEP, a name from `augment`, or one's own
-                        as FILE.py:FUNCTION
+    view                how images are distorted for the rejected answer: diffusion-STEP, a name from `augment`, one's own
+                        as FILE.py:FUNCTION, or diffusion-auto: the most noise at which answers keep their length (`views`)
     exists_view         the same for yes/no questions; none: as `view`
     exists_max_tokens   `max_tokens` of yes/no questions; longer answers are dropped
     max_length_gap      descriptions: drop the pairs that differ most in length until the mean difference, in tokens, is at
-                        most this; none: keep all, as in the paper
+                        most this (0 or more); none: keep all, as in the paper
     min_yes_margin      yes/no questions: a clean "yes" is preferred only if its log-probability exceeds the distorted
                         "no"'s by at least this (0 or more); none: no such limit, as in the paper
+
+    The defaults are the form that is measured in the tiny world; the preset `paper` has the paper's.
     """
 
-    view: str = "diffusion-500"
-    exists_view: str | None = None
+    view: str = "rotation"
+    exists_view: str | None = "crop"
     exists_max_tokens: int = 8
-    max_length_gap: float | None = None
-    min_yes_margin: float | None = None
+    max_length_gap: float | None = 2.0
+    min_yes_margin: float | None = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind in ("describe", "exists"):
-            self.view_of(kind)
+        for label in (self.view, self.exists_view):
+            if label not in (None, AUTO):
+                parse_view(label)
         require(
             self,
             exists_max_tokens=(self.exists_max_tokens >= 1, "1 or more"),
             max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
             min_yes_margin=(self.min_yes_margin is None or self.min_yes_margin >= 0, "0 or more, or null"),
         )
+
+    @property
+    def finds_its_view(self) -> bool:
+        """Whether the run itself chooses how much noise to add."""
+        return AUTO in (self.view, self.exists_view)
 
     def view_of(self, kind: str) -> View:
         return parse_view(self.exists_view or self.view if kind == "exists" else self.view)
@@ -100,7 +104,20 @@ class Settings(PairSettings):
         longest = max(self.max_tokens, self.exists_max_tokens)
         answering = Answering("answering", len(prompts), sampled, self.batch, longest, read=2, prefills=2)
         scoring = further_scoring(self.train.loss, len(prompts), SCORED_TOGETHER, longest)
-        return Workload((answering, *scoring), self.train.prompts_trained(len(prompts)))
+        first = (choosing(prompts, self.max_tokens, self.batch),) if self.finds_its_view else ()
+        return Workload((*first, answering, *scoring), self.train.prompts_trained(len(prompts)))
+
+
+def resolve(job: Job, settings: Settings) -> Settings:
+    """The settings, with a level of noise for `diffusion-auto`."""
+    if not settings.finds_its_view:
+        return settings
+    level = find_level(job, settings.max_tokens, settings.batch)
+    return replace(
+        settings,
+        view=level if settings.view == AUTO else settings.view,
+        exists_view=level if settings.exists_view == AUTO else settings.exists_view,
+    )
 
 
 def scored(settings: Settings) -> bool:
@@ -121,12 +138,8 @@ def sample(job: Job, settings: Settings, prompts: Sequence[Prompt], number: int)
 
 def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt]) -> list[Response]:
     policy, view, sampling = job.policy, settings.view_of(kind), settings.sampling_of(kind)
-    ids = [policy.prompt_ids(prompt.prompt) for prompt in prompts]
-    paths = [job.image(prompt.image) for prompt in prompts]
-    keys = [key_for(job.seed, prompt.id, view.label) for prompt in prompts]
-    distorted = [see(policy, path, view, key) for path, key in zip(paths, keys, strict=True)]
-    rejected = policy.generate(policy.prefill(policy.features(distorted), ids), sampling)
-    clean = policy.prefill(policy.image_features(paths), ids)
+    rejected = answers_about(job, prompts, view, sampling)
+    clean = job.prefill(prompts)
     chosen = policy.generate(clean, sampling)
     texts = [[policy.response_ids(answer.text) for answer in pair] for pair in zip(chosen, rejected, strict=True)]
     logps = np.array(policy.score(clean, texts))
@@ -145,16 +158,6 @@ def _answer_kind(job: Job, settings: Settings, kind: str, prompts: list[Prompt])
                 )
             )
     return responses
-
-
-def see(policy: Policy, path: Path, view: View, key: mx.array) -> Float[mx.array, "h w 3"]:
-    """A distorted image's pixels, as the vision tower gets them.
-
-    Distort, pad or crop, resize, normalise, add noise.
-    """
-    image = mx.array(np.asarray(open_image(path)))
-    distorted = Image.fromarray(np.array(view.of_image(image, key, policy.preprocessing.size)))
-    return view.of_pixels(policy.pixels(distorted), key)
 
 
 def pairs(responses: Sequence[Response], settings: Settings, seed: int) -> list[Pair]:
@@ -245,6 +248,7 @@ def picture(job: Job, settings: Settings) -> None:
 
     One image, clean and increasingly distorted, with the base model's answer to each.
     """
+    settings = resolve(job, settings)
     described = [prompt for prompt in job.prompts if prompt.kind == "describe"]
     if not described:
         return

@@ -93,13 +93,15 @@ def test_what_the_presets_set_stands_there(method):
 
 
 SCALE = {
-    *("model", "images", "max_images", "questions_per_image", "max_tokens", "exists_max_tokens", "batch", "train.batch_size"),
-    *("train.grad_accumulation_steps", "train.learning_rate", "train.grad_checkpoint", "train.lora.rank"),
+    *("model", "images", "max_images", "questions_per_image", "max_tokens", "exists_max_tokens", "sentence_tokens", "batch"),
+    *("train.batch_size", "train.grad_accumulation_steps", "train.rollout_batch_size", "train.learning_rate"),
+    *("train.value_learning_rate", "train.grad_checkpoint", "train.lora.rank"),
 }
 
 
-def test_sevas_laptop_and_tiny_presets_are_one_form_at_two_scales():
-    laptop, tiny = (leaves("seva", preset) for preset in ("laptop", "tiny"))
+@pytest.mark.parametrize("method", ["seva", "csr", "fisao"])
+def test_laptop_and_tiny_presets_are_one_form_at_two_scales(method):
+    laptop, tiny = (leaves(method, preset) for preset in ("laptop", "tiny"))
     assert {name for name in laptop if laptop[name] != tiny[name]} <= SCALE
 
 

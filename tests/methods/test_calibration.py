@@ -1,5 +1,6 @@
 """Calibration: rewards as the spec has them, what separates scores, and the reasons to stop."""
 
+import numpy as np
 import pytest
 
 from mlx_visalign.methods.fisao.calibration import Calibration, Scored, believed, calibrate

@@ -323,8 +323,8 @@ def test_complete_answers_are_ranked_by_calibrated_rewards(tmp_path):
             settings = replace(SETTINGS, reward=reward)
             [worth[name]] = csr.ranking(one, settings)([prompt], one.prefill([prompt]), [answers])
     assert worth["centred"] == worth["rank"] == worth["spelt out"]
-    lost = np.subtract(worth["without a penalty"], worth["centred"])
-    assert lost == pytest.approx([0, 1, 0]) and worth["centred"][1] < worth["centred"][0]
+    own, more, none = np.subtract(worth["without a penalty"], worth["centred"])  # the model may repeat objects by itself
+    assert (more - own, none) == pytest.approx((1, 0)) and worth["centred"][1] < worth["centred"][0]
 
 
 @pytest.mark.parametrize(("change", "dtype"), [(bf16, "bfloat16"), (four_bit, "4-bit")])

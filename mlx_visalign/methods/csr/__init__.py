@@ -135,7 +135,10 @@ def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
 
 
 def scored(settings: Settings) -> bool:
-    """Whether trees hold the reference of the pairs: that of their two answers, and of nothing else."""
+    """Whether trees hold the reference of the pairs.
+
+    They hold that of their best and their worst answer.
+    """
     return settings.pairs == "answer"
 
 

@@ -62,7 +62,7 @@ class LengthGuard:
                 f"Stopped: the answers' mean length fell from {self.base_tokens:.1f} to {self.share * self.base_tokens:.1f} "
                 f"tokens, below min_share = {self.min_share:g} of the base's. Saying less is an easy way to avoid errors. No "
                 "adapter was written. Balance the pairs' lengths (--set max_length_gap=2), keep chosen answers likely (--set "
-                "train.rpo_alpha=0.3) or lower the learning rate, and train into another folder with --reuse "
+                "train.rpo_alpha=1) or lower the learning rate, and train into another folder with --reuse "
                 f"{self.run}, which reuses all stages before the training. If shorter answers are what you want, repeat the "
                 "same command with --set train.min_share=0; it goes on at the last checkpoint."
             )

@@ -15,6 +15,7 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
   doubtful "yes" that distortion turns into a "no" is more often wrong than right.
 - descriptions are balanced by length (`max_length_gap`): the sums of DPO favour length, and a distorted image makes answers
   longer or shorter.
+- the presets `laptop` and `tiny` add the chosen answers' own likelihood to the loss (`rpo_alpha`), without which recall falls.
 - images are rotated for descriptions and cropped for yes/no questions; the paper adds noise, which does harm in the tiny world.
 - an epoch is one pass over the pairs; the code lists every pair twice.
 """

@@ -144,7 +144,7 @@ def _plot(found: JudgeReport) -> Html:
         for kind, (name, colour) in kinds.items()
     }
     return scatter(
-        f"Score of a mention by {trust.name(trust.judge)}, in standard deviations",
+        f"Mentions' scores by {trust.name(trust.judge)}, standardised",
         "place in the answer, from 0 (beginning) to 1 (end)",
         {name: group for name, group in groups.items() if group[1]},
     )

@@ -1,15 +1,18 @@
 """CSR: calibrated self-rewarding (Zhou et al., arXiv 2405.14622).
 
 Describe an image sentence by sentence, several ways at each step; reward every sentence by how well it fits the image
-(CLIP) and how confident the model is in it; take the best and the worst complete answer as a pair; train DPO against the
-model that made them; repeat with the new model. No labels and no teacher, one frozen CLIP.
+(a judge) and how confident the model is in it; take the best and the worst complete answer as a pair; train DPO against the
+model that made them; repeat with the new model. No labels and no teacher.
 
 The rewards' formulas are in `rewards`, the sampling is in `sentence_tree`. Departures, each with its reason ("the code" is
 github YiyangZhou/CSR, read, never copied):
-- rewards are the code's ranks among siblings by default; `paper` gives the paper's values, which are almost CLIP's alone
-  and, summed over sentences, reward length. The language score is the model's plain mean log-probability; the code's
-  includes the penalties of sampling, which favour the first stream (`penalised_mean`).
-- an answer's reward is the mean over its sentences; the paper sums, the code divides by one more than there are.
+- the judge is CLIP on the objects that a sentence names, together with how often the model's sampled answers name them
+  (methods/judge.py); the paper's and the code's is CLIP on the whole sentence (`judge.kind: clip`).
+- rewards are ranks, as in the code, but centred and among different siblings, and an end token alone has 0: in the code it
+  ranks last, so chosen answers are long, rejected ones short. `kind: rank` is the code's; `paper` gives the paper's values,
+  which are almost CLIP's alone and, summed over sentences, reward length. The language score is the model's plain mean
+  log-probability; the code's includes the penalties of sampling, which favour the first stream (`penalised_mean`).
+- an answer's reward is the sum over its sentences, as in the paper; the code divides by one more than there are.
 - a level is pruned by the reward, as the paper says; the code prunes by language alone (`prune: language`).
 - a sentence also ends at the end token, and an end token alone is a sentence that says nothing about the image: the code
   keeps sampling past it, to the next full stop.
@@ -19,7 +22,8 @@ github YiyangZhou/CSR, read, never copied):
   pruned, so that none takes the place of a sound one.
 - equal answers make no pair, nor do equal rewards; `max_length_gap` balances lengths: without it rounds may shrink answers.
 - rounds are slices of one adapter, and nothing is merged: a merge into 4-bit weights would lose small updates.
-- `form: response` is ours: complete sampled answers instead of trees; `kind: calibrated` too.
+- ours are also `form: response`, complete sampled answers instead of trees, `kind: calibrated`, pairs of next sentences
+  (`pairs: step`, `greedy`), and the weight of the chosen answers' likelihood (`train.rpo_alpha`).
 """
 
 import math

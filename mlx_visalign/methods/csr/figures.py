@@ -38,7 +38,7 @@ COLOURS = {"chosen": BLUE, "rejected": RED}
 STYLES = {BLUE: "solid", RED: "dashed", PALE: "solid"}
 END = "(end)"
 LEGEND = (
-    "CLIP: 100 times the cosine with the image. log p: mean log-probability per token. \N{MULTIPLICATION SIGN} 3: sampled "
+    "fit: the judge's score of the sentence. log p: mean log-probability per token. \N{MULTIPLICATION SIGN} 3: sampled "
     "three times. (end): the answer ends here. Grey: not continued. Struck out: broken."
 )
 DRAWN = {"chosen": "Blue", "rejected": "Red, dashed"}
@@ -150,7 +150,7 @@ def _times(streams: int) -> str:
 
 
 def _scores(sentence: Sentence) -> str:
-    parts = [] if sentence.image is None else [f"CLIP {sentence.image:z.1f}"]
+    parts = [] if sentence.image is None else [f"fit {sentence.image:z.1f}"]
     parts.append(f"log p {sentence.logp / len(sentence.ids):z.2f}")
     if sentence.reward is not None:
         parts.append(f"reward {sentence.reward:z.2f}")

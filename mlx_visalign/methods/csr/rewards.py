@@ -69,7 +69,7 @@ class Sentence:
 
     parent           index of the preceding sentence in the tree's list; -1 for a first one
     logp, penalised  summed over its tokens, in nats
-    image            100 * cosine with the image; none for a broken sentence and for an end token alone
+    image            the judge's score of how well it fits the image; none for a broken sentence and for an end token alone
     reward, total    its own, and that of the answer up to here
     """
 

@@ -90,7 +90,8 @@ def test_the_demo_says_what_its_clip_is_worth_as_a_judge(monkeypatch, visalign, 
     """Once, in one line before the training, and in the report."""
     monkeypatch.setattr(demo, "JUDGED", 4)
     small = ["--max-images", 12, "--iters", 2, "--batch-size", 2, "--set", "batch=8", "--output", "out"]
-    (tmp_path / "tiny.yaml").write_text(json.dumps({"method": "seva", **WORLD, "settings": SETTINGS["seva"]}))
+    preset = {**WORLD, "settings": SETTINGS["seva"]}
+    (tmp_path / "seva.yaml").write_text(json.dumps({"method": "seva", "presets": {"tiny": preset}}))
     monkeypatch.setattr("mlx_visalign.cli.run.find_recipe", lambda name: tmp_path / f"{name}.yaml")
     code, out, err = visalign("demo", *small)
     assert code == 0, err

@@ -123,11 +123,11 @@ def cut(name: str, share: float = 0.5) -> Spoil:
 
 
 def line(name: str, number: int, text: str) -> Spoil:
-    """Another line in the place of one of a file's."""
+    """Another line in the place of one of a file's, or behind its last."""
 
     def spoil(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines()
-        lines[number - 1] = text
+        lines[number - 1 : number] = [text]
         (folder / name).write_text("\n".join(lines) + "\n")
 
     return spoil

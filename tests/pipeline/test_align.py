@@ -196,7 +196,7 @@ def test_controls_follow_the_alignment(method, tmp_path, capsys):
     names = [*NAMES.values()] if makes_pairs else [BLIND, BEST]
     folder, recipe = tmp_path / "run", str(write_recipe(method, tmp_path))
     rounds = {"rounds": 1} if hasattr(methods.find(method).Settings(), "rounds") else {}
-    smallest = {"max_images": 10, "eval_images": 1, "settings": {"train": {"iters": 2}} | rounds}
+    smallest = {"max_images": 12, "eval_images": 1, "settings": {"train": {"iters": 3}} | rounds}
     made = mlx_visalign.align(recipe, output=folder, controls=True, **smallest)
     assert [*made["controls"]] == names
     assert all(one["change"].keys() == made["change"].keys() for one in made["controls"].values())

@@ -90,7 +90,7 @@ for call in {list(WRONG)}:
         said[call] = str(error)
     except Exception as error:
         said[call] = repr(error)
-said["right"] = p.answer(im, "What is there?", max_tokens=3, temperature=0.5)
+said["right"] = p.answer(im, "Is there a red circle in the image?", max_tokens=3, temperature=0.5)
 print(json.dumps(said))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)

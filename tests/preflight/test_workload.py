@@ -42,7 +42,7 @@ def large(request, monkeypatch):
     shape, model, setting = made(request.param, rank=4, answer=ANSWER)
     policy = policy_of(model)
     monkeypatch.setattr(policy, "prompt_ids", lambda question: prompts(1, setting.prompt)[0])
-    monkeypatch.setattr(policy, "response_ids", lambda text: [8] * ANSWER)
+    monkeypatch.setattr(policy, "response_ids", lambda text, ended=True: [8] * ANSWER)
     monkeypatch.setattr(policy, "features", seen)
     monkeypatch.setattr(policy, "image_features", seen)
     return shape, setting, policy
@@ -50,7 +50,7 @@ def large(request, monkeypatch):
 
 def test_seva_answers_clean_and_distorted(large, tmp_path, monkeypatch):
     shape, setting, policy = large
-    monkeypatch.setattr(seva, "see", lambda *_: mx.zeros((28, 28, 3)))
+    monkeypatch.setattr(seva.views, "see", lambda *_: mx.zeros((28, 28, 3)))
     job = Job(Run(tmp_path), policy, ASKED, seed=0)
     settings = seva.Settings(max_tokens=ANSWER, batch=TOGETHER)
     (stage,) = settings.workload(ASKED).stages

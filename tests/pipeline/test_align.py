@@ -190,7 +190,10 @@ def test_a_dry_run_without_a_model(photos, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("method", methods.names())
+QUICK = ("seva", "fisao")  # one that makes pairs and one that makes rollouts; the others are slow only
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in QUICK else pytest.mark.slow) for m in methods.names()])
 def test_controls_follow_the_alignment(method, tmp_path, capsys):
     makes_pairs = hasattr(methods.find(method).Settings().train, "loss_type")
     names = [*NAMES.values()] if makes_pairs else [BLIND, BEST]

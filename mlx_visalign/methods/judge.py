@@ -327,14 +327,19 @@ class _Parts:
         else:
             objects = Combined(tuple(Part(self.scores[name], *scale_of(rows, name)) for name in PARTS[kind]))
             share = 0.5 if kind == "nouns" else 0.0
-            sentences = SentenceScorer(objects, self._whole(*typical), self.job.vocabulary, share)
+            sentences = SentenceScorer(objects, self._whole, self.job.vocabulary, share)
         return Judge(self.name, objects, sentences, typical, rows, found)
 
-    def _whole(self, images: Sequence[Path], sentences: Sequence[str]) -> Score:
+    def _whole(self, images: Sequence[Path], sentences: Sequence[str]) -> list[float]:
         """Scores of whole sentences, on the scale of the objects' scores; without a CLIP all are middling."""
+        return [0.0] * len(sentences) if self._whole_part is None else self._whole_part(images, sentences)
+
+    @cached_property
+    def _whole_part(self) -> Part | None:
+        """CLIP on whole sentences; its scale takes thousands of them, so it is found when a sentence first needs it."""
         if self.score is None:
-            return lambda images, texts: [0.0] * len(texts)
-        scores = np.array(self.score(images, sentences))
+            return None
+        scores = np.array(self.score(*self._sentences()))
         return Part(self.score, float(scores.mean()), float(scores.std()) or 1.0)
 
     def _sentences(self) -> tuple[list[Path], list[str]]:

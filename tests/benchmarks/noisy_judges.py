@@ -26,6 +26,7 @@ from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import clip_scorer
 from mlx_visalign.scorers.consistency import Consistency
 from mlx_visalign.scorers.self_check import SelfCheck
+from mlx_visalign.scorers.trust import separation
 from mlx_visalign.tiny_world.source import TinyWorld, world_mix, world_photos
 from mlx_visalign.utils.arguments import DESCRIBE
 
@@ -59,10 +60,8 @@ def _normal(*names: object) -> float:
 
 
 def auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """P(a true mention outscores a false one); ties count half."""
-    true, false = scores[truth], np.sort(scores[~truth])
-    below, up_to = (np.searchsorted(false, true, side=side) for side in ("left", "right"))
-    return float((below + up_to).mean() / 2 / len(false))
+    """The AUC of these scores."""
+    return separation(scores[truth], scores[~truth])
 
 
 def noise_for(scores: np.ndarray, errors: np.ndarray, truth: np.ndarray, wanted: float) -> float:

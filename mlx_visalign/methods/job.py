@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mlx_visalign.data.object_vocabulary import Vocabulary, coco80
 from mlx_visalign.data.questions import spread_descriptions
@@ -21,6 +22,7 @@ from mlx_visalign.scorers import Reward, Score
 from mlx_visalign.training.dpo import with_reference
 from mlx_visalign.training.length_guard import LengthGuard, measurements
 from mlx_visalign.training.losses import PairLoss
+from mlx_visalign.utils.files import replacing
 
 SCORED_TOGETHER = 16  # pairs
 WATCHED, WATCHED_TOGETHER = 16, 4  # descriptions whose length a training watches; beside AdamW's moments there is less room
@@ -50,6 +52,12 @@ class Job:
 
     def image(self, path: str) -> Path:
         return self.run.folder / path
+
+    def draw_blank(self, path: Path) -> None:
+        """Write a blank image, which the tower sees as 0."""
+        preprocessing = self.policy.preprocessing
+        with replacing(path, durable=False) as file:
+            Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")
 
     def prefill(self, prompts: Sequence[Prompt]) -> Prefix:
         """The prompts with their clean images, prefilled once."""

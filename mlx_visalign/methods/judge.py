@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from mlx_visalign.data.images import image_digest
 from mlx_visalign.data.questions import descriptions
@@ -38,7 +37,7 @@ from mlx_visalign.scorers.self_check import SelfCheck
 from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, scale_of, trust
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.files import replacing, write_atomically
+from mlx_visalign.utils.files import write_atomically
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for
 
@@ -314,10 +313,8 @@ class _Parts:
     @cached_property
     def blank(self) -> Path:
         """An image of the mean colour: 0 for the tower."""
-        path, preprocessing = self.job.run.blank, self.job.policy.preprocessing
-        with replacing(path, durable=False) as file:
-            Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")
-        return path
+        self.job.draw_blank(self.job.run.blank)
+        return self.job.run.blank
 
     def judge(self, rows: Sequence[JudgedImage], found: Trust) -> Judge:
         kind, typical = self.asked.kind, self._sentences()

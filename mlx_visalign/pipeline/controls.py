@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from mlx_visalign.data.records import Pair, read_jsonl
 from mlx_visalign.evaluation.runner import Evaluation
@@ -29,7 +28,6 @@ from mlx_visalign.runs.run import Run
 from mlx_visalign.runs.run_folder import RunFolder, stage_name
 from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.utils.errors import UserError
-from mlx_visalign.utils.files import replacing
 from mlx_visalign.utils.seeding import number_for
 
 Control = Literal["random", "shorter", "blind", "best"]
@@ -81,7 +79,7 @@ def train_control(control: Control, job: Job, made: Path, method: Any, settings:
     unguarded = {name: value for name, value in UNGUARDED.items() if hasattr(settings.train, name)}
     settings = replace(settings, train=replace(settings.train, **unguarded))
     if control == "blind":
-        _draw_blank(job)
+        job.draw_blank(job.image(BLANK))
     if isinstance(settings.train, PreferenceSettings):
         _train_on_pairs(control, job, RunFolder(made), settings)
     elif control == "blind":
@@ -130,10 +128,3 @@ def _train_on_pairs(control: Control, job: Job, made: RunFolder, settings: Any) 
 
 def _from(folder: Path, made: Path, pair: Pair) -> Pair:
     return replace(pair, images=tuple(os.path.relpath(made / image, folder) for image in pair.images))
-
-
-def _draw_blank(job: Job) -> None:
-    """Write an image of the mean colour, which the vision tower sees as 0."""
-    preprocessing = job.policy.preprocessing
-    with replacing(job.image(BLANK), durable=False) as file:
-        Image.new("RGB", (preprocessing.size, preprocessing.size), preprocessing.background).save(file, "PNG")

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from mlx_visalign.data.records import Record
 from mlx_visalign.evaluation.bootstrap import Interval
 from mlx_visalign.evaluation.object_labels import Annotations
+from mlx_visalign.scorers.combination import COMBINED, scale_of
 from mlx_visalign.scorers.trust import (
     JudgedImage,
     JudgedObject,
@@ -20,7 +21,6 @@ from mlx_visalign.scorers.trust import (
     correlation,
     partial_correlation,
     ranks,
-    scale_of,
     separation,
     wins,
     with_interval,
@@ -40,6 +40,7 @@ class PartFigures(Record):
     position       rank correlation with the position in the answer
     auc            probability that a true mention outscores a false one; None without labels of both kinds
     pair_accuracy  share of pairs of a true and a false mention of one image that it orders rightly; None without such pairs
+    weight         in the combined judge; None where it is no part of that
     """
 
     part: str
@@ -49,6 +50,7 @@ class PartFigures(Record):
     position: float
     auc: float | None
     pair_accuracy: float | None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def judge_figures(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations)
 
     `truth` has the objects in those images, by their path in the rows, that have labels.
     """
-    parts = _parts(rows)
-    first = _tables(rows, next(iter(parts.values()), ()), truth)
+    parts = _parts(rows, trust)
+    first = _tables(rows, next(iter(parts.values()), {}), truth)
     sides = [_sides(table) for table in first]
     counts = LabelCounts(
         sum(len(true) for true, _ in sides),
@@ -113,26 +115,26 @@ def judge_figures(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations)
 
 def dots(rows: Sequence[JudgedImage], trust: Trust, truth: Annotations) -> list[Dot]:
     """The mentions that the verdict is about."""
-    members = (trust.judge,) if trust.judge in _parts(rows) else ()
+    members = _parts(rows, trust).get(trust.judge, {})
     table = np.concatenate([np.zeros((0, 5)), *_tables(rows, members, truth)])
     return [
         Dot(float(row[PLACE]), float(row[OWN]), None if np.isnan(row[TRUE]) else bool(row[TRUE])) for row in table if members
     ]
 
 
-def _parts(rows: Sequence[JudgedImage]) -> dict[str, tuple[str, ...]]:
-    """Each part's name with the single parts that it is the mean of."""
+def _parts(rows: Sequence[JudgedImage], trust: Trust) -> dict[str, dict[str, float]]:
+    """Each part's name, with the weights of the single parts that it is the mean of."""
     known = {part for row in rows for one in row.objects for part in one.own}
-    single: dict[str, tuple[str, ...]] = {part: (part,) for part in SINGLE if part in known}
-    return single | ({"combined": ("clip", "consistency")} if {"clip", "consistency"} <= known else {})
+    single = {part: {part: 1.0} for part in SINGLE if part in known}
+    return single | ({"combined": trust.weights or dict.fromkeys(COMBINED, 0.5)} if known.issuperset(COMBINED) else {})
 
 
-def _part(name: str, parts: Mapping[str, tuple[str, ...]], rows: Sequence[JudgedImage], truth: Annotations) -> PartFigures:
+def _part(name: str, parts: Mapping[str, dict[str, float]], rows: Sequence[JudgedImage], truth: Annotations) -> PartFigures:
     tables = _tables(rows, parts[name], truth)
     every = np.concatenate([np.zeros((0, 5)), *tables])
     true, false = _sides(every)
     others = [other for other in parts if len(parts[other]) == 1 and other not in parts[name]]
-    against = {other: np.concatenate([np.zeros((0, 5)), *_tables(rows, (other,), truth)]) for other in others}
+    against = {other: np.concatenate([np.zeros((0, 5)), *_tables(rows, parts[other], truth)]) for other in others}
     return PartFigures(
         name,
         Interval(*with_interval([table for table in tables if len(table)], lambda t: wins(t[:, OWN], t[:, OTHER]))),
@@ -141,18 +143,19 @@ def _part(name: str, parts: Mapping[str, tuple[str, ...]], rows: Sequence[Judged
         correlation(ranks(every[:, OWN]), ranks(every[:, PLACE])),
         separation(true, false) if len(true) and len(false) else None,
         _pair_accuracy([_sides(table) for table in tables]),
+        parts.get("combined", {}).get(name),
     )
 
 
-def _tables(rows: Sequence[JudgedImage], members: Sequence[str], truth: Annotations) -> list[Float[np.ndarray, "_ 5"]]:
+def _tables(rows: Sequence[JudgedImage], members: Mapping[str, float], truth: Annotations) -> list[Float[np.ndarray, "_ 5"]]:
     """A table for every image: a row per greedy mention of its scores, place, and whether it is true (nan: unknown).
 
-    A score is the mean of the members' standardised scores.
+    A score is the weighted mean of the members' standardised scores.
     """
     scales = {part: scale_of(rows, part) for part in members}
 
     def score(side: Mapping[str, float]) -> float:
-        return float(np.mean([(side[part] - mean) / std for part, (mean, std) in scales.items()])) if members else 0.0
+        return sum(members[part] * (side[part] - mean) / std for part, (mean, std) in scales.items())
 
     def line(image: str, one: JudgedObject) -> list[float]:
         known = float(one.object in truth[image]) if image in truth else float("nan")

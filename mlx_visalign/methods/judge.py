@@ -15,7 +15,7 @@ Before any training the judge is checked, without labels, on what the model says
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,10 +31,11 @@ from mlx_visalign.preflight.workload import Answering
 from mlx_visalign.runs.stage import fingerprint
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
+from mlx_visalign.scorers.combination import COMBINED, scale_of, weights_of
 from mlx_visalign.scorers.consistency import Consistency, Shares, shares_of
 from mlx_visalign.scorers.objects import Combined, Part, PhraseScorer, SentenceScorer
 from mlx_visalign.scorers.self_check import SelfCheck
-from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, scale_of, trust
+from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, trust
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
@@ -43,7 +44,7 @@ from mlx_visalign.utils.seeding import key_for
 
 Kind = Literal["combined", "clip", "nouns", "consistency", "self_check"]
 PARTS: dict[Kind, tuple[str, ...]] = {
-    "combined": ("clip", "consistency"),
+    "combined": COMBINED,
     "clip": ("clip",),
     "nouns": ("clip",),
     "consistency": ("consistency",),
@@ -60,6 +61,7 @@ class JudgeSettings:
                    objects it names; consistency, self_check: that part alone; combined: clip and consistency, by object
     phrase         the text that CLIP gets for an object; {} is its name
     debias_images  images over which a phrase's mean score is subtracted; 0: none. The first ones of the run
+    weights        of the parts of combined: agreement, as much as the parts know by their agreement (scorers/combination); equal
     samples        consistency: sampled answers to every image, at temperature 1
     check_images   images on which the judge is checked, and its parts are put on one scale
     gate           what happens if the check fails: the run stops, or only warns
@@ -68,6 +70,7 @@ class JudgeSettings:
     kind: Kind = "combined"
     phrase: str = "a {}"
     debias_images: int = 256
+    weights: Literal["agreement", "equal"] = "agreement"
     samples: int = 8
     check_images: int = 200
     gate: Literal["stop", "warn"] = "stop"
@@ -203,8 +206,8 @@ class _Parts:
     @cached_property
     def name(self) -> dict[str, Any]:
         score = self.score.name if isinstance(self.score, CLIPScorer) else self.job.score_name
-        unchanging = {name: value for name, value in asdict(self.asked).items() if name != "gate"}
-        return {"scorer": score, "judge": unchanging, "vocabulary": fingerprint(self.job.vocabulary.entries)}
+        asked = {name: value for name, value in asdict(self.asked).items() if name != "gate"}
+        return {"scorer": score, "judge": asked, "vocabulary": fingerprint(self.job.vocabulary.entries)}
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -267,7 +270,8 @@ class _Parts:
         Kept in judge.json too.
         """
         rows = self.check()
-        found = trust(rows, *self.compared, own_scorer=self.job.score is not None)
+        weights = weights_of(rows) if self.asked.weights == "agreement" else {}
+        found = replace(trust(rows, *self.compared, own_scorer=self.job.score is not None), weights=weights)
         write_atomically(self.job.run.judge, json.dumps(found.to_row(), indent=1))
         return rows, found
 
@@ -276,12 +280,13 @@ class _Parts:
         prompts = self.prompts[: self.asked.check_images]
         others = {one.image: other.image for one, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)}
         scores = self.scores  # now, because the samples are a stage of their own
+        asked = {name: value for name, value in self.name["judge"].items() if name not in ("kind", "weights")}
         rows = self.job.run.records(
             JudgedImage,
             "judge",
             prompts,
             lambda some: [row.to_row() for row in self.judged(some, others, scores)],
-            settings=self._answering | self.name,
+            settings=self._answering | self.name | {"judge": asked},
             batch=self.settings.batch,
             title="checking the judge",
         )
@@ -322,7 +327,8 @@ class _Parts:
             assert self.score is not None
             objects, sentences = self.scores["clip"], self.score
         else:
-            objects = Combined(tuple(Part(self.scores[name], *scale_of(rows, name)) for name in PARTS[kind]))
+            parts = (Part(self.scores[name], *scale_of(rows, name), found.weights.get(name, 1.0)) for name in PARTS[kind])
+            objects = Combined(tuple(parts))
             share = 0.5 if kind == "nouns" else 0.0
             sentences = SentenceScorer(objects, self._whole, self.job.vocabulary, share)
         return Judge(self.name, objects, sentences, typical, rows, found)

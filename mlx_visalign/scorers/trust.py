@@ -14,7 +14,7 @@ the interval excludes an AUC of .6, or any agreement worth mentioning, and trust
 """
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -81,6 +81,7 @@ class Trust(Record):
                   as in this module; `low` and `high` are the ends of an interval
     verdict       trust, doubt or stop
     own_scorer    whether the part clip is a scorer of the user's own
+    weights       of the parts of the combined judge; empty: equal
     """
 
     judge: str
@@ -98,6 +99,7 @@ class Trust(Record):
     position: float
     verdict: Verdict
     own_scorer: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def in_short(self) -> str:
@@ -176,16 +178,6 @@ def require_scores(rows: Sequence[JudgedImage], parts: Set[str], where: str) -> 
                 f"{where}:{number}: expected scores by {', '.join(sorted(parts))} for every object, and found others. "
                 "Restore the file, or move it away."
             )
-
-
-def scale_of(rows: Sequence[JudgedImage], part: str) -> tuple[float, float]:
-    """Mean and standard deviation of a part's scores.
-
-    Of all objects that greedy and sampled answers name; (0, 1) where all scores are the same, or there are none.
-    """
-    scores = [one.own[part] for row in rows for one in row.objects]
-    spread = float(np.std(scores)) if scores else 0.0
-    return (float(np.mean(scores)), spread) if spread > 0 else (0.0, 1.0)
 
 
 def trust(rows: Sequence[JudgedImage], judge: str, other: str, own_scorer: bool = False) -> Trust:

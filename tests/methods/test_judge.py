@@ -20,7 +20,8 @@ from mlx_visalign.pipeline.dry_run import own_functions, upper_bounds
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers.consistency import shares_of
-from mlx_visalign.scorers.trust import JudgedImage, scale_of, trust
+from mlx_visalign.scorers.combination import scale_of
+from mlx_visalign.scorers.trust import JudgedImage, trust
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.utils.errors import UserError
@@ -81,7 +82,7 @@ def test_samples_are_of_all_images_and_checks_of_some(made):
     assert [row.image for row in samples] == list(dict.fromkeys(prompt.image for prompt in one.prompts))
     assert [row.image for row in rows] == [row.image for row in samples[:4]]
     assert all(len(row.answers) == 2 for row in samples) and len({row.answers for row in samples}) == IMAGES
-    assert judge.checked == rows and judge.trust == trust(rows, "clip", "consistency")
+    assert judge.checked == rows and judge.trust == replace(trust(rows, "clip", "consistency"), weights={"clip": 0.5, "consistency": 0.5})
     assert json.loads((folder / "judge.json").read_text()) == judge.trust.to_row()
 
 
@@ -115,17 +116,25 @@ def test_another_images_scores_are_those_of_the_next_image(made):
     assert [o.swapped["consistency"] for o in named] == [shares.get(o.object, 0.0) for o in named]
 
 
-def test_the_combined_judge_is_the_mean_of_both_scales(made):
-    judge, one, _ = made
-    row = judge.checked[2]
-    meant = [
-        np.mean(
-            [(o.own[part] - mean) / std for part in ("clip", "consistency") for mean, std in [scale_of(judge.checked, part)]]
-        )
-        for o in row.objects
-    ]
-    found = judge.objects([one.image(row.image)] * len(row.objects), [o.object for o in row.objects])
-    assert found == pytest.approx(meant)
+def test_the_combined_judge_is_the_weighted_mean_of_both_scales(made, policy, tmp_path, monkeypatch):
+    shutil.copytree(made[2], tmp_path / "copy")
+    one = job(tmp_path / "copy", policy)
+    monkeypatch.setattr(module, "weights_of", lambda rows: {"clip": 0.3, "consistency": 0.7})
+    for settings, expected in ((SETTINGS, {"clip": 0.3, "consistency": 0.7}), (judging(weights="equal"), {})):
+        parts = module._Parts(one, settings)
+        rows, found = parts.checked()
+        judge, row = parts.judge(rows, found), rows[2]
+        assert found.weights == expected
+        meant = [
+            sum(
+                expected.get(part, 0.5) * (o.own[part] - mean) / std
+                for part in ("clip", "consistency")
+                for mean, std in [scale_of(rows, part)]
+            )
+            for o in row.objects
+        ]
+        asked = [one.image(row.image)] * len(row.objects), [o.object for o in row.objects]
+        assert judge.objects(*asked) == pytest.approx(meant)
 
 
 def test_sentences_are_scored_by_their_objects(made):

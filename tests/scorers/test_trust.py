@@ -11,7 +11,6 @@ from mlx_visalign.scorers.trust import (
     partial_correlation,
     ranks,
     require_scores,
-    scale_of,
     separation,
     trust,
     wins,
@@ -89,17 +88,6 @@ def test_an_interval_is_over_images_and_the_same_every_time():
 
 def test_without_tables_the_interval_is_the_value():
     assert with_interval([], lambda t: wins(t[:, 0], t[:, 1])) == (0.5, 0.5, 0.5)
-
-
-def test_a_scale_is_of_all_objects():
-    """Those that only sampled answers name too; a part without spread is left as it is."""
-    two = {"clip": (1, 0, 0), "consistency": (5, 0, 0)}
-    rows = [
-        judged(0, ("a", 0.1, two), ("b", None, two | {"clip": (3, 0, 0)})),
-        judged(1, ("c", None, two | {"clip": (5, 0, 0)})),
-    ]
-    assert scale_of(rows, "clip") == (3, pytest.approx(np.std([1, 3, 5])))
-    assert scale_of(rows, "consistency") == scale_of([], "clip") == (0, 1)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ random from a vocabulary, so most of them are absent from the image.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,14 @@ def _by_kind(prompts: list[Prompt]) -> list[Prompt]:
 def descriptions(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Prompts other than existence questions."""
     return [prompt for prompt in prompts if prompt.kind != "exists"]
+
+
+def one_an_image(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt about every image, in order."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.image, prompt)
+    return list(first.values())
 
 
 def spread_descriptions(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

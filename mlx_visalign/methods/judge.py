@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlx_visalign.data.images import image_digest
-from mlx_visalign.data.questions import descriptions
+from mlx_visalign.data.questions import descriptions, one_an_image
 from mlx_visalign.data.records import Prompt, Record
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.job import Job
@@ -61,7 +61,7 @@ class JudgeSettings:
                    objects it names; consistency, self_check: that part alone; combined: clip and consistency, by object
     phrase         the text that CLIP gets for an object; {} is its name
     debias_images  images over which a phrase's mean score is subtracted; 0: none. The first ones of the run
-    weights        of the parts of combined: agreement, as much as the parts know by their agreement (scorers/combination); equal
+    weights        of the parts of combined: by their agreement, see scorers/combination, or equal
     samples        consistency: sampled answers to every image, at temperature 1
     check_images   images on which the judge is checked, and its parts are put on one scale
     gate           what happens if the check fails: the run stops, or only warns
@@ -190,8 +190,7 @@ class _Parts:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """A description prompt for every image."""
-        first = {prompt.image: prompt for prompt in reversed(descriptions(self.job.prompts))}
-        return list(reversed(first.values()))
+        return one_an_image(descriptions(self.job.prompts))
 
     @cached_property
     def score(self) -> Score | None:

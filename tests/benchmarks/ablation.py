@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 FORM = "the form"
@@ -58,18 +59,19 @@ def main() -> None:
     for name, changed in {FORM: (), **VARIANTS[args.method]}.items():
         if args.only and name not in (FORM, *args.only):
             continue
-        rows[name] = measured(args, name, changed, further)
+        folder = args.output / name.replace(" ", "-").replace(":", "")
+        reused = [] if name == FORM else ["--reuse", str(args.output / FORM.replace(" ", "-"))]
+        rows[name] = measured(args.method, folder, changed, [*further, *reused])
         print(line(name, rows[name]), flush=True)
         (args.output / "ablation.json").write_text(json.dumps(rows, indent=1))
 
 
-def measured(args: argparse.Namespace, name: str, changed: tuple[str, ...], further: list[str]) -> dict:
-    """The figures of one row; a proof that fails leaves its last line as the reason."""
-    script, folder = Path(__file__).with_name("tiny_proof.py"), args.output / name.replace(" ", "-").replace(":", "")
-    command = [sys.executable, str(script), "--recipe", args.method, "--preset", "tiny", "--arms", "method"]
-    command += ["--reuse", str(args.output / FORM.replace(" ", "-"))] if name != FORM else []
-    command += [*further, "--set", *(f"settings.{one}" for one in changed)] if changed else further
-    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, check=False)
+def measured(method: str, folder: Path, changed: Sequence[str], further: Sequence[str]) -> dict:
+    """The figures of a method with `changed` settings; a proof that fails leaves its last line as the reason."""
+    script = Path(__file__).with_name("tiny_proof.py")
+    command = [sys.executable, str(script), "--recipe", method, "--arms", "method", "--output", str(folder), *further]
+    command += ["--set", *(f"settings.{one}" for one in changed)] if changed else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"changed": changed, "stopped": done.stderr.strip().splitlines()[-1]}
     report = json.loads((folder / "report.json").read_text())

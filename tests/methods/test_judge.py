@@ -19,8 +19,8 @@ from mlx_visalign.methods.method import Method
 from mlx_visalign.pipeline.dry_run import own_functions, upper_bounds
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
-from mlx_visalign.scorers.consistency import shares_of
 from mlx_visalign.scorers.combination import scale_of
+from mlx_visalign.scorers.consistency import shares_of
 from mlx_visalign.scorers.trust import JudgedImage, trust
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.tiny_world.source import world_mix, world_photos
@@ -82,7 +82,9 @@ def test_samples_are_of_all_images_and_checks_of_some(made):
     assert [row.image for row in samples] == list(dict.fromkeys(prompt.image for prompt in one.prompts))
     assert [row.image for row in rows] == [row.image for row in samples[:4]]
     assert all(len(row.answers) == 2 for row in samples) and len({row.answers for row in samples}) == IMAGES
-    assert judge.checked == rows and judge.trust == replace(trust(rows, "clip", "consistency"), weights={"clip": 0.5, "consistency": 0.5})
+    assert judge.checked == rows and judge.trust == replace(
+        trust(rows, "clip", "consistency"), weights={"clip": 0.5, "consistency": 0.5}
+    )
     assert json.loads((folder / "judge.json").read_text()) == judge.trust.to_row()
 
 

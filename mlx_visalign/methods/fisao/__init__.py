@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from mlx_visalign.data.images import Aspect, open_image
-from mlx_visalign.data.questions import descriptions
+from mlx_visalign.data.questions import descriptions, one_an_image
 from mlx_visalign.data.records import Prompt
 from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
@@ -131,7 +131,8 @@ def train(job: Job, settings: Settings) -> None:
     if not prompts:
         raise UserError("FiSAO rewards objects named in descriptions, but none of the prompts asks for a description.")
     if settings.labels is not None:  # said before the judge samples answers, which takes long
-        read_labels(settings.labels, _images(prompts, settings.judge.check_images), job.vocabulary)
+        checked = one_an_image(prompts)[: settings.judge.check_images]
+        read_labels(settings.labels, [prompt.image for prompt in checked], job.vocabulary)
     judge = make_judge(job, settings)
     calibration = measure(job, settings, judge)
     train_on_rollouts(
@@ -228,7 +229,7 @@ def picture(job: Job, settings: Settings) -> None:
 
 def _before_and_after(job: Job, settings: Settings, reward: ObjectReward) -> list[RewardedImage]:
     """The images whose answers before training had the largest penalties, with both answers."""
-    prompts = _one_an_image(descriptions(job.held_out or job.prompts), LOOKED_AT)
+    prompts = one_an_image(descriptions(job.held_out or job.prompts))[:LOOKED_AT]
     with adapter_at(job.policy.model, 0):
         before = _rewarded(job, settings, reward, "before", prompts)
     after = _rewarded(job, settings, reward, "after", prompts)
@@ -249,12 +250,3 @@ def _rewarded(
         parts = zip(answers, reward(some, answers), strict=True)
         found += [RewardedAnswer(heading, reward.reader.text(ids), rewarded) for ids, rewarded in parts]
     return found
-
-
-def _one_an_image(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    first = {prompt.image: prompt for prompt in reversed(prompts)}
-    return [first[image] for image in _images(prompts, count)]
-
-
-def _images(prompts: Sequence[Prompt], count: int) -> list[str]:
-    return list(dict.fromkeys(prompt.image for prompt in prompts))[:count]

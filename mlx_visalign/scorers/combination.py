@@ -1,4 +1,4 @@
-"""How a judge's parts are combined: their scales and their weights, found without labels.
+"""Scales and weights of a judge's parts, found without labels.
 
 Let every part's standardised score be l_i t plus an error of its own, t being whether the object is there. Then the
 correlation of two parts is r_ij = l_i l_j, so that three parts tell how much each of them knows:

@@ -15,6 +15,19 @@ from pathlib import Path
 
 FORM = "the form"
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "seva": {
+        "view: noise that keeps lengths": ("view=diffusion-auto", "exists_view=null"),
+        "view: crop": ("view=crop",),
+        "exists_view none": ("exists_view=null",),
+        "max_length_gap none": ("max_length_gap=null",),
+        "min_yes_margin none": ("min_yes_margin=null",),
+        "rpo_alpha 0": ("train.rpo_alpha=0.0",),
+        "rpo_alpha 0.1": ("train.rpo_alpha=0.1",),
+        "epochs 1": ("train.epochs=1.0",),
+        "epochs 3": ("train.epochs=3.0",),
+        "schedule cosine": ("train.schedule=cosine",),
+        "loss_type mdpo": ("train.loss_type=mdpo",),
+    },
     "csr": {
         "judge: CLIP alone, sentences": ("judge.kind=clip", "judge.debias_images=0"),
         "judge: CLIP alone, objects": ("judge.kind=nouns",),

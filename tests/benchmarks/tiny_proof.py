@@ -94,10 +94,11 @@ def main() -> None:
             if arm == "sham":
                 one = sham(fresh(args), base, found["method"][seed], args.output / "sham")
             else:
-                one = measured(args, plan, arm, seed, base, moment)
+                one, *rounds = measured(args, plan, arm, seed, base, moment)
+                for number, after in enumerate(reversed(rounds), 1):
+                    table[f"{arm} {seed}, round {number}"] = shown(f"{arm} {seed}, {number}", base, after)
             found.setdefault(arm, {})[seed] = one
-            table[f"{arm} {seed}"] = row(one) | {"change": row_of_changes(base, one)}
-            print_row(f"{arm} {seed}", table[f"{arm} {seed}"])
+            table[f"{arm} {seed}"] = shown(f"{arm} {seed}", base, one)
     summary(table, args.arms, args.seeds)
     (args.output / f"{args.split}.json").write_text(json.dumps(table, indent=1))
     if "method" in found:
@@ -125,17 +126,32 @@ def method_job(args: argparse.Namespace, plan: Plan, seed: int, arm: str = "meth
     return Job(Run(folder, reuse=earlier), fresh(args), prompts, seed, vocabulary=world_mix(0).vocabulary, **weak)
 
 
-def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> Evaluation:
-    """What one arm comes to: a training of the method's, or a control of it."""
+def measured(args: argparse.Namespace, plan: Plan, arm: str, seed: int, base: Evaluation, moment: str) -> list[Evaluation]:
+    """What one arm comes to: a training of the method's, or a control of it. After it its earlier rounds, the last first."""
     if arm in CONTROLS:
         made = method_job(args, plan, seed)
         with made.run:
-            return measure_control(arm, made, args.output / f"{arm}-{seed}", plan.method, plan.settings, base, moment)
-    job = method_job(args, plan, seed, arm)
+            return [measure_control(arm, made, args.output / f"{arm}-{seed}", plan.method, plan.settings, base, moment)]
+    job, rounds = method_job(args, plan, seed, arm), list[Evaluation]()
+
+    def measure_now(at: str = moment) -> Evaluation:
+        return measure(job, base.benchmark, at, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
+
+    def after_round() -> None:
+        rounds.append(measure_now(f"{moment}-round-{len(rounds) + 1}"))
+
     with job.run:
         view = {"view": arm, "exists_view": arm} if arm in AUGMENTATIONS else {}
-        plan.method.train(job, replace(plan.settings, **view))
-        return measure(job, base.benchmark, moment, {"adapter": fingerprint(job.run.adapter)}, base.protocol)
+        several = getattr(plan.settings, "rounds", 1) > 1
+        plan.method.train(replace(job, after_round=after_round if several else None), replace(plan.settings, **view))
+        return rounds[::-1] or [measure_now()]
+
+
+def shown(name: str, base: Evaluation, found: Evaluation) -> dict:
+    """The figures of one evaluation and its changes from the base, also printed."""
+    figures = row(found)
+    print_row(name, figures)
+    return figures | {"change": row_of_changes(base, found)}
 
 
 def row(found: Evaluation) -> dict:

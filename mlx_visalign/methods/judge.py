@@ -61,7 +61,7 @@ class JudgeSettings:
                    objects it names; consistency, self_check: that part alone; combined: clip and consistency, by object
     phrase         the text that CLIP gets for an object; {} is its name
     debias_images  images over which a phrase's mean score is subtracted; 0: none. The first ones of the run
-    weights        of the parts of combined: by their agreement, see scorers/combination, or equal
+    weights        of the parts of combined: equal, or found from their agreement (scorers/combination)
     samples        consistency: sampled answers to every image, at temperature 1
     check_images   images on which the judge is checked, and its parts are put on one scale
     gate           what happens if the check fails: the run stops, or only warns
@@ -70,7 +70,7 @@ class JudgeSettings:
     kind: Kind = "combined"
     phrase: str = "a {}"
     debias_images: int = 256
-    weights: Literal["agreement", "equal"] = "agreement"
+    weights: Literal["equal", "agreement"] = "equal"
     samples: int = 8
     check_images: int = 200
     gate: Literal["stop", "warn"] = "stop"

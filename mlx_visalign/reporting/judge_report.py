@@ -24,7 +24,7 @@ NOTES = (
     "Every row is about the objects that the model names, at their first mention. Above: how many of them score higher about "
     "their own image than about another image, or a blank one (chance: 50 %). Agrees: rank correlation, the position in the "
     "answer held constant; 0 is none. Position: rank correlation with the place in the answer; near \N{MINUS SIGN}1 or 1 a "
-    "judge knows nothing else. Weights are found from how the parts agree, without labels."
+    "judge knows nothing else."
 )
 LABEL_NOTES = (
     "AUC: how often a mention of an object that is there outscores one of an object that is not, over all images (chance: "
@@ -115,8 +115,9 @@ def _rows(figures: JudgeFigures) -> list[tuple[str, list[str]]]:
             for name in others
         ),
         row("position", lambda part: _optional(part.position)),
-        row("weight in combined", lambda part: _optional(part.weight)),
     ]
+    if figures.trust.weights:
+        made.append(row("weight in combined", lambda part: _optional(part.weight)))
     if figures.labels is not None:
         made += [
             row("AUC", lambda part: _optional(part.auc)),

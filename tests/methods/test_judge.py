@@ -82,9 +82,7 @@ def test_samples_are_of_all_images_and_checks_of_some(made):
     assert [row.image for row in samples] == list(dict.fromkeys(prompt.image for prompt in one.prompts))
     assert [row.image for row in rows] == [row.image for row in samples[:4]]
     assert all(len(row.answers) == 2 for row in samples) and len({row.answers for row in samples}) == IMAGES
-    assert judge.checked == rows and judge.trust == replace(
-        trust(rows, "clip", "consistency"), weights={"clip": 0.5, "consistency": 0.5}
-    )
+    assert judge.checked == rows and judge.trust == trust(rows, "clip", "consistency")
     assert json.loads((folder / "judge.json").read_text()) == judge.trust.to_row()
 
 
@@ -122,7 +120,7 @@ def test_the_combined_judge_is_the_weighted_mean_of_both_scales(made, policy, tm
     shutil.copytree(made[2], tmp_path / "copy")
     one = job(tmp_path / "copy", policy)
     monkeypatch.setattr(module, "weights_of", lambda rows: {"clip": 0.3, "consistency": 0.7})
-    for settings, expected in ((SETTINGS, {"clip": 0.3, "consistency": 0.7}), (judging(weights="equal"), {})):
+    for settings, expected in ((judging(weights="agreement"), {"clip": 0.3, "consistency": 0.7}), (SETTINGS, {})):
         parts = module._Parts(one, settings)
         rows, found = parts.checked()
         judge, row = parts.judge(rows, found), rows[2]

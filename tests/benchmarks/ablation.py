@@ -3,7 +3,7 @@
     python tests/benchmarks/ablation.py csr --output runs/ablation-csr --clip-auc .72
 
 Every row is a `tiny_proof.py` of the method alone, with the same seeds and images; stages that agree are copied from the
-form's. Everything resumes. Leaves ablation.json and prints the table.
+form's. Everything resumes. Leaves ablation.json, with the rows of earlier calls too, and prints the table.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="some of the rows")
     args, further = parser.parse_known_args()  # further ones are for tiny_proof.py
-    rows = {}
+    kept = args.output / "ablation.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else {}
     for name, changed in {FORM: (), **VARIANTS[args.method]}.items():
         if args.only and name not in (FORM, *args.only):
             continue
@@ -87,7 +88,7 @@ def main() -> None:
         reused = [] if name == FORM else ["--reuse", str(args.output / FORM.replace(" ", "-"))]
         rows[name] = measured(args.method, folder, changed, [*further, *reused])
         print(line(name, rows[name]), flush=True)
-        (args.output / "ablation.json").write_text(json.dumps(rows, indent=1))
+        kept.write_text(json.dumps(rows, indent=1))
 
 
 def measured(method: str, folder: Path, changed: Sequence[str], further: Sequence[str]) -> dict:

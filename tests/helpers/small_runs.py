@@ -18,7 +18,7 @@ SHORT = {"max_tokens": 64, "batch": 4, "train": TRAIN}  # fits any method
 JUDGE = {"samples": 2, "check_images": 8, "gate": "warn"}  # too few images for a verdict
 OWN = {
     "seva": {"view": "crop"},
-    "csr": {"num_beam_groups": 3, "sentence_tokens": 14, "judge": JUDGE, "rounds": 2}
+    "csr": {"num_beam_groups": 3, "sentence_tokens": 14, "judge": JUDGE, "max_length_gap": None, "rounds": 2}
     | {"train": TRAIN | {"iters": 6, "save_every": 2}},
     "fisao": {"judge": JUDGE, "labels": "tiny-world", "min_mentions": 2}
     | {"train": TRAIN | {"rollout_batch_size": 4, "grad_accumulation_steps": 1, "num_ppo_epochs": 2}},

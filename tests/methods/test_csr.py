@@ -39,6 +39,7 @@ SETTINGS = csr.Settings(
     sentence_tokens=14,
     max_tokens=30,
     keep_worst=1,
+    max_length_gap=None,  # few trees
     judge=JudgeSettings(samples=2, check_images=2, gate="warn"),
     batch=2,
     train=PreferenceSettings(batch_size=2, iters=3, learning_rate=2e-3, lora=LoRASettings(rank=4), save_every=1),

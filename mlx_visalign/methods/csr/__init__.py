@@ -92,7 +92,7 @@ class Settings(AnswerSettings):
     pairs: Literal["answer", "step", "greedy"] = "answer"
     margin: float = 0.0
     margin_quantile: float = 0.0
-    max_length_gap: float | None = None
+    max_length_gap: float | None = 2.0
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     rounds: int = 1
     batch: int = 1

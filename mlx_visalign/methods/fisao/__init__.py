@@ -8,7 +8,8 @@ RECONSTRUCTED, not a port: no code was published, and the paper's equations 7 an
 hyper-parameters could not be read. From the paper: the object scorer, the reward against a baseline of correct and
 hallucinated objects found with CHAIR, an object vocabulary, thresholds, the model's own answers. Ours:
 - reinforcement learning is taken to be PPO, with TRL's defaults and a linear critic cut off from the policy.
-- the reward's shapes (`band`, `affine`), clipped to [-1, 1], and `oracle`, an ablation that needs labels.
+- the reward's shapes, clipped to [-1, 1]: `band` is what reviews say of equation 8. `affine` is the default, because the
+  dead zone of `band` takes most of the reward away where a judge is good. `oracle` is an ablation that needs labels.
 - what is scored is the object's name in the vocabulary: a piece of a word means nothing to CLIP.
 - by default the score is not CLIP's alone, but combined with how often sampled answers name the object (methods/judge.py).
 - all of the reward is on the mention's last token, so that it does not depend on how many tokens a word has; every other
@@ -83,7 +84,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.reward.shape == "oracle" and self.labels is None:
-            raise UserError("The reward 'oracle' needs labels: set labels, or use band or affine.")
+            raise UserError("The reward 'oracle' needs labels: set labels, or use affine or band.")
         require(
             self,
             min_mentions=(self.min_mentions >= 1, "1 or more"),

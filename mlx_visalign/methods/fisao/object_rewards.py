@@ -19,13 +19,13 @@ from mlx_visalign.utils.schema import require
 class RewardSettings:
     """How a score becomes a reward.
 
-    shape   band or affine, see `Calibration.reward`; oracle: 1 for a correct object and -1 for a hallucinated one, by labels
+    shape   affine or band, see `Calibration.reward`; oracle: 1 for a correct object and -1 for a hallucinated one, by labels
     margin  of the band, in units of the score; below 0 it narrows the dead zone
     praise  weight of positive rewards against negative ones; above 0
     repeat  upper bound on the reward of naming an object again in the same answer; at most 0
     """
 
-    shape: Literal["band", "affine", "oracle"] = "band"
+    shape: Literal["affine", "band", "oracle"] = "affine"
     margin: float = 0.0
     praise: float = 1.0
     repeat: float = 0.0

@@ -28,10 +28,18 @@ for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: 
 
 @pytest.fixture(scope="session")
 def kit(tmp_path_factory):
-    """Sound inputs of every kind, an almost finished run of every method among them: see `spoiling`."""
-    from spoiling import make_kit
+    """Sound inputs of every kind, an almost finished run of every method among them: see `spoiling`.
 
-    return made_once(tmp_path_factory, "kit", make_kit)
+    Processes make the runs side by side, each those that no other has begun.
+    """
+    from small_runs import SETTINGS
+    from spoiling import make_inputs, make_runs
+
+    folder = made_once(tmp_path_factory, "kit", make_inputs)
+    for wait in (False, True):
+        for method in SETTINGS:
+            made_once(tmp_path_factory, f"kit-{method}", lambda _, method=method: make_runs(folder, method), wait)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +50,16 @@ def inputs(tmp_path_factory):
     return made_once(tmp_path_factory, "inputs", make_all_inputs)
 
 
-def made_once(tmp_path_factory, name, make):
-    """What `make` makes in a new folder: once for all processes that tests run in, of which the others wait."""
+def made_once(tmp_path_factory, name, make, wait=True):
+    """What `make` makes in a new folder: once for all processes that tests run in, of which the others wait, or go on."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return shared / name
         if not (shared / f"{name}.made").exists():
             make(shared / name)
             (shared / f"{name}.made").touch()

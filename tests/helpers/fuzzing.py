@@ -43,7 +43,7 @@ from mutations import (
 )
 from PIL import Image, PngImagePlugin
 from small_runs import SETTINGS, write_recipe
-from spoiling import make_inputs, make_kit
+from spoiling import make_inputs, make_runs
 
 from mlx_visalign.cli.main import main
 from mlx_visalign.inference.policy import TINY, load
@@ -241,11 +241,11 @@ def make_files(folder: Path, runs: bool = False) -> None:
     (folder.parent / "secrets").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (48, 48)).save(folder.parent / "secrets/secret.png")
     folder.mkdir()
+    make_inputs(folder)
     if runs:
-        make_kit(folder)
+        for method in SETTINGS:
+            make_runs(folder, method)
         shutil.rmtree(folder / "adapter")
-    else:
-        make_inputs(folder)
     _pairs(folder)
     for method in SETTINGS:
         write_recipe(method, folder)

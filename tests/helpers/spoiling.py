@@ -1,7 +1,7 @@
 """Sound inputs, and ways to spoil them.
 
-`make_kit` writes a folder of photos, pairs, prompts, a model, a CLIP, an adapter and recipes, and of every method a whole run
-(whole/METHOD) and one that is all but finished (runs/METHOD). A test spoils a copy.
+`make_inputs` writes a folder of photos, pairs, prompts, a model and a CLIP; `make_runs` adds a method's recipe, a whole run of
+it (whole/METHOD) and one that is all but finished (runs/METHOD), and for SeVa an adapter. A test spoils a copy.
 """
 
 import json
@@ -40,14 +40,12 @@ class Case:
     spoil: Spoil = lambda folder: None
 
 
-def make_kit(kit: Path) -> Path:
-    make_inputs(kit)
-    for method in SETTINGS:
-        assert main(f"run -c {write_recipe(method, kit)} --output {kit}/runs/{method}".split()) == 0
-        shutil.copytree(kit / "runs" / method, kit / "whole" / method)
-        (kit / "runs" / method / "report.json").unlink()
-    shutil.copytree(kit / "runs/seva/adapter", kit / "adapter")
-    return kit
+def make_runs(kit: Path, method: str) -> None:
+    assert main(f"run -c {write_recipe(method, kit)} --output {kit}/runs/{method}".split()) == 0
+    shutil.copytree(kit / "runs" / method, kit / "whole" / method)
+    (kit / "runs" / method / "report.json").unlink()
+    if method == "seva":
+        shutil.copytree(kit / "runs/seva/adapter", kit / "adapter")
 
 
 def make_inputs(kit: Path) -> None:

@@ -28,9 +28,8 @@ from mlx_visalign.data.questions import make_prompts
 from mlx_visalign.evaluation.runner import Evaluation, Protocol, changes
 from mlx_visalign.methods.job import Job
 from mlx_visalign.models.adapter_files import fingerprint
-from mlx_visalign.pipeline.controls import CONTROLS, measure_control
+from mlx_visalign.pipeline.controls import CONTROLS, controls_of, measure_control
 from mlx_visalign.pipeline.evaluations import measure
-from mlx_visalign.reporting.controls_text import NAMES
 from mlx_visalign.runs.recipe import Plan, find_recipe, make_plan
 from mlx_visalign.runs.run import Run
 from mlx_visalign.tiny_world.benchmark import world_benchmark
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["method", *NAMES], choices=["method", *NAMES, "sham", *AUGMENTATIONS])
+    parser.add_argument("--arms", nargs="+", choices=["method", *CONTROLS, "sham", *AUGMENTATIONS], help="those of the method, and it")
     parser.add_argument("--output", type=Path, required=True)
     for part in PARTS:
         parser.add_argument(f"--{part}-auc", type=float, help=f"make the judge's part {part} this bad (noisy_judges.py)")
@@ -75,6 +74,7 @@ def main() -> None:
     overrides = dict(item.split("=", 1) for item in args.set)
     overrides = {name: json_or_text(value) for name, value in overrides.items()}
     plan = make_plan(find_recipe(args.recipe), methods.find, args.preset, {"images": "tiny-world", **overrides})
+    args.arms = args.arms or ["method", *controls_of(plan.settings)]
     args.weak = None
     aucs = {part: wanted for part in PARTS if (wanted := getattr(args, f"{part}_auc")) is not None}
     if aucs:

@@ -47,6 +47,7 @@ class Job:
     judge: Any = None  # a `judge.Judge`, once a method has made it of CLIP or `score`
     reward: Reward | None = None  # for methods that rate complete answers by a reward of your own
     reward_name: str = ""
+    method_code: str = ""  # identifies the code of a user's own method where settings are compared
     blank: Path | None = None  # the image-blind control: rollouts are trained on this image instead of their own
     after_round: Callable[[], None] | None = None  # called after each round, to measure the policy
 
@@ -100,13 +101,15 @@ class Job:
         return self.run.records(Pair, stage, pairs, score, settings=settings, batch=batch, title=SCORING)
 
     def about(self) -> dict[str, Any]:
-        """What every answer of the model depends on."""
+        """What every answer of the model depends on, and a method's own code."""
         policy = self.policy
+        own = {"method_code": self.method_code} if self.method_code else {}
         return {
             "base": policy.base,
             "template": policy.template,
             "aspect": policy.preprocessing.aspect,
             "dtype": policy.dtype,
+            **own,
         }
 
 

@@ -31,6 +31,7 @@ from mlx_visalign.utils.config import load_recipe
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import parse_json, read_text
+from mlx_visalign.utils.own_code import versioned
 
 
 def run_recipe(
@@ -94,7 +95,8 @@ def _carry_out(
     require_sound(policy, run.checked)
     recipe, source = plan.recipe, page.source
     job = Job(run, policy, prompts, recipe.seed, kept, _shown(page, on_metrics), source.vocabulary())
-    job = replace(job, score=score, score_name=recipe.scorer or "", reward=reward, reward_name=recipe.reward_function or "")
+    job = replace(job, score=score, score_name=versioned(recipe.scorer), method_code=plan.method.code)
+    job = replace(job, reward=reward, reward_name=versioned(recipe.reward_function))
     benchmark, protocol = source.benchmark(prompts, kept, run.folder), protocol_of(plan)
     page.before = before = measure(job, benchmark, "before", {}, protocol)
     measured: list[Evaluation] = []

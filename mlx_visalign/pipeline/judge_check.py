@@ -20,6 +20,7 @@ from mlx_visalign.runs.run import Run
 from mlx_visalign.scorers import find_scorer
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError, refuse
+from mlx_visalign.utils.own_code import versioned
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def check_recipe(recipe: Recipe, settings: CheckSettings, run: Run, annotations:
         labels = _labels(source, annotations, [prompt.image for prompt in prompts])
         policy = load(recipe.model, cache_gb=recipe.cache_gb)
         require_prompts_fit(policy, prompts, settings.max_tokens)
-        job = Job(run, policy, prompts, recipe.seed, vocabulary=vocabulary, score=score, score_name=recipe.scorer or "")
+        job = Job(run, policy, prompts, recipe.seed, vocabulary=vocabulary, score=score, score_name=versioned(recipe.scorer))
         check_judge(job, settings)
         found = read_judge(run, labels)
     assert found is not None  # just checked

@@ -1,5 +1,6 @@
 """The user's own Python code, by file or name."""
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -26,6 +27,29 @@ def find_function(name: str, what: str) -> Callable[..., Any]:
             f"{what} {name!r}: {place or 'nothing'} has no function {function!r}. Expected FILE.py:FUNCTION or MODULE:FUNCTION."
         )
     return found
+
+
+def versioned(name: str | None) -> str:
+    """A name of own code, and the version of its file.
+
+    The name is as `find_function` takes it, or FILE.py alone; "" for None.
+    """
+    if name is None:
+        return ""
+    place = name if name.endswith(".py") else name.rpartition(":")[0]
+    if place.endswith(".py"):
+        return f"{name}, {version_of(place)}"
+    spec = importlib.util.find_spec(place)
+    return name if spec is None else f"{name}, {version_of(spec.origin)}"
+
+
+def version_of(file: str | None) -> str:
+    """A digest of a file, which stages depend on.
+
+    Edited code counts as another, so that no result mixes both. A module without a file has none.
+    """
+    found = "" if file is None or not os.path.isfile(file) else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
+    return f"version {found or 'unknown'}"
 
 
 def import_file(path: Path) -> ModuleType:

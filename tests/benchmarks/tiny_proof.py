@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "held-out"])
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=["method", *CONTROLS, "sham", *AUGMENTATIONS], help="those of the method, and it")
+    arms = ["method", *CONTROLS, "sham", *AUGMENTATIONS]
+    parser.add_argument("--arms", nargs="+", choices=arms, help="default: the method and its controls")
     parser.add_argument("--output", type=Path, required=True)
     for part in PARTS:
         parser.add_argument(f"--{part}-auc", type=float, help=f"make the judge's part {part} this bad (noisy_judges.py)")

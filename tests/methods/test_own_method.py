@@ -59,6 +59,16 @@ def test_it_goes_on_where_it_stopped(finished, tmp_path):
     assert len({file.read_bytes() for file in same}) == 1
 
 
+def test_an_edited_method_does_not_go_on_with_what_it_was(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/report.json").unlink()
+    shutil.copy(finished.parent / "recipe.yaml", tmp_path)
+    (tmp_path / "warm.py").write_text(WARM.read_text() + "# edited\n")
+    command = [str(tmp_path / "warm.py") if word == str(WARM) else word for word in COMMAND]
+    assert main([*command, "-c", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]) == 2
+    assert "The setting method_code is version" in capsys.readouterr().err
+
+
 def test_the_dry_run_counts_its_work(capsys):
     assert main([*COMMAND, "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

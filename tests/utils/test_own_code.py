@@ -1,6 +1,7 @@
 """Functions of one's own in scorers', augmentations' and rewards' places: found by file or module, their results checked."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,10 +12,11 @@ import mlx_visalign
 from mlx_visalign.cli.main import main
 from mlx_visalign.data.augment import parse_view
 from mlx_visalign.data.records import Pair, read_jsonl
-from mlx_visalign.methods import own_reward
+from mlx_visalign.methods import own_reward, seva
 from mlx_visalign.methods.own_reward import RatedResponse
 from mlx_visalign.scorers import find_reward, find_scorer
 from mlx_visalign.utils.errors import UserError
+from mlx_visalign.utils.own_code import versioned
 
 IMAGE, KEY = mx.zeros((4, 6, 3), dtype=mx.uint8), mx.random.key(0)
 
@@ -63,6 +65,26 @@ def test_a_reward_that_is_no_number_for_every_answer_is_refused(file, given):
     name = file(f"def reward(images, prompts, answers):\n    return {given}", f"reward_{len(given)}.py")
     with pytest.raises(UserError, match="should return 2 finite numbers, one for each answer; it returned"):
         find_reward(name)([Path("a")] * 2, ["?"] * 2, ["a", "b"])
+
+
+def test_edited_code_counts_as_another(file, monkeypatch):
+    """Found by its file or as a module; nothing is imported, and a name without a file has no version."""
+    file("def f(image, key, size):\n    return image", "my_code_once_edited.py")
+    names = ("my_code_once_edited.py:f", "my_code_once_edited.py", "my_code_once_edited:f")
+    monkeypatch.syspath_prepend(".")
+    before = [versioned(name) for name in names]
+    assert all(one.startswith(f"{name}, version ") for one, name in zip(before, names, strict=True))
+    assert len({one.rpartition(" ")[2] for one in before}) == 1
+    views = replace(seva.Settings(), view="my_code_once_edited.py:f")
+    seen = views.own_views
+    file("def f(image, key, size):\n    return image + 1", "my_code_once_edited.py")
+    assert not set(before) & {versioned(name) for name in names} and len(seen) == 1 and views.own_views != seen
+    assert (versioned(None), versioned("gone.py:f"), versioned("no_such_module:f")) == (
+        "",
+        "gone.py:f, version unknown",
+        "no_such_module:f",
+    )
+    assert seva.Settings().own_views == []
 
 
 def rated(id, *rewards, **more):

@@ -23,6 +23,7 @@ Departures from the paper's code (github Kevinz-code/SeVa), each with its reason
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -43,6 +44,7 @@ from mlx_visalign.training.pair_filters import balance_lengths
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
 from mlx_visalign.utils.formatting import counted
+from mlx_visalign.utils.own_code import versioned
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import key_for, number_for
 
@@ -93,6 +95,11 @@ class Settings(PairSettings):
         """Whether the run itself chooses how much noise to add."""
         return AUTO in (self.view, self.exists_view)
 
+    @property
+    def own_views(self) -> list[str]:
+        """A user's own views, each with the version of its code."""
+        return [versioned(label) for label in (self.view, self.exists_view) if label is not None and ":" in label]
+
     def view_of(self, kind: str) -> View:
         return parse_view(self.exists_view or self.view if kind == "exists" else self.view)
 
@@ -107,6 +114,11 @@ class Settings(PairSettings):
         scoring = further_scoring(self.train.loss, len(prompts), SCORED_TOGETHER, longest)
         first = (choosing(prompts, self.max_tokens, self.batch),) if self.finds_its_view else ()
         return Workload((*first, answering, *scoring), self.train.prompts_trained(len(prompts)))
+
+
+def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
+    """What answers depend on besides their settings: the code of a user's own views."""
+    return {"own_views": settings.own_views} if settings.own_views else {}
 
 
 def resolve(job: Job, settings: Settings) -> Settings:

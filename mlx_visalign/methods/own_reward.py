@@ -17,7 +17,7 @@ from mlx_visalign.inference.policy import Answer
 from mlx_visalign.inference.prefix_cache import Prefix
 from mlx_visalign.inference.sampling import Sampling
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
-from mlx_visalign.methods.preference_rounds import PairSettings
+from mlx_visalign.methods.preference_rounds import PairSettings, RoundSettings
 from mlx_visalign.preflight.workload import Answering, Workload, reference_scoring
 from mlx_visalign.scorers import Reward
 from mlx_visalign.training.pair_filters import balance_lengths
@@ -28,8 +28,8 @@ from mlx_visalign.utils.seeding import key_for
 
 
 @dataclass(frozen=True)
-class Settings(PairSettings):
-    """Settings, besides those of every pair method.
+class Settings(RoundSettings, PairSettings):
+    """Settings, besides those of every pair method and those of rounds.
 
     samples         answers to every prompt, at least 2
     temperature     of sampling, above 0
@@ -37,7 +37,6 @@ class Settings(PairSettings):
     margin          pairs whose rewards differ by no more are left out, 0 and up
     max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
                     none: all stay
-    rounds          rounds of sampling and training, each with the model of the last; may be raised later to go on
     """
 
     samples: int = 4
@@ -45,19 +44,18 @@ class Settings(PairSettings):
     top_p: float = 1.0
     margin: float = 0.0
     max_length_gap: float | None = None
-    rounds: int = 1
 
     NEEDS_REWARD: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        PairSettings.__post_init__(self)
+        RoundSettings.__post_init__(self)
         require(
             self,
             samples=(self.samples >= 2, "2 or more"),
             temperature=(self.temperature > 0, "above 0"),
             margin=(self.margin >= 0, "0 or more"),
             max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
-            rounds=(self.rounds >= 1, "1 or more"),
         )
         _ = self.sampling  # its range is checked now
 
@@ -74,8 +72,7 @@ class Settings(PairSettings):
         sampled = count * self.samples * self.max_tokens
         answering = Answering("answering", count, sampled, self.batch, self.max_tokens, streams=self.samples, drawn=True)
         scoring = reference_scoring(self.train.loss, count, SCORED_TOGETHER, self.max_tokens)
-        trained = self.rounds * self.train.prompts_trained(len(prompts))
-        return Workload((answering, scoring), trained, rounds=self.rounds)
+        return Workload((answering, scoring), self.prompts_trained(len(prompts)), rounds=self.rounds)
 
 
 @dataclass(frozen=True)

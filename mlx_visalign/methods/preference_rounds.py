@@ -20,8 +20,8 @@ and these optional parts:
     round_figures(rows, pairs)     a round's numbers in rounds.json, besides pairs, rewards and time
     ranking, picture               as for every method (methods/__init__.py)
 
-Where the settings have `rounds`, each round trains in a folder of its own, round-1, round-2 ..., as a slice of one adapter.
-The reference of a round is the model that made its pairs.
+Where the settings are `RoundSettings`, each round trains in a folder of its own, round-1, round-2 ..., as a slice of one
+adapter. The reference of a round is the model that made its pairs.
 """
 
 import json
@@ -46,6 +46,7 @@ from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
 from mlx_visalign.utils.seeding import number_for
 
+TRAINING = ("train", "rounds", "later_epochs", "batch")  # settings that do not change a round's answers
 HELD_OUT_LOSS = PreferenceSettings().loss  # held-out pairs are always compared by DPO's rewards
 
 
@@ -78,6 +79,31 @@ class PairSettings:
         answering = Answering("answering", count, sampled, self.batch, self.max_tokens, drawn=True)
         scoring = reference_scoring(self.train.loss, count, SCORED_TOGETHER, self.max_tokens)
         return Workload((answering, scoring), self.train.prompts_trained(count))
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """Settings of methods that repeat sampling and training.
+
+    rounds        rounds of sampling and training, each with the model of the last; may be raised later to continue
+    later_epochs  passes over the pairs in every round after the first, above 0; as many as `train.iters` where that is given.
+                  Rounds as long as the first make answers shorter, and repeat what they name
+    """
+
+    rounds: int = 1
+    later_epochs: float = 1.0
+    train: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    def __post_init__(self) -> None:
+        require(self, rounds=(self.rounds >= 1, "1 or more"), later_epochs=(self.later_epochs > 0, "above 0"))
+
+    def train_of(self, number: int) -> PreferenceSettings:
+        """The training of a round, counted from 1."""
+        return self.train if number == 1 else replace(self.train, epochs=self.later_epochs)
+
+    def prompts_trained(self, count: int) -> int:
+        """Training passes of single prompts, over all rounds, with `count` pairs in each."""
+        return sum(self.train_of(number).prompts_trained(count) for number in range(1, self.rounds + 1))
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,7 @@ def train(method: PairMethod, job: Job, settings: Any) -> None:
         return pairs
 
     train_in_rounds(job, settings, pairs_of, method.name)
-    if hasattr(settings, "rounds"):
+    if isinstance(settings, RoundSettings):
         figures = [_figures(method, job, one) for one in rounds_of(job, settings)]
         write_atomically(job.run.rounds, json.dumps(figures, indent=1))
 
@@ -154,7 +180,7 @@ def rounds_of(job: Job, settings: Any) -> list[Round]:
 
     One, in the run's own folder, or `settings.rounds`, each in a folder of its own.
     """
-    if not hasattr(settings, "rounds"):
+    if not isinstance(settings, RoundSettings):
         return [Round(1, job.run.folder, job.seed)]
     numbers = range(1, settings.rounds + 1)
     return [Round(number, job.run.round(number), number_for(job.seed, "round", number)) for number in numbers]
@@ -167,8 +193,9 @@ def train_in_rounds(job: Job, settings: Any, pairs_of: Callable[[Round], list[Pa
     """
     for one in rounds_of(job, settings):
         pairs = pairs_of(one)
-        guard = job.length_guard(settings, settings.train.loop(len(pairs)).iters)
-        train_on_pairs(job.policy, pairs, settings.train, one.folder, one.seed, job.on_metrics, guard)
+        training = settings.train_of(one.number) if isinstance(settings, RoundSettings) else settings.train
+        guard = job.length_guard(settings, training.loop(len(pairs)).iters)
+        train_on_pairs(job.policy, pairs, training, one.folder, one.seed, job.on_metrics, guard)
         if one.folder != job.run.folder:
             job.policy.save_adapter(one.folder / "adapter", method=name, round=one.number)
             job.run.join_metrics(one.number)
@@ -184,10 +211,11 @@ def collect(
 
     One stage for the samples, one for the pairs.
     """
-    aside = (f", round {one.number}" if hasattr(settings, "rounds") else "") + (", held-out images" if held_out else "")
-    sampling = {name: value for name, value in asdict(settings).items() if name not in ("train", "rounds", "batch")}
+    in_rounds = isinstance(settings, RoundSettings)
+    aside = (f", round {one.number}" if in_rounds else "") + (", held-out images" if held_out else "")
+    sampling = {name: value for name, value in asdict(settings).items() if name not in TRAINING}
     pairing = {name: sampling.pop(name) for name in method.pair_settings}
-    about: dict[str, Any] = {"adapter": _adapter_before(job, one)} if hasattr(settings, "rounds") else {}
+    about: dict[str, Any] = {"adapter": _adapter_before(job, one)} if in_rounds else {}
     depends = job.about() | {"seed": job.seed} | sampling | method.depends_on(job, settings) | about
     what, kind = method.rows
     rows = job.run.records(

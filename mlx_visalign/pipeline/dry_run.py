@@ -101,7 +101,7 @@ def _work(plan: Plan, prompts: Sequence[Prompt]) -> Row:
         **({"rounds": workload.rounds} if workload.rounds > 1 else {}),
         "prompts_answered": {stage.title: stage.total for stage in workload.stages},
         "answer_tokens_at_most": sum(stage.sampled for stage in workload.stages),
-        "updates_at_most": workload.rounds * settings.train.loop(len(settings.prompts_used(prompts))).iters,
+        "updates_at_most": workload.trained // (settings.train.batch_size * settings.train.grad_accumulation_steps),
     }
 
 

@@ -233,6 +233,17 @@ def asked(whole):
     return pixels.transpose(0, 3, 1, 2), [ids], np.array(logits)
 
 
+def test_later_rounds_take_fewer_passes(tmp_path):
+    one = job(tmp_path, images=6)
+    training = replace(SETTINGS.train, iters=None, epochs=4.0, batch_size=1)
+    methods.find("csr").train(one, replace(SETTINGS, rounds=2, later_epochs=2.0, train=training))
+    pairs = [len(read_jsonl(tmp_path / name, Pair)) for name in ("pairs.jsonl", "pairs-2.jsonl")]
+    updates = [len(read_metrics(tmp_path / f"round-{number}/metrics.jsonl")) for number in (1, 2)]
+    assert updates == [4 * pairs[0], 2 * pairs[1]] and pairs[1] > 0
+    assert replace(SETTINGS, rounds=3, train=training).prompts_trained(10) == 40 + 10 + 10
+    assert THREE.prompts_trained(10) == 3 * 3 * 2  # `iters` are those of every round
+
+
 def test_three_rounds_are_one_adapter_that_mlx_vlm_loads(whole):
     import mlx_vlm
 

@@ -46,9 +46,9 @@ from mlx_visalign.methods.csr.rewards import AMONG_SIBLINGS, Sentence, Tree
 from mlx_visalign.methods.csr.scoring import AnswerSettings, answer, rewards
 from mlx_visalign.methods.job import SCORED_TOGETHER, Job, Rank
 from mlx_visalign.methods.judge import Judge, JudgeSettings, make_judge
+from mlx_visalign.methods.preference_rounds import RoundSettings
 from mlx_visalign.preflight.workload import Workload, further_scoring
 from mlx_visalign.reporting.html import join
-from mlx_visalign.training.dpo import PreferenceSettings
 from mlx_visalign.training.losses import Side
 from mlx_visalign.training.pair_filters import balance_lengths
 from mlx_visalign.utils.errors import UserError
@@ -69,7 +69,7 @@ LOOKED_AT, LEVELS = 20, 6  # the picture: the largest of the first 20 trees that
 
 
 @dataclass(frozen=True)
-class Settings(AnswerSettings):
+class Settings(RoundSettings, AnswerSettings):
     """CSR's settings: those of making and scoring answers (`scoring.AnswerSettings`), and
 
     clip            the folder of the CLIP that scores sentences; none: the tiny model's own
@@ -82,9 +82,9 @@ class Settings(AnswerSettings):
     max_length_gap  pairs are left out until chosen and rejected answers differ by at most this many tokens on average;
                     none: all are kept
     judge           how sentences are judged
-    rounds          rounds of sampling and training, each with the model of the last; may be raised later to continue
+    rounds, later_epochs, train
+                    DPO on the pairs, in rounds, as in `preference_rounds.RoundSettings`
     batch           prompts answered together
-    train           DPO on the pairs
     """
 
     clip: str | None = None
@@ -94,18 +94,16 @@ class Settings(AnswerSettings):
     margin_quantile: float = 0.0
     max_length_gap: float | None = 2.0
     judge: JudgeSettings = field(default_factory=JudgeSettings)
-    rounds: int = 1
     batch: int = 1
-    train: PreferenceSettings = field(default_factory=PreferenceSettings)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        AnswerSettings.__post_init__(self)
+        RoundSettings.__post_init__(self)
         require(
             self,
             margin=(self.margin >= 0, "0 or more"),
             margin_quantile=(0 <= self.margin_quantile < 1, "at least 0 and below 1"),
             max_length_gap=(self.max_length_gap is None or self.max_length_gap >= 0, "0 or more, or null"),
-            rounds=(self.rounds >= 1, "1 or more"),
             batch=(self.batch >= 1, "1 or more"),
         )
         if self.pairs != "answer" and self.form != "sentence":
@@ -121,11 +119,10 @@ class Settings(AnswerSettings):
         """Full-size trees, scoring their two answers, and DPO, all rounds."""
         count = len(self.prompts_used(prompts))
         stage = self.answering("answering and scoring", self.rounds * count, self.batch)
-        trained = self.rounds * self.train.prompts_trained(count)
         scoring = further_scoring(self.train.loss, self.rounds * count, SCORED_TOGETHER, self.longest)
         judging = self.judge.workload(count, self.batch, self.max_tokens)
         scorer = (self.clip, self.clip_aspect) if self.judge.reads_clip else None
-        return Workload((*judging, stage, *scoring), trained, rounds=self.rounds, scorer=scorer)
+        return Workload((*judging, stage, *scoring), self.prompts_trained(count), rounds=self.rounds, scorer=scorer)
 
 
 def prepare(job: Job, settings: Settings) -> Job:

@@ -101,7 +101,7 @@ class Job:
         return self.run.records(Pair, stage, pairs, score, settings=settings, batch=batch, title=SCORING)
 
     def about(self) -> dict[str, Any]:
-        """What every answer of the model depends on, and a method's own code."""
+        """What every answer depends on, a method's own code included."""
         policy = self.policy
         own = {"method_code": self.method_code} if self.method_code else {}
         return {

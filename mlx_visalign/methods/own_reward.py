@@ -29,7 +29,7 @@ from mlx_visalign.utils.seeding import key_for
 
 @dataclass(frozen=True)
 class Settings(RoundSettings, PairSettings):
-    """Settings, besides those of every pair method and those of rounds.
+    """Settings, besides those of pair methods and of rounds.
 
     samples         answers to every prompt, at least 2
     temperature     of sampling, above 0

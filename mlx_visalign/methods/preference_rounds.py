@@ -102,7 +102,10 @@ class RoundSettings:
         return self.train if number == 1 else replace(self.train, epochs=self.later_epochs)
 
     def prompts_trained(self, count: int) -> int:
-        """Training passes of single prompts, over all rounds, with `count` pairs in each."""
+        """Training passes of single prompts, over all rounds.
+
+        With `count` pairs in each.
+        """
         return sum(self.train_of(number).prompts_trained(count) for number in range(1, self.rounds + 1))
 
 

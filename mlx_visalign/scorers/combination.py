@@ -35,7 +35,7 @@ def scale_of(rows: Sequence[JudgedImage], part: str) -> tuple[float, float]:
 
 
 def weights_of(rows: Sequence[JudgedImage]) -> dict[str, float]:
-    """The weights of the parts of `combined`; their sum is 1.
+    """Weights of the two parts of `combined`, summing to 1.
 
     Equal where there are too few images to tell, or no third part.
     """

@@ -30,7 +30,7 @@ def find_function(name: str, what: str) -> Callable[..., Any]:
 
 
 def versioned(name: str | None) -> str:
-    """A name of own code, and the version of its file.
+    """A name of own code with its file's version.
 
     The name is as `find_function` takes it, or FILE.py alone; "" for None.
     """

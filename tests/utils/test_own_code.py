@@ -117,7 +117,7 @@ def test_a_run_with_a_reward_of_ones_own(tmp_path):
     pairs = read_jsonl(tmp_path / "run/pairs.jsonl", Pair)
     assert pairs and all(pair.chosen.count("large") > pair.rejected.count("large") for pair in pairs)
     assert all(path.is_file() for path in liked)
-    with pytest.raises(UserError, match=r"The setting reward is .*true_reward.py now"):  # what other rewards made is not taken
+    with pytest.raises(UserError, match=r"The setting reward is .*true_reward.py, version \w+ now"):  # not taken from others
         again = {"reward_function": str(TRUE_REWARD), "settings": settings, **where}
         mlx_visalign.align("own_reward", output=tmp_path / "run", **again)
 

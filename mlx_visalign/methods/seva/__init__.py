@@ -97,7 +97,7 @@ class Settings(PairSettings):
 
     @property
     def own_views(self) -> list[str]:
-        """A user's own views, each with the version of its code."""
+        """The user's own views, each with its code's version."""
         return [versioned(label) for label in (self.view, self.exists_view) if label is not None and ":" in label]
 
     def view_of(self, kind: str) -> View:
@@ -117,7 +117,7 @@ class Settings(PairSettings):
 
 
 def depends_on(job: Job, settings: Settings) -> dict[str, Any]:
-    """What answers depend on besides their settings: the code of a user's own views."""
+    """The code of own views, which answers depend on."""
     return {"own_views": settings.own_views} if settings.own_views else {}
 
 

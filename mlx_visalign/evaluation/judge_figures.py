@@ -13,14 +13,15 @@ from jaxtyping import Float
 from mlx_visalign.data.records import Record
 from mlx_visalign.evaluation.bootstrap import Interval
 from mlx_visalign.evaluation.object_labels import Annotations
-from mlx_visalign.scorers.combination import COMBINED, scale_of
 from mlx_visalign.scorers.trust import (
+    COMBINED,
     JudgedImage,
     JudgedObject,
     Trust,
     correlation,
     partial_correlation,
     ranks,
+    scale_of,
     separation,
     wins,
     with_interval,

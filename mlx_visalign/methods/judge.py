@@ -31,11 +31,10 @@ from mlx_visalign.preflight.workload import Answering
 from mlx_visalign.runs.stage import fingerprint
 from mlx_visalign.scorers import Score
 from mlx_visalign.scorers.clip import CLIPScorer, clip_scorer
-from mlx_visalign.scorers.combination import COMBINED, scale_of, weights_of
 from mlx_visalign.scorers.consistency import Consistency, Shares, shares_of
 from mlx_visalign.scorers.objects import Combined, Part, PhraseScorer, SentenceScorer
 from mlx_visalign.scorers.self_check import SelfCheck
-from mlx_visalign.scorers.trust import JudgedImage, JudgedObject, Trust, require_scores, trust
+from mlx_visalign.scorers.trust import COMBINED, JudgedImage, JudgedObject, Trust, require_scores, scale_of, trust, weights_of
 from mlx_visalign.utils.console import say
 from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
@@ -61,7 +60,7 @@ class JudgeSettings:
                    objects it names; consistency, self_check: that part alone; combined: clip and consistency, by object
     phrase         the text that CLIP gets for an object; {} is its name
     debias_images  images over which a phrase's mean score is subtracted; 0: none. The first ones of the run
-    weights        of the parts of combined: equal, or found from their agreement (scorers/combination)
+    weights        of the parts of combined: equal, or found from their agreement (scorers/trust)
     samples        consistency: sampled answers to every image, at temperature 1
     check_images   images on which the judge is checked, and its parts are put on one scale
     gate           what happens if the check fails: the run stops, or only warns

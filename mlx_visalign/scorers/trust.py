@@ -11,6 +11,16 @@ Looked at are the objects that the untrained model names, first mentions only:
 Intervals are 95 %, from a bootstrap over images. `sees` is close to the judge's AUC on named objects, which needs labels: in
 the tiny world, CLIPs of AUC .98, .80, .72, .65, .60 and .55 see .89, .76, .69, .63, .59 and .55. So a judge is stopped where
 the interval excludes an AUC of .6, or any agreement worth mentioning, and trusted where it excludes less.
+
+How the parts of a judge agree also gives them weights, without labels. Let every part's standardised score be l_i t plus an
+error of its own, t being whether the object is there. Then the correlation of two parts is r_ij = l_i l_j, so that three parts
+tell how much each of them knows:
+
+    l_i^2 = r_ij r_ik / r_jk                        (Spearman 1904)
+    w_i   proportional to l_i / (1 - l_i^2)         (the best weights for t: Bartlett 1937)
+
+Errors that two parts share count as truth. Consistency and the model's own yes or no come from the same model, so they share
+some: no weight falls below `LEAST_WEIGHT`.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -29,6 +39,12 @@ LEAST_SEEN = 0.6  # share of objects scored higher about their own image
 LEAST_AGREEMENT = 0.1  # a judge whose interval ends below it is stopped; it is trusted if the interval is above 0
 MOST_POSITION = 0.8
 FEW_IMAGES = 20  # too few for an interval: no judge is trusted on fewer
+COMBINED = ("clip", "consistency")
+"""The parts of the judge `combined`."""
+WITNESS = "self_check"
+"""The third part, which tells how much the two know."""
+LEAST_WEIGHT = 0.2
+LEAST_CORRELATION, MOST_KNOWN = 1e-3, 0.95  # keep l^2 between 0 and 1 where correlations are by chance negative or too high
 Verdict = Literal["trust", "doubt", "stop"]
 NAMES = {
     "clip": "CLIP",
@@ -178,6 +194,34 @@ def require_scores(rows: Sequence[JudgedImage], parts: Set[str], where: str) -> 
                 f"{where}:{number}: expected scores by {', '.join(sorted(parts))} for every object, and found others. "
                 "Restore the file, or move it away."
             )
+
+
+def scale_of(rows: Sequence[JudgedImage], part: str) -> tuple[float, float]:
+    """Mean and standard deviation of a part's scores.
+
+    Of all objects that greedy and sampled answers name; (0, 1) where all scores are the same, or there are none.
+    """
+    scores = [one.own[part] for row in rows for one in row.objects]
+    spread = float(np.std(scores)) if scores else 0.0
+    return (float(np.mean(scores)), spread) if spread > 0 else (0.0, 1.0)
+
+
+def weights_of(rows: Sequence[JudgedImage]) -> dict[str, float]:
+    """Weights of the two parts of `combined`, summing to 1.
+
+    Equal where there are too few images to tell, or no third part.
+    """
+    if len(rows) < FEW_IMAGES:
+        return dict.fromkeys(COMBINED, 0.5)
+    scores = {part: np.array([one.own.get(part, 0.0) for row in rows for one in row.objects]) for part in (*COMBINED, WITNESS)}
+    both, *with_witness = (
+        max(correlation(scores[one], scores[other]), LEAST_CORRELATION)
+        for one, other in (COMBINED, (COMBINED[0], WITNESS), (COMBINED[1], WITNESS))
+    )
+    known = [min(both * own / other, MOST_KNOWN) for own, other in (with_witness, reversed(with_witness))]
+    first, second = (share**0.5 / (1 - share) for share in known)
+    weight = min(max(first / (first + second), LEAST_WEIGHT), 1 - LEAST_WEIGHT)
+    return {COMBINED[0]: weight, COMBINED[1]: 1 - weight}
 
 
 def trust(rows: Sequence[JudgedImage], judge: str, other: str, own_scorer: bool = False) -> Trust:

@@ -19,9 +19,8 @@ from mlx_visalign.methods.method import Method
 from mlx_visalign.pipeline.dry_run import own_functions, upper_bounds
 from mlx_visalign.runs.recipe import find_recipe, make_plan
 from mlx_visalign.runs.run import Run
-from mlx_visalign.scorers.combination import scale_of
 from mlx_visalign.scorers.consistency import shares_of
-from mlx_visalign.scorers.trust import JudgedImage, trust
+from mlx_visalign.scorers.trust import JudgedImage, scale_of, trust
 from mlx_visalign.tiny_world.scenes import scene
 from mlx_visalign.tiny_world.source import world_mix, world_photos
 from mlx_visalign.utils.errors import UserError

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from judged_images import images, judged
 
-from mlx_visalign.scorers.combination import LEAST_WEIGHT, scale_of, weights_of
-from mlx_visalign.scorers.trust import separation
+from mlx_visalign.scorers.trust import LEAST_WEIGHT, scale_of, separation, weights_of
 
 PARTS = ("clip", "consistency", "self_check")
 

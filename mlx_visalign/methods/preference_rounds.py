@@ -41,6 +41,7 @@ from mlx_visalign.runs.run_folder import stage_name
 from mlx_visalign.training.dpo import PreferenceSettings, train_on_pairs
 from mlx_visalign.training.pair_filters import warn_if_few
 from mlx_visalign.utils.console import say
+from mlx_visalign.utils.errors import UserError
 from mlx_visalign.utils.files import write_atomically
 from mlx_visalign.utils.formatting import counted
 from mlx_visalign.utils.schema import require
@@ -129,6 +130,12 @@ class PairMethod:
 
     @classmethod
     def of(cls, name: str, module: ModuleType) -> "PairMethod":
+        """The parts that a module has.
+
+        Raises `UserError` for rounds that nothing would train.
+        """
+        if hasattr(module.Settings, "rounds") and not issubclass(module.Settings, RoundSettings):
+            raise UserError(f"The method {name} has rounds, so its Settings must extend preference_rounds.RoundSettings.")
         return cls(
             name,
             module.sample,

@@ -102,6 +102,15 @@ def test_what_is_no_method_is_refused(tmp_path, name, text, message):
     assert "mine" not in methods.names()
 
 
+def test_rounds_of_ones_own_must_be_those_of_the_driver(tmp_path):
+    """Any others would be a setting that does nothing."""
+    text = WARM.read_text().replace("    max_tokens: int = 48", "    max_tokens: int = 48\n    rounds: int = 3")
+    (tmp_path / "many.py").write_text(text)
+    methods.add_file(tmp_path / "many.py")
+    with pytest.raises(UserError, match=r"The method many has rounds, so its Settings must extend .*RoundSettings"):
+        methods.find("many")
+
+
 def test_installed_packages_may_bring_methods(monkeypatch):
     def points(group):
         assert group == "mlx_visalign.methods"

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_some_libraries_have_one_door(path):
 def test_every_module_lies_in_a_room():
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} <= set(ROOMS)
+
+
+def test_every_folder_of_modules_is_packaged():
+    """An installed package has the folders named here, and no others; an editable one has all, so it would not show."""
+    packaging = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    places = {name: Path(packaging["package-dir"].get(name, name.replace(".", "/"))) for name in packaging["packages"]}
+    places |= {name: Path("convert", *name.split(".")[2:]) for name in places if name.startswith("mlx_visalign.convert.")}
+    folders = {path.parent for top in ("mlx_visalign", "convert", "recipes") for path in (ROOT / top).rglob("__init__.py")}
+    assert sorted(places.values()) == sorted(folder.relative_to(ROOT) for folder in folders)
 
 
 def test_contributing_names_every_room():

@@ -105,14 +105,24 @@ def _run_layer(
     `checkpoint` keeps only the inputs and these keys and values for the backward pass. They are returned rather than stored
     from inside the function: side effects of a recomputed function get no gradient.
     """
-
-    def forward(parameters: Any, x: Array, *past: Array) -> tuple[Array, Array, Array]:
-        if checkpoint:
-            layer.update(parameters)
-        return run_block(layer, x, positions, attend, past, rotate)
-
+    forward = partial(_forward, layer, positions, attend, checkpoint, rotate)
     run = mx.checkpoint(forward) if checkpoint else forward
     return run(layer.trainable_parameters() if checkpoint else None, x, *(array for pair in past for array in pair))
+
+
+def _forward(
+    layer: Any,
+    positions: Array | int,
+    attend: Callable[..., Array],
+    checkpoint: bool,
+    rotate: Rotate,
+    parameters: Any,
+    x: Array,
+    *past: Array,
+) -> tuple[Array, Array, Array]:
+    if checkpoint:
+        layer.update(parameters)
+    return run_block(layer, x, positions, attend, past, rotate)
 
 
 def _past_mask(real: Bool[np.ndarray, "n p"]) -> Bool[mx.array, "n 1 1 p"] | None:

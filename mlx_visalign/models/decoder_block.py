@@ -42,19 +42,11 @@ def run_block(
     """
     attention, mlp = block.self_attn, block.mlp
     run = _runner(x)
-
-    def project_queries(x: Array) -> Array:
-        return rotate(attention, _split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), positions)
-
-    def gate_and_up(h: Array) -> tuple[Array, Array]:
-        h = block.post_attention_layernorm(h)
-        return mlp.gate_proj(h), mlp.up_proj(h)
-
-    queries = run([block.input_layernorm, attention.q_proj], project_queries)(x)
+    queries = run([block.input_layernorm, attention.q_proj], partial(_queries, block, positions, rotate))(x)
     keys, values = keys_and_values(block, x, positions, rotate)
     mixed = run([], partial(attend, attention.scale))(queries, keys, values, *past)
     h = run([attention.o_proj], lambda x, mixed: x + attention.o_proj(_joined(mixed)))(x, mixed)
-    gate, up = run([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], gate_and_up)(h)
+    gate, up = run([block.post_attention_layernorm, mlp.gate_proj, mlp.up_proj], partial(_gate_and_up, block))(h)
     y = run([mlp.down_proj], lambda h, gate, up: h + mlp.down_proj(nn.silu(gate) * up))(h, gate, up)
     return y, keys, values
 
@@ -63,14 +55,28 @@ def keys_and_values(
     block: Any, x: Float[mx.array, "n l e"], positions: Array | int, rotate: Rotate = by_offset
 ) -> tuple[Float[mx.array, "n k l d"], Float[mx.array, "n k l d"]]:
     """A block's keys and values alone, without its output."""
+    modules = [block.input_layernorm, block.self_attn.k_proj, block.self_attn.v_proj]
+    return _runner(x)(modules, partial(_keys_and_values, block, positions, rotate))(x)
+
+
+# The parts are functions of the module, not of `run_block`: the tests check the types of each function that is made, which
+# costs more than a tiny model's whole layer.
+
+
+def _queries(block: Any, positions: Array | int, rotate: Rotate, x: Array) -> Array:
     attention = block.self_attn
+    return rotate(attention, _split(attention.q_proj(block.input_layernorm(x)), attention.n_heads), positions)
 
-    def project(x: Array) -> tuple[Array, Array]:
-        x = block.input_layernorm(x)
-        keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
-        return rotate(attention, keys, positions), values
 
-    return _runner(x)([block.input_layernorm, attention.k_proj, attention.v_proj], project)(x)
+def _keys_and_values(block: Any, positions: Array | int, rotate: Rotate, x: Array) -> tuple[Array, Array]:
+    attention, x = block.self_attn, block.input_layernorm(x)
+    keys, values = (_split(projection(x), attention.n_kv_heads) for projection in (attention.k_proj, attention.v_proj))
+    return rotate(attention, keys, positions), values
+
+
+def _gate_and_up(block: Any, h: Array) -> tuple[Array, Array]:
+    h = block.post_attention_layernorm(h)
+    return block.mlp.gate_proj(h), block.mlp.up_proj(h)
 
 
 def _runner(x: Float[mx.array, "n l e"]) -> Callable[[Sequence[nn.Module], Callable[..., Any]], Callable[..., Any]]:
@@ -82,22 +88,20 @@ def _runner(x: Float[mx.array, "n l e"]) -> Callable[[Sequence[nn.Module], Calla
 
 
 def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose backward pass keeps only the arguments. It uses the weights of `modules`.
+    """`function`, whose backward pass keeps only the arguments. It uses the weights of `modules`."""
+    return partial(_checkpointed, modules, function) if modules else mx.checkpoint(function)
 
-    Trained weights must be arguments of `mx.checkpoint`: arrays that a function merely closes over get no gradient.
-    """
-    if not modules:
-        return mx.checkpoint(function)
 
-    def with_weights(weights: list[Any], *arrays: Array) -> Any:
-        for module, own in zip(modules, weights, strict=True):
-            module.update(own)
-        return function(*arrays)
+def _checkpointed(modules: Sequence[nn.Module], function: Callable[..., Any], *arrays: Array) -> Any:
+    """Trained weights must be arguments of `mx.checkpoint`: arrays that a function merely closes over get no gradient."""
+    run = mx.checkpoint(partial(_with_weights, modules, function))
+    return run([module.trainable_parameters() for module in modules], *arrays)
 
-    def call(*arrays: Array) -> Any:
-        return mx.checkpoint(with_weights)([module.trainable_parameters() for module in modules], *arrays)
 
-    return call
+def _with_weights(modules: Sequence[nn.Module], function: Callable[..., Any], weights: list[Any], *arrays: Array) -> Any:
+    for module, own in zip(modules, weights, strict=True):
+        module.update(own)
+    return function(*arrays)
 
 
 def _split(x: Float[mx.array, "n l w"], heads: int) -> Float[mx.array, "n h l d"]:

@@ -22,7 +22,7 @@ from mlx_visalign.methods import csr
 from mlx_visalign.methods.csr.rewards import RewardSettings, Sentence, Tree
 from mlx_visalign.methods.job import Job
 from mlx_visalign.methods.judge import JudgeSettings, Sampled, make_judge
-from mlx_visalign.methods.preference_rounds import PairMethod, collect, rounds_of
+from mlx_visalign.methods.preference_rounds import PairMethod, collect, rounds_of, train_in_rounds
 from mlx_visalign.models.adapter_files import read_adapter
 from mlx_visalign.models.decoder import decoder_of
 from mlx_visalign.models.lora import LoRASettings, adapter_at, adapters
@@ -233,13 +233,13 @@ def asked(whole):
     return pixels.transpose(0, 3, 1, 2), [ids], np.array(logits)
 
 
-def test_later_rounds_take_fewer_passes(tmp_path):
-    one = job(tmp_path, images=6)
+def test_later_rounds_take_fewer_passes(whole, tmp_path):
+    pairs = [whole.located(pair) for pair in read_jsonl(whole.run.folder / "pairs.jsonl", Pair)]
     training = replace(SETTINGS.train, iters=None, epochs=4.0, batch_size=1)
-    methods.find("csr").train(one, replace(SETTINGS, rounds=2, later_epochs=2.0, train=training))
-    pairs = [len(read_jsonl(tmp_path / name, Pair)) for name in ("pairs.jsonl", "pairs-2.jsonl")]
+    settings = replace(SETTINGS, rounds=2, later_epochs=2.0, train=training)
+    train_in_rounds(job(tmp_path), settings, lambda one: pairs, "csr")
     updates = [len(read_metrics(tmp_path / f"round-{number}/metrics.jsonl")) for number in (1, 2)]
-    assert updates == [4 * pairs[0], 2 * pairs[1]] and pairs[1] > 0
+    assert updates == [4 * len(pairs), 2 * len(pairs)] and pairs
     assert replace(SETTINGS, rounds=3, train=training).prompts_trained(10) == 40 + 10 + 10
     assert THREE.prompts_trained(10) == 3 * 3 * 2  # `iters` are those of every round
 

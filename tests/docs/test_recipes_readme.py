@@ -104,7 +104,7 @@ def test_laptop_and_tiny_presets_are_one_form_at_two_scales(method):
     assert {name for name in laptop if laptop[name] != tiny[name]} <= SCALE
 
 
-@pytest.mark.parametrize("method", ["seva", "csr"])
+@pytest.mark.parametrize("method", ["seva", "csr", "fisao"])
 def test_what_each_setting_of_form_brings_stands_there_as_measured(method):
     """The value is the preset's, the figures those of the ablation, and every row of it is there."""
     measured, laptop = json.loads((BENCHMARKS / f"results/{method}_ablation.json").read_text()), leaves(method, "laptop")

@@ -311,8 +311,8 @@ def test_peft_loads_three_rounds_of_ours_with_our_logits(tmp_path):
     theirs = PeftModel.from_pretrained(make_llava.transformers_model(), tmp_path / "peft")
     adapted = [name for name, module in theirs.named_modules() if hasattr(module, "lora_A")]
     assert len(adapted) == len(adapters(model)) == 14 and not any("vision" in name for name in adapted)
-    # The rounding of three adapters: on some CPUs one logit of 1,056 differs by 1.04e-5.
-    np.testing.assert_allclose(first_row(model), make_peft.logits(theirs.eval()), atol=2 * PARITY)
+    # PEFT in float64: its own rounding of three adapters differs from CPU to CPU, and adds to ours.
+    np.testing.assert_allclose(first_row(model), make_peft.logits(theirs.double().eval()), atol=PARITY)
 
 
 @pytest.mark.reference

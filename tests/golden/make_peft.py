@@ -43,7 +43,7 @@ def logits(model) -> np.ndarray:
     """Of every position of make_llava's first row."""
     import torch
 
-    image = torch.tensor(make_llava.pixels(1).transpose(0, 3, 1, 2))
+    image = torch.tensor(make_llava.pixels(1).transpose(0, 3, 1, 2), dtype=model.dtype)
     with torch.no_grad():
         return model(input_ids=torch.tensor([make_llava.ROWS[0]]), pixel_values=image).logits[0].numpy()
 
